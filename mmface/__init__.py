@@ -1,0 +1,48 @@
+"""MMFace-DiT: faces from a segmentation mask or a sketch plus a prompt.
+
+from mmface import MMFacePipeline, builtin
+pipe = MMFacePipeline.from_pretrained(builtin("tiny-flow"))
+pipe("a woman with long red hair", mask="mask.png", seed=0).images[0].save("face.png")
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmface.pipeline import MMFacePipeline
+    from mmface.transformer import MMFaceDiT
+
+__version__ = "0.1.0"
+__all__ = ["MMFaceDiT", "MMFacePipeline", "__version__", "builtin"]
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def builtin(name: str) -> Path:
+    """Return the folder of a built-in pipeline.
+
+    Args:
+        name: Its name, as in `builtin("tiny-flow")`.
+
+    Raises:
+        ValueError: If there is no built-in pipeline of this name.
+    """
+    available = sorted(path.parent.name for path in _ASSETS.glob("*/model_index.json"))
+    if name not in available:
+        raise ValueError(
+            f"No built-in pipeline is named {name!r}; there are: {', '.join(available) or 'none'}."
+        )
+    return _ASSETS / name
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first asked for: importing torch and diffusers takes seconds.
+    if name == "MMFacePipeline":
+        from mmface.pipeline import MMFacePipeline
+
+        return MMFacePipeline
+    if name == "MMFaceDiT":
+        from mmface.transformer import MMFaceDiT
+
+        return MMFaceDiT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

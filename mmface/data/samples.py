@@ -1,0 +1,188 @@
+"""Training samples from stores: one class for each thing that is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmface.conditions import (
+    LABELS,
+    Modality,
+    colorize,
+    flip_labels,
+    image_pixels,
+    mask_pixels,
+    sketch_pixels,
+)
+from mmface.data.store import Store
+
+
+def _coin(generator: torch.Generator, probability: float) -> bool:
+    return torch.rand((), generator=generator).item() < probability
+
+
+def _choice(options: Sequence[Any], generator: torch.Generator) -> Any:
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+class LatentSamples:
+    """Latents with one of their two conditions and one of their captions (paper, data section)."""
+
+    def __init__(
+        self,
+        store: str | Path,
+        text_dropout: float = 0.05,
+        mask_dropout: float = 0.05,
+        sketch_dropout: float = 0.05,
+        modalities: Sequence[str] = ("mask", "sketch"),
+    ) -> None:
+        """Read from a latent store.
+
+        Args:
+            store: folder of the latent store.
+            text_dropout: probability that the caption is replaced by the empty prompt, in [0, 1].
+            mask_dropout: probability that a mask's latents are set to zeros, in [0, 1].
+            sketch_dropout: the same for a sketch.
+            modalities: the conditions to draw from, with equal probability.
+        """
+        self.store = Store(store)
+        self.text_dropout = text_dropout
+        self.condition_dropout = {"mask": mask_dropout, "sketch": sketch_dropout}
+        self.modalities = tuple(Modality[name.upper()] for name in modalities)
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.store)
+
+    def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
+        """Draw modality, caption, dropout, noise and time for one face.
+
+        Returns:
+            `latents`, `condition` and `noise` float32 [C, h, w], `uniform` float32 scalar in
+            [0, 1) from which the objective makes the time, `modality` long scalar, `caption` str.
+        """
+        modality = _choice(self.modalities, generator)
+        column = modality.name.lower()
+        row = self.store.row(item, ("image", column, "captions"))
+        latents, condition = (torch.from_numpy(row[k]).float() for k in ("image", column))
+        caption = _choice(row["captions"], generator)
+        if _coin(generator, self.text_dropout):
+            caption = ""
+        if _coin(generator, self.condition_dropout[column]):
+            condition = torch.zeros_like(condition)
+        return {
+            "latents": latents,
+            "condition": condition,
+            "noise": torch.randn(latents.shape, generator=generator),
+            "uniform": torch.rand((), generator=generator),
+            "modality": torch.tensor(int(modality)),
+            "caption": caption,
+        }
+
+
+def small_part_weights(labels: np.ndarray) -> np.ndarray:
+    """Weights of mean 1 that raise small classes: 1 / sqrt(area of the pixel's class).
+
+    Args:
+        labels: uint8 [H, W] label map.
+
+    Returns:
+        float32 [H, W]. Without them a face's eyes, brows and lips, a few per cent of the pixels
+        that carry most of its likeness, are the last thing an autoencoder learns.
+    """
+    areas = np.bincount(labels.ravel(), minlength=len(LABELS)).clip(min=32)
+    weights = 1.0 / np.sqrt(areas)[labels]
+    return (weights / weights.mean()).astype(np.float32)
+
+
+class AutoencoderSamples:
+    """Pictures, colour masks and sketches: all that the VAE must carry."""
+
+    def __init__(self, store: str | Path, image_share: float = 0.6) -> None:
+        """Read from a store of pictures.
+
+        Args:
+            store: folder of the store.
+            image_share: share of photographs among the samples; the rest is half masks, half
+                sketches. In [0, 1].
+        """
+        self.store = Store(store)
+        self.image_share = image_share
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.store)
+
+    def sample(self, item: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`pixels` float32 [3, H, W] in [-1, 1], `weights` float32 [H, W], `noise_seed` long."""
+        row = self.store.row(item, ("image", "labels", "sketch"))
+        if _coin(generator, 0.5):
+            row = {name: np.ascontiguousarray(row[name][:, ::-1]) for name in row}
+        kind = float(torch.rand((), generator=generator))
+        if kind < self.image_share:
+            pixels = image_pixels(row["image"])
+        elif kind < (1 + self.image_share) / 2:
+            pixels = mask_pixels(row["labels"])
+        else:
+            pixels = sketch_pixels(row["sketch"])
+        return {
+            "pixels": pixels,
+            "weights": torch.from_numpy(small_part_weights(row["labels"])),
+            "noise_seed": torch.randint(2**62, (), generator=generator),
+        }
+
+
+class ParsingSamples:
+    """Pictures with their label maps, mildly disturbed, for the face parser."""
+
+    def __init__(self, store: str | Path, noise: float = 0.06) -> None:
+        """Read from a store of pictures.
+
+        Args:
+            store: folder of the store.
+            noise: largest standard deviation of the added pixel noise, in units of [-1, 1].
+        """
+        self.store = Store(store)
+        self.noise = noise
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.store)
+
+    def sample(self, item: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`pixels` float32 [3, H, W] in [-1, 1] and `labels` long [H, W]."""
+        row = self.store.row(item, ("image", "labels"))
+        image, labels = row["image"], row["labels"]
+        if _coin(generator, 0.5):
+            image, labels = np.ascontiguousarray(image[:, ::-1]), flip_labels(labels)
+        pixels = image_pixels(image)
+        gain = 1 + 0.2 * (torch.rand(3, 1, 1, generator=generator) - 0.5)
+        sigma = self.noise * torch.rand((), generator=generator)
+        pixels = pixels * gain + sigma * torch.randn(pixels.shape, generator=generator)
+        return {
+            "pixels": pixels.clamp(-1, 1),
+            "labels": torch.from_numpy(np.ascontiguousarray(labels)).long(),
+        }
+
+
+class CaptionedPictures:
+    """Pictures with one of their captions, for the contrastive pair."""
+
+    def __init__(self, store: str | Path) -> None:
+        """Read from a store of pictures."""
+        self.store = Store(store)
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.store)
+
+    def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
+        """`pixels` float32 [3, H, W] in [-1, 1] and `caption` str."""
+        row = self.store.row(item, ("image", "captions"))
+        return {
+            "pixels": image_pixels(row["image"]),
+            "caption": _choice(row["captions"], generator),
+        }

@@ -5,7 +5,7 @@ which place of which step, or what is drawn for it.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ def keyed_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
+@runtime_checkable
 class Samples(Protocol):
     """A set of items, each of which yields a sample once it is given its random draws."""
 

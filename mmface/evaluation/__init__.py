@@ -1,0 +1,1 @@
+"""Measuring what a model makes: parsed masks, colours read back, edges against sketches."""

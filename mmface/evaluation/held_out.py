@@ -1,0 +1,210 @@
+"""The built-in family against held-out rendered faces, each stage beside its ceiling.
+
+Four rows: the parser on true pictures, on the VAE's reconstructions, and on pictures sampled from
+masks and from sketches. The prompt of a face is its first caption, which names the colours of
+hair, clothes and background.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mmface.conditions import LABELS, image_pixels, to_uint8
+from mmface.data.pictures import HELD_OUT_SEED
+from mmface.data.rendered import (
+    BACKGROUND_COLORS,
+    CLOTHES_COLORS,
+    HAIR_COLORS,
+    RenderedFace,
+    render_face,
+)
+from mmface.encoders import LatentCodec
+from mmface.evaluation.agreement import (
+    class_iou,
+    confusion_matrix,
+    edge_agreement,
+    mean_iou,
+    nearest_colour,
+    pixel_accuracy,
+)
+from mmface.evaluation.parser import FaceParser
+from mmface.pipeline import MMFacePipeline
+
+MIN_REGION_PX = 40
+"""Regions smaller than this are not asked for their colour."""
+
+
+@dataclass
+class Tally:
+    """Sums over pictures of one kind."""
+
+    confusion: np.ndarray = field(default_factory=lambda: np.zeros((len(LABELS),) * 2, np.int64))
+    colours_right: dict[str, int] = field(default_factory=dict)
+    colours_asked: dict[str, int] = field(default_factory=dict)
+    edges: list[float] = field(default_factory=list)
+    shuffled_edges: list[float] = field(default_factory=list)
+
+    def add(self, image: np.ndarray, labels: np.ndarray, face: RenderedFace) -> None:
+        """Count one picture, uint8 [H, W, 3], with its parsed labels, against its face."""
+        self.confusion += confusion_matrix(face.labels, labels)
+        self.edges.append(edge_agreement(image, face.sketch))
+        for part, label, named, colours in _named_colours(face):
+            region = labels == LABELS.index(label)
+            if region.sum() >= MIN_REGION_PX:
+                right = nearest_colour(image, region, colours) == named
+                self.colours_asked[part] = self.colours_asked.get(part, 0) + 1
+                self.colours_right[part] = self.colours_right.get(part, 0) + int(right)
+
+    def summary(self) -> dict[str, Any]:
+        """Metrics of all pictures added so far; shares in [0, 1]."""
+        ious = class_iou(self.confusion)
+        return {
+            "pictures": len(self.edges),
+            "pixel_accuracy": pixel_accuracy(self.confusion),
+            "mean_iou": mean_iou(self.confusion),
+            "edge_agreement": float(np.mean(self.edges)),
+            "edge_agreement_shuffled": float(np.mean(self.shuffled_edges or [np.nan])),
+            **{
+                f"{part}_colour": self.colours_right[part] / asked
+                for part, asked in self.colours_asked.items()
+            },
+            "class_iou": dict(zip(LABELS, [round(float(v), 4) for v in ious], strict=True)),
+        }
+
+
+def _named_colours(face: RenderedFace) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """(part, class, colour's name, all colours) of the colours that the first caption names."""
+    attributes = face.attributes
+    named = [
+        ("clothes", "cloth", attributes.clothes_color, CLOTHES_COLORS),
+        ("background", "background", attributes.background_color, BACKGROUND_COLORS),
+    ]
+    if attributes.hair_style != "bald":
+        named.append(("hair", "hair", attributes.hair_color, HAIR_COLORS))
+    return named
+
+
+@dataclass(frozen=True)
+class HeldOutEvaluation:
+    """Evaluates a pipeline on rendered faces that nothing was trained on.
+
+    Attributes:
+        pipeline: folder of the pipeline.
+        parser: folder of the face parser.
+        output: JSON file of the results.
+        num_faces: how many held-out faces, the first ones.
+        guidance_scales: guidance scales to sample with.
+        modalities: conditions to sample from.
+        num_inference_steps: sampling steps.
+        batch_size: faces sampled at once.
+    """
+
+    pipeline: str | Path
+    parser: str | Path
+    output: str | Path
+    num_faces: int = 256
+    guidance_scales: Sequence[float] = (3.0,)
+    modalities: Sequence[str] = ("mask", "sketch")
+    num_inference_steps: int = 50
+    batch_size: int = 16
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate, write the results, and return them."""
+        pipeline = MMFacePipeline.from_pretrained(self.pipeline)
+        pipeline.set_progress_bar_config(disable=True)
+        parser = FaceParser.from_pretrained(self.parser)
+        size = pipeline.config.image_size
+        faces = [render_face(HELD_OUT_SEED + i, size) for i in range(self.num_faces)]
+        results = {
+            "true pictures": self._tally(parser, faces, [face.image for face in faces]),
+            "reconstructions": self._tally(parser, faces, self._reconstruct(pipeline, faces)),
+        }
+        for modality in self.modalities:
+            for scale in self.guidance_scales:
+                pictures = self._sample(pipeline, faces, modality, scale)
+                name = f"from {modality}s, guidance {scale:g}"
+                results[name] = self._tally(parser, faces, pictures)
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        output = Path(self.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"settings": settings, "results": results}, indent=1))
+        return results
+
+    def _batches(self) -> range:
+        return range(0, self.num_faces, self.batch_size)
+
+    def _reconstruct(
+        self, pipeline: MMFacePipeline, faces: Sequence[RenderedFace]
+    ) -> list[np.ndarray]:
+        codec = LatentCodec(pipeline.vae)
+        pictures: list[np.ndarray] = []
+        for first in self._batches():
+            batch = faces[first : first + self.batch_size]
+            pixels = torch.stack([image_pixels(face.image) for face in batch])
+            with torch.no_grad():
+                pictures.extend(to_uint8(codec.decode(codec.encode(pixels))))
+        return pictures
+
+    def _sample(
+        self,
+        pipeline: MMFacePipeline,
+        faces: Sequence[RenderedFace],
+        modality: str,
+        guidance_scale: float,
+    ) -> list[np.ndarray]:
+        pictures: list[np.ndarray] = []
+        for first in tqdm(self._batches(), desc=f"{modality} {guidance_scale:g}", unit="batch"):
+            batch = faces[first : first + self.batch_size]
+            conditions = [face.labels if modality == "mask" else face.sketch for face in batch]
+            output = pipeline(
+                [face.captions[0] for face in batch],
+                **{modality: conditions},
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=guidance_scale,
+                seed=HELD_OUT_SEED + first,
+            )
+            pictures += [np.asarray(image) for image in output.images]
+        return pictures
+
+    def _tally(
+        self, parser: FaceParser, faces: Sequence[RenderedFace], pictures: Sequence[np.ndarray]
+    ) -> dict[str, Any]:
+        tally = Tally()
+        for first in self._batches():
+            group = slice(first, first + self.batch_size)
+            pixels = torch.stack([image_pixels(image) for image in pictures[group]])
+            for image, labels, face in zip(
+                pictures[group], parser(pixels).numpy(), faces[group], strict=True
+            ):
+                tally.add(image, labels, face)
+        neighbours = [*faces[1:], faces[0]]
+        tally.shuffled_edges = [
+            edge_agreement(image, face.sketch)
+            for image, face in zip(pictures, neighbours, strict=True)
+        ]
+        return tally.summary()
+
+
+def as_table(results: dict[str, dict[str, Any]]) -> str:
+    """Lay results out as a plain-text table, one row for each kind of picture."""
+    columns = {
+        "pixel_accuracy": "pixel acc",
+        "mean_iou": "mIoU",
+        "hair_colour": "hair",
+        "clothes_colour": "clothes",
+        "background_colour": "backgr.",
+        "edge_agreement": "edges",
+        "edge_agreement_shuffled": "(shuffled)",
+    }
+    width = max(len(name) for name in results)
+    lines = [" " * width + "".join(f"{title:>11}" for title in columns.values())]
+    for name, row in results.items():
+        cells = "".join(f"{row.get(key, float('nan')):>11.3f}" for key in columns)
+        lines.append(f"{name:<{width}}{cells}")
+    return "\n".join(lines)

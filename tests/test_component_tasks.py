@@ -1,0 +1,126 @@
+"""The neighbours' training: losses fall on a handful of faces, and the product loads again."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from mmface.component_tasks import (
+    Autoencoding,
+    Contrasting,
+    Parsing,
+    tokenizer_from_store,
+    train_tokenizer,
+)
+from mmface.data.keyed import keyed_generator
+from mmface.data.pictures import RenderedPictures
+from mmface.data.samples import AutoencoderSamples, CaptionedPictures, ParsingSamples
+from mmface.encoders import LatentCodec
+from mmface.evaluation.parser import FaceParser
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    RenderedPictures(num_faces=6, size_px=32).write(folder)
+    return folder
+
+
+def losses_of(task, samples, steps=30, lr=3e-3):
+    """Train on one fixed batch and give the losses."""
+    drawn = [samples.sample(i, keyed_generator(0, i)) for i in range(6)]
+    batch = torch.utils.data.default_collate(drawn)
+    optimizer = torch.optim.Adam(task.trained.parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        result = task(batch)
+        assert result["loss"].shape == (6,)
+        result["loss"].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(result["loss"].mean().item())
+    return losses
+
+
+def test_autoencoder(pictures, tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    task = Autoencoding(vae, pictures, export_dtype="float16")
+    losses = losses_of(task, AutoencoderSamples(pictures))
+    assert losses[-1] < 0.7 * losses[0]
+    task.export(vae, tmp_path)
+    codec = LatentCodec.from_pretrained(str(tmp_path))
+    pixels = torch.stack(
+        [
+            AutoencoderSamples(pictures, image_share=1.0).sample(i, keyed_generator(i))["pixels"]
+            for i in range(6)
+        ]
+    )
+    with torch.no_grad():
+        latents = codec.encode(pixels)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=0.3, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.3, rtol=0)
+
+
+def test_parser(pictures, tmp_path):
+    torch.manual_seed(0)
+    sizes = {
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 16, 16, 16],
+        "strides": [2, 2, 2, 2],
+        "num_attention_heads": [1, 1, 1, 1],
+        "decoder_hidden_size": 16,
+    }
+    task = Parsing(sizes, export_dtype="float16")
+    losses = losses_of(task, ParsingSamples(pictures))
+    assert losses[-1] < 0.7 * losses[0]
+    task.export(task.trained, tmp_path)
+    assert FaceParser.from_pretrained(tmp_path)(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 32)
+
+
+def test_contrastive_pair(pictures, tmp_path):
+    torch.manual_seed(0)
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
+    task = Contrasting(
+        tokenizer_from_store(pictures, 600, 60),
+        tower,
+        {**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )
+    losses = losses_of(task, CaptionedPictures(pictures))
+    assert losses[-1] < 0.7 * losses[0]
+    task.export(task.trained, tmp_path)
+    pair = CLIPModel.from_pretrained(tmp_path / "clip")
+    text = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokens = tokenizer(["a man"], padding="max_length", return_tensors="pt").input_ids
+    assert tokens.shape == (1, 60)
+    torch.testing.assert_close(
+        text(tokens).pooler_output, pair.text_model(tokens).pooler_output, rtol=0, atol=0
+    )
+
+
+def test_no_prompt_has_unknown_tokens():
+    tokenizer = train_tokenizer(["a woman with red hair", "a man with red hair"] * 5, 600, 40)
+    plain = tokenizer("a woman with red hair").input_ids
+    assert len(plain) == 5 + 2
+    strange = tokenizer("Größe, naïve zebra 🙂 42 %").input_ids
+    assert tokenizer.eos_token_id not in strange[1:-1]
+    assert tokenizer.decode(strange, skip_special_tokens=True).startswith("größe")
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused():
+    with pytest.raises(ValueError, match="basic tokens"):
+        train_tokenizer(["a"], 100, 20)

@@ -1,0 +1,211 @@
+"""Stores, keyed draws, and the order of data."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mmface.conditions import LABELS, flip_labels
+from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, keyed_generator
+from mmface.data.latents import LatentEncoding, weights_hash
+from mmface.data.pictures import HELD_OUT_SEED, RenderedPictures
+from mmface.data.samples import (
+    AutoencoderSamples,
+    CaptionedPictures,
+    LatentSamples,
+    ParsingSamples,
+    small_part_weights,
+)
+from mmface.data.store import ArraySpec, Store, StoreSpec, shard_path, write_store
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    RenderedPictures(num_faces=6, size_px=64).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(pictures, tiny_pipeline_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    LatentEncoding(pictures, tiny_pipeline_folder / "vae", batch_size=4).write(folder)
+    return folder
+
+
+def number_spec(num_items=10, shard_size=3, **made_by):
+    arrays = {"numbers": ArraySpec((2,), "int64")}
+    return StoreSpec(num_items, arrays, ("words",), made_by, shard_size)
+
+
+def number_rows(items):
+    return [{"id": str(i), "numbers": np.array([i, i * i]), "words": ("a", str(i))} for i in items]
+
+
+def shard_bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+
+
+def test_store_returns_what_was_written(tmp_path):
+    write_store(tmp_path, number_spec(), number_rows)
+    store = Store(tmp_path)
+    assert len(store) == 10
+    for item in range(10):
+        row = store.row(item, ("id", "numbers", "words"))
+        assert row["id"] == str(item)
+        assert row["words"] == ["a", str(item)]
+        np.testing.assert_array_equal(row["numbers"], [item, item * item])
+
+
+def test_store_is_the_same_whoever_writes_it(tmp_path):
+    write_store(tmp_path / "one", number_spec(), number_rows)
+    for process in (1, 0, 2):
+        write_store(tmp_path / "three", number_spec(), number_rows, process, 3)
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "three")
+
+
+def test_interrupted_store_is_continued(tmp_path):
+    write_store(tmp_path / "whole", number_spec(), number_rows)
+
+    def failing_rows(items):
+        if items.start >= 6:
+            raise KeyboardInterrupt
+        return number_rows(items)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "part", number_spec(), failing_rows)
+    with pytest.raises(ValueError, match="2 of 4 shards are missing"):
+        Store(tmp_path / "part")
+    written = []
+    write_store(
+        tmp_path / "part", number_spec(), lambda items: written.append(items) or number_rows(items)
+    )
+    assert written == [range(6, 9), range(9, 10)]
+    assert shard_bytes(tmp_path / "part") == shard_bytes(tmp_path / "whole")
+
+
+def test_store_made_otherwise_is_refused(tmp_path):
+    write_store(tmp_path, number_spec(vae="one"), number_rows)
+    with pytest.raises(ValueError, match=r"made otherwise.*'one'.*'two'"):
+        write_store(tmp_path, number_spec(vae="two"), number_rows)
+
+
+def test_missing_store_names_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"precompute\.py"):
+        Store(tmp_path)
+
+
+def test_training_faces_never_reach_the_held_out_ones(tmp_path):
+    with pytest.raises(ValueError, match="held-out"):
+        RenderedPictures(num_faces=10, first_seed=HELD_OUT_SEED - 5).write(tmp_path)
+
+
+def test_latents_match_the_codec_and_do_not_depend_on_the_batch(
+    pictures, latents, tiny_pipeline_folder, tmp_path
+):
+    other = tmp_path / "other"
+    LatentEncoding(pictures, tiny_pipeline_folder / "vae", batch_size=1).write(other)
+    first, second = Store(latents), Store(other)
+    assert first.spec.made_by["vae"] == weights_hash(tiny_pipeline_folder / "vae")
+    assert tuple(first.spec.arrays["mask"].shape) == (16, 8, 8)
+    for item in range(6):
+        for column in ("image", "mask", "sketch"):
+            a, b = (store.row(item, (column,))[column] for store in (first, second))
+            np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)
+
+
+def test_latent_samples_draw_from_their_generator_alone(latents):
+    samples = LatentSamples(latents, text_dropout=0.5, mask_dropout=0.5, sketch_dropout=0.5)
+    torch.manual_seed(1)
+    one = samples.sample(2, keyed_generator(0, 5, 7))
+    torch.manual_seed(2)
+    two = samples.sample(2, keyed_generator(0, 5, 7))
+    assert one["caption"] == two["caption"]
+    assert all(torch.equal(one[k], two[k]) for k in one if k != "caption")
+    other = samples.sample(2, keyed_generator(0, 5, 8))
+    assert not torch.equal(one["noise"], other["noise"])
+
+
+def test_latent_samples_drop_at_their_rates(latents):
+    samples = LatentSamples(latents, text_dropout=0.3, mask_dropout=0.2, sketch_dropout=0.0)
+    drawn = [samples.sample(0, keyed_generator(0, i)) for i in range(600)]
+    dropped = [not s["condition"].any() for s in drawn if s["modality"] == 0]
+    assert np.mean([s["caption"] == "" for s in drawn]) == pytest.approx(0.3, abs=0.06)
+    assert np.mean([s["modality"].item() for s in drawn]) == pytest.approx(0.5, abs=0.07)
+    assert np.mean(dropped) == pytest.approx(0.2, abs=0.08)
+    assert all(s["condition"].any() for s in drawn if s["modality"] == 1)
+    assert len({s["caption"] for s in drawn}) == 7
+
+
+def test_picture_samples_are_in_range(pictures):
+    for samples in (AutoencoderSamples(pictures), ParsingSamples(pictures)):
+        for place in range(8):
+            pixels = samples.sample(1, keyed_generator(0, place))["pixels"]
+            assert pixels.shape == (3, 64, 64)
+            assert pixels.abs().max() <= 1
+    assert CaptionedPictures(pictures).sample(0, keyed_generator(0))["caption"]
+
+
+def test_parsing_flip_keeps_left_and_right_the_subjects(pictures):
+    samples = ParsingSamples(pictures, noise=0.0)
+    maps = [samples.sample(0, keyed_generator(0, i))["labels"].numpy() for i in range(12)]
+    upright = Store(pictures).row(0, ("labels",))["labels"]
+    flipped = [labels for labels in maps if not np.array_equal(labels, upright)]
+    assert 0 < len(flipped) < 12
+    for labels in flipped:
+        np.testing.assert_array_equal(labels, flip_labels(upright))
+        for part in ("eye", "brow"):
+            columns = [np.nonzero(labels == LABELS.index(f"{s}_{part}"))[1].mean() for s in "lr"]
+            assert columns[0] > columns[1]  # the subject's left lies on the picture's right
+
+
+def test_small_parts_weigh_more_and_the_mean_is_one():
+    labels = np.zeros((32, 32), np.uint8)
+    labels[:8, :8] = 4
+    weights = small_part_weights(labels)
+    assert weights.mean() == pytest.approx(1, abs=1e-6)
+    assert weights[0, 0] / weights[31, 31] == pytest.approx(np.sqrt((1024 - 64) / 64))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("micro", [1, 2])
+def test_global_batches_do_not_depend_on_processes(processes, micro):
+    def batches(micro, process, processes, steps=range(9)):
+        return list(GlobalBatchSampler(10, 6, micro, steps, 3, process, processes))
+
+    whole = [sorted(batch) for batch in batches(6, 0, 1)]
+    shares = [batches(micro, p, processes) for p in range(processes)]
+    per_step = 6 // (micro * processes)
+    for step in range(9):
+        keys = [k for s in shares for b in s[step * per_step : (step + 1) * per_step] for k in b]
+        assert sorted(keys) == whole[step]
+    assert batches(6, 0, 1, range(4, 9)) == batches(6, 0, 1)[4:]
+
+
+def test_an_epoch_has_every_item_once():
+    keys = [k for batch in GlobalBatchSampler(10, 5, 5, range(6), 0) for k in batch]
+    epochs = [[item for *_, item in keys[i : i + 10]] for i in range(0, 30, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_indivisible_batch_is_refused():
+    with pytest.raises(ValueError, match="does not divide"):
+        GlobalBatchSampler(10, 6, 4, range(2), 0)
+
+
+def test_keyed_dataset_gives_each_place_its_own_stream(pictures):
+    dataset = KeyedDataset(CaptionedPictures(pictures), seed=0)
+    captions = {dataset[(step, 0, 0)]["caption"] for step in range(30)}
+    assert len(captions) == 6
+
+
+def test_spec_survives_json(tmp_path):
+    spec = number_spec(vae="abc")
+    assert StoreSpec.from_json(json.loads(json.dumps(spec.as_json()))) == StoreSpec.from_json(
+        spec.as_json()
+    )
+    assert shard_path(tmp_path, 3).name == "shard-00003.arrow"
+    shutil.rmtree(tmp_path)

@@ -24,6 +24,9 @@ def builtin(name: str) -> Path:
     Args:
         name: Its name, as in `builtin("tiny-flow")`.
 
+    Returns:
+        A folder for `MMFacePipeline.from_pretrained`.
+
     Raises:
         ValueError: If there is no built-in pipeline of this name.
     """

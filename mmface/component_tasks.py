@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SegformerConfig
 from transformers import SegformerForSemanticSegmentation as SegformerModel
 
@@ -32,6 +32,8 @@ def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tens
 
 class Autoencoding(TrainingTask):
     """An AutoencoderKL that keeps edges and small parts: L1 + squared + gradient error + KL."""
+
+    trained: AutoencoderKL
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Autoencoding(TrainingTask):
         loss = pixel_loss + self.edge_weight * edge_loss + self.kl_weight * kl
         return {"loss": loss, "l1": error.abs().mean((1, 2, 3)).detach(), "kl": kl.detach()}
 
-    def export(self, trained: nn.Module, folder: Path) -> None:
+    def export(self, trained: AutoencoderKL, folder: Path) -> None:
         """Save a diffusers AutoencoderKL folder whose config normalises the latents."""
         mean, std = self._latent_statistics(trained)
         trained.register_to_config(
@@ -85,7 +87,7 @@ class Autoencoding(TrainingTask):
         trained.to(self.export_dtype).save_pretrained(folder)
 
     @torch.no_grad()
-    def _latent_statistics(self, vae: nn.Module, num_faces: int = 256) -> tuple[Tensor, Tensor]:
+    def _latent_statistics(self, vae: AutoencoderKL, num_faces: int = 256) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel over photographs, float32 [C]."""
         store, device = Store(self.pictures), next(vae.parameters()).device
         means = []
@@ -98,6 +100,8 @@ class Autoencoding(TrainingTask):
 
 class Parsing(TrainingTask):
     """A SegFormer that reads the 19 classes off a picture."""
+
+    trained: SegformerModel
 
     def __init__(self, config: Mapping[str, Any], export_dtype: str = "float32") -> None:
         """Build the parser.
@@ -129,13 +133,15 @@ class Parsing(TrainingTask):
         correct = (logits.argmax(1) == labels).float().mean((1, 2))
         return {"loss": entropy + 0.5 * dice, "pixel_accuracy": correct.detach()}
 
-    def export(self, trained: nn.Module, folder: Path) -> None:
+    def export(self, trained: SegformerModel, folder: Path) -> None:
         """Save a transformers SegFormer folder."""
         trained.to(self.export_dtype).save_pretrained(folder)
 
 
 class Contrasting(TrainingTask):
     """A CLIP pair of text and vision towers, trained against each other on captioned pictures."""
+
+    trained: CLIPModel
 
     def __init__(
         self,
@@ -186,7 +192,7 @@ class Contrasting(TrainingTask):
         correct = target.gather(1, logits.argmax(1, keepdim=True))[:, 0] > 0
         return {"loss": (by_text + by_image) / 2, "accuracy": correct.float()}
 
-    def export(self, trained: nn.Module, folder: Path) -> None:
+    def export(self, trained: CLIPModel, folder: Path) -> None:
         """Save the pair in `clip/`, and what a pipeline needs in `text_encoder/`, `tokenizer/`."""
         trained.to(self.export_dtype).save_pretrained(folder / "clip")
         trained.text_model.save_pretrained(folder / "text_encoder")
@@ -202,6 +208,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
         vocab_size: largest number of tokens, at least 514: two special ones, then every byte in
             both its forms (inside and at the end of a word), so that no prompt has unknown parts.
         max_length: tokens of a padded prompt, start and end included.
+
+    Returns:
+        A tokenizer that pads with its end token, as CLIP's does.
 
     Raises:
         ValueError: if the vocabulary is too small for the bytes.

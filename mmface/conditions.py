@@ -6,6 +6,7 @@ turned into one of these two forms here, and nowhere else.
 """
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -127,11 +128,10 @@ MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decompressed."""
 
 COLOR_TOLERANCE = 24.0
-"""RGB distance up to which a colour counts as a palette colour: just below half of 51, the distance
-of the palette's closest pairs, so that it can count as one only."""
+"""RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""
 
 _EDGE_WIDTH_PX = 6  # off-palette colours farther than this from all others are no soft edge
-_MAX_FOREIGN_FRACTION = 0.005
+_MAX_FOREIGN_FRACTION = 0.002
 _MAX_OFF_PALETTE_FRACTION = 0.3
 _DOUBTFUL_DISTANCE = 8.0
 _UNKNOWN = 255
@@ -163,6 +163,9 @@ def open_picture(source: Picture) -> Image.Image:
     Args:
         source: A PIL picture, a path, or an array [H, W] or [H, W, 3 or 4] of integers 0..255.
 
+    Returns:
+        The picture in its own mode, upright.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no picture, is broken, or has more than `MAX_PIXELS` pixels.
@@ -182,10 +185,11 @@ def open_picture(source: Picture) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of a decompression bomb; the limit below refuses it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = source if isinstance(source, Image.Image) else Image.open(source)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        picture.load()
+            opened = nullcontext(source) if isinstance(source, Image.Image) else Image.open(source)
+        with opened as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            picture.load()
     except Image.DecompressionBombError:
         raise ValueError(
             f"{name} is larger than {MAX_PIXELS // 10**6} million pixels; make it smaller first."
@@ -206,6 +210,9 @@ def load_mask(source: Picture, size: tuple[int, int]) -> LoadedMask:
         source: A colour picture, soft edges allowed; or indices 0..18 as an array [H, W] or a grey
             or palette picture. Transparent pixels are background.
         size: Height and width of the result in pixels.
+
+    Returns:
+        The label map, and how much of it had to be guessed.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -228,6 +235,9 @@ def load_sketch(source: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "he
     Args:
         source: A picture; colour becomes grey, transparent pixels become white.
         size: Height and width of the result in pixels.
+
+    Returns:
+        The sketch.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -276,11 +286,7 @@ def _centre_crop(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, in
 
 
 def _index_map(picture: Image.Image, name: str) -> np.ndarray | None:
-    """Read a picture as a map of class indices; None if its colours are what carries the classes.
-
-    Raises:
-        ValueError: If the picture is grey and its values are no class indices.
-    """
+    """Read a picture as a map of class indices; None if colours carry them."""
     values = np.array(picture if picture.mode in ("P", "L") else picture.convert("RGB"))
     if values.ndim == 3:
         if (values != values[..., :1]).any():
@@ -314,11 +320,7 @@ def _nearest_colors(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _decode_colors(rgb: np.ndarray, name: str) -> tuple[np.ndarray, float]:
-    """Snap a colour picture to classes; also give the share of its pixels off the palette.
-
-    Raises:
-        ValueError: If whole areas, not only edges, are far from every palette colour.
-    """
+    """Snap a colour picture to classes; also give the share of its pixels off the palette."""
     labels, distance, packed = _nearest_colors(rgb)
     off_palette = distance > COLOR_TOLERANCE
     off_palette_fraction = float(off_palette.mean())
@@ -368,15 +370,16 @@ def _fringes(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Find pixels that look like a class but are the mixture of two others; bool [H, W].
 
     Half-way between hair (0, 0, 204) and background, for example, lies the lower lip (0, 0, 153).
-    Such fringes are thin, and lie between the two classes; or are specks of a doubtful colour.
+    Such fringes are thin, and lie between the two classes; or are specks on a soft edge.
     """
     present = set(np.unique(labels).tolist()) - {_UNKNOWN}
     area = {index: labels == index for index in present}
     solid = {index: _grown(~_grown(~area[index], 1), 1) for index in present}
     near = {index: _grown(area[index], 4) for index in present}
+    doubtful = (distance > _DOUBTFUL_DISTANCE) | _grown(labels == _UNKNOWN, 1)
     fringes = np.zeros(labels.shape, dtype=bool)
     for index in present:
-        fringes |= area[index] & ~_grown(solid[index], 4) & (distance > _DOUBTFUL_DISTANCE)
+        fringes |= area[index] & ~_grown(solid[index], 4) & doubtful
     for a, b, mixed in _mixtures():
         if {a, b, mixed} <= present:
             fringes |= area[mixed] & ~solid[mixed] & near[a] & near[b]

@@ -15,19 +15,18 @@ from mmface.encoders import LatentCodec, TextEncoder
 from mmface.grid import labelled_grid
 from mmface.objectives import objective_named
 from mmface.pipeline import MMFacePipeline
-from mmface.sampling import sample_rows
+from mmface.sampling import Settings, sample_rows
 from mmface.training import TrainingTask
 from mmface.transformer import MMFaceDiT
 
 PREVIEW_SEEDS = (0, 1)
-
-
-def _say_nothing(note: str) -> None:
-    """Previews repeat; what there is to say of their conditions was said when they were made."""
+PREVIEW_STEPS = 25
 
 
 class FaceDiffusion(TrainingTask):
     """MMFace-DiT under its objective, with the frozen text encoder in the loop."""
+
+    trained: MMFaceDiT
 
     def __init__(
         self,
@@ -85,25 +84,25 @@ class FaceDiffusion(TrainingTask):
         )
         return {"loss": self.objective.loss(prediction, corrupted)}
 
-    def preview(self, trained: nn.Module, folder: Path, step: int) -> None:
+    def preview(self, trained: MMFaceDiT, folder: Path, step: int) -> None:
         """Sample every example with two fixed seeds into one labelled grid."""
         pipeline = self._pipeline(trained)
         pipeline.set_progress_bar_config(disable=True)
-        rows = sample_rows(
-            pipeline, self.examples, PREVIEW_SEEDS, say=_say_nothing, num_inference_steps=25
-        )
+        rows = sample_rows(pipeline, self.examples, PREVIEW_SEEDS, Settings(steps=PREVIEW_STEPS))
         titles = [f"step {step}, seed {seed}" for seed in PREVIEW_SEEDS]
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 
-    def export(self, trained: nn.Module, folder: Path) -> None:
+    def export(self, trained: MMFaceDiT, folder: Path) -> None:
         """Save a complete MMFacePipeline folder, every component in the export dtype."""
         pipeline = self._pipeline(trained)
         # Copies, because the run's own weights keep their precision.
-        models = {n: copy.deepcopy(m) for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
-        pipeline.register_modules(**{n: m.to(self.export_dtype) for n, m in models.items()})
+        models = {n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
+        pipeline.register_modules(
+            **{n: copy.deepcopy(m).to(self.export_dtype) for n, m in models.items()}
+        )
         pipeline.save_pretrained(folder)
 
-    def _pipeline(self, transformer: nn.Module) -> MMFacePipeline:
+    def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:
         return MMFacePipeline(
             vae=self.vae,
             text_encoder=self.text_model,

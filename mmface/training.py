@@ -31,24 +31,26 @@ from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, Samples
 
 
 class TrainingTask(nn.Module, ABC):
-    """A module under training, which the trainer wraps and calls itself: `forward(batch)` gives named per-sample losses.
+    """A module under training: `forward(batch)` gives named per-sample losses.
+
+    The trainer wraps and calls the task itself.
 
     Attributes:
-        trained: the sub-module whose weights are trained, averaged and exported. Everything else
+        trained: the nn.Module whose weights are trained, averaged and exported. Everything else
             in the task is frozen.
     """
 
-    trained: nn.Module
+    trained: Any
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Per-sample losses, float32 and unreduced; the one named `loss` is minimised."""
 
-    def preview(self, trained: nn.Module, folder: Path, step: int) -> None:
+    def preview(self, trained: Any, folder: Path, step: int) -> None:
         """Write pictures of what given weights do; the default task has nothing to show."""
 
     @abstractmethod
-    def export(self, trained: nn.Module, folder: Path) -> None:
+    def export(self, trained: Any, folder: Path) -> None:
         """Write the finished product with the given weights into a folder."""
 
 
@@ -93,11 +95,14 @@ class Cadence:
     checkpoint_limit: int = 2
 
 
-def averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An update rule for `AveragedModel`: exponential decay with a warm-up."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
         n = int(num_averaged)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
@@ -211,6 +216,9 @@ class Trainer:
 
         The norm is taken after the processes have added up their gradients, so that one bad
         process makes every process skip the step.
+
+        Args:
+            batches: iterator over this process's micro-batches.
 
         Returns:
             Mean losses of this process and the gradient norm, as scalars on the device.

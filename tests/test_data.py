@@ -164,7 +164,7 @@ def test_parsing_flip_keeps_left_and_right_the_subjects(pictures):
 def test_small_parts_weigh_more_and_the_mean_is_one():
     labels = np.zeros((32, 32), np.uint8)
     labels[:8, :8] = 4
-    weights = small_part_weights(labels)
+    weights = small_part_weights(labels, power=0.5)
     assert weights.mean() == pytest.approx(1, abs=1e-6)
     assert weights[0, 0] / weights[31, 31] == pytest.approx(np.sqrt((1024 - 64) / 64))
 
@@ -173,15 +173,15 @@ def test_small_parts_weigh_more_and_the_mean_is_one():
 @pytest.mark.parametrize("micro", [1, 2])
 def test_global_batches_do_not_depend_on_processes(processes, micro):
     def batches(micro, process, processes, steps=range(9)):
-        return list(GlobalBatchSampler(10, 6, micro, steps, 3, process, processes))
+        return list(GlobalBatchSampler(10, 12, micro, steps, 3, process, processes))
 
-    whole = [sorted(batch) for batch in batches(6, 0, 1)]
+    whole = [sorted(batch) for batch in batches(12, 0, 1)]
     shares = [batches(micro, p, processes) for p in range(processes)]
-    per_step = 6 // (micro * processes)
+    per_step = 12 // (micro * processes)
     for step in range(9):
         keys = [k for s in shares for b in s[step * per_step : (step + 1) * per_step] for k in b]
         assert sorted(keys) == whole[step]
-    assert batches(6, 0, 1, range(4, 9)) == batches(6, 0, 1)[4:]
+    assert batches(12, 0, 1, range(4, 9)) == batches(12, 0, 1)[4:]
 
 
 def test_an_epoch_has_every_item_once():

@@ -1,0 +1,1 @@
+"""Data: rendered faces, the stores that hold what training reads, and their samples."""

@@ -35,6 +35,9 @@ def read_examples(folder: str | Path = EXAMPLES) -> list[Example]:
 
     Args:
         folder: The folder that holds it; paths of conditions are relative to it.
+
+    Returns:
+        The examples, masks and sketches mixed as they come.
     """
     rows = map(json.loads, (Path(folder) / "examples.jsonl").read_text().splitlines())
     return [

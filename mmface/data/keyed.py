@@ -67,6 +67,15 @@ class GlobalBatchSampler(Sampler[list[Key]]):
     ) -> None:
         """Lay out the batches of `steps` for one process.
 
+        Args:
+            num_items: items in an epoch.
+            global_batch_size: samples in one step, over all processes.
+            micro_batch_size: samples in one batch of one process.
+            steps: the steps to give batches for.
+            seed: seed of the items' order.
+            process_index: this process's number.
+            num_processes: how many processes share a global batch.
+
         Raises:
             ValueError: if the global batch is not a whole number of micro-batches per process.
         """

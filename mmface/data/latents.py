@@ -20,6 +20,9 @@ LATENT_DTYPE = "float16"
 def weights_hash(folder: str | Path) -> str:
     """Hash every safetensors tensor in a folder: names, dtypes, shapes and bytes.
 
+    Args:
+        folder: the folder of a saved model.
+
     Returns:
         The first 16 hexadecimal digits of a SHA-256.
     """

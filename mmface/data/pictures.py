@@ -26,7 +26,12 @@ class RenderedPictures:
     first_seed: int = 0
 
     def write(self, folder: str | Path, process_index: int = 0, num_processes: int = 1) -> None:
-        """Write this process's shards of the store (see `write_store`).
+        """Write this process's shards of the store.
+
+        Args:
+            folder: the store's folder.
+            process_index: this process's number; see `write_store`.
+            num_processes: how many processes write together.
 
         Raises:
             ValueError: if training faces would run into the held-out seeds.

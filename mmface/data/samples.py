@@ -11,7 +11,6 @@ from torch import Tensor
 from mmface.conditions import (
     LABELS,
     Modality,
-    colorize,
     flip_labels,
     image_pixels,
     mask_pixels,
@@ -60,6 +59,10 @@ class LatentSamples:
     def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
         """Draw modality, caption, dropout, noise and time for one face.
 
+        Args:
+            item: number of the face.
+            generator: source of all draws.
+
         Returns:
             `latents`, `condition` and `noise` float32 [C, h, w], `uniform` float32 scalar in
             [0, 1) from which the objective makes the time, `modality` long scalar, `caption` str.
@@ -83,34 +86,41 @@ class LatentSamples:
         }
 
 
-def small_part_weights(labels: np.ndarray) -> np.ndarray:
-    """Weights of mean 1 that raise small classes: 1 / sqrt(area of the pixel's class).
+def small_part_weights(labels: np.ndarray, power: float) -> np.ndarray:
+    """Weights of mean 1 that raise small classes: (area of the pixel's class) ** -power.
+
+    Without them a face's eyes, brows and lips, a few per cent of the pixels that carry most of its
+    likeness, are the last thing an autoencoder learns.
 
     Args:
         labels: uint8 [H, W] label map.
+        power: 0 weighs every pixel alike, 1 every class alike.
 
     Returns:
-        float32 [H, W]. Without them a face's eyes, brows and lips, a few per cent of the pixels
-        that carry most of its likeness, are the last thing an autoencoder learns.
+        float32 [H, W].
     """
     areas = np.bincount(labels.ravel(), minlength=len(LABELS)).clip(min=32)
-    weights = 1.0 / np.sqrt(areas)[labels]
+    weights = (areas.astype(np.float64) ** -power)[labels]
     return (weights / weights.mean()).astype(np.float32)
 
 
 class AutoencoderSamples:
     """Pictures, colour masks and sketches: all that the VAE must carry."""
 
-    def __init__(self, store: str | Path, image_share: float = 0.6) -> None:
+    def __init__(
+        self, store: str | Path, image_share: float = 0.6, weight_power: float = 0.5
+    ) -> None:
         """Read from a store of pictures.
 
         Args:
             store: folder of the store.
             image_share: share of photographs among the samples; the rest is half masks, half
                 sketches. In [0, 1].
+            weight_power: how much small parts are raised, see `small_part_weights`.
         """
         self.store = Store(store)
         self.image_share = image_share
+        self.weight_power = weight_power
 
     def __len__(self) -> int:
         """Number of faces."""
@@ -130,7 +140,7 @@ class AutoencoderSamples:
             pixels = sketch_pixels(row["sketch"])
         return {
             "pixels": pixels,
-            "weights": torch.from_numpy(small_part_weights(row["labels"])),
+            "weights": torch.from_numpy(small_part_weights(row["labels"], self.weight_power)),
             "noise_seed": torch.randint(2**62, (), generator=generator),
         }
 

@@ -49,6 +49,9 @@ def nearest_colour(
         image: uint8 [H, W, 3].
         region: bool [H, W], with at least one pixel.
         colours: RGB by name.
+
+    Returns:
+        A key of `colours`.
     """
     median = np.median(image[region], axis=0)
     distances = {name: float(((median - rgb) ** 2).sum()) for name, rgb in colours.items()}
@@ -65,6 +68,9 @@ def edge_agreement(image: np.ndarray, sketch: np.ndarray, tolerance_px: int = 1)
         image: uint8 [H, W, 3].
         sketch: uint8 [H, W], dark lines on white.
         tolerance_px: how far apart an edge and a line may be.
+
+    Returns:
+        The harmonic mean of precision and recall.
 
     Raises:
         ValueError: if the sketch has no line darker than mid-grey.

@@ -128,7 +128,7 @@ class HeldOutEvaluation:
         for modality in self.modalities:
             for scale in self.guidance_scales:
                 pictures = self._sample(pipeline, faces, modality, scale)
-                name = f"from {modality}s, guidance {scale:g}"
+                name = f"{modality}, guidance {scale:g}"
                 results[name] = self._tally(parser, faces, pictures)
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         output = Path(self.output)
@@ -161,15 +161,17 @@ class HeldOutEvaluation:
         pictures: list[np.ndarray] = []
         for first in tqdm(self._batches(), desc=f"{modality} {guidance_scale:g}", unit="batch"):
             batch = faces[first : first + self.batch_size]
-            conditions = [face.labels if modality == "mask" else face.sketch for face in batch]
+            conditions: dict[str, Any] = {
+                modality: [face.labels if modality == "mask" else face.sketch for face in batch]
+            }
             output = pipeline(
                 [face.captions[0] for face in batch],
-                **{modality: conditions},
+                **conditions,
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=guidance_scale,
                 seed=HELD_OUT_SEED + first,
             )
-            pictures += [np.asarray(image) for image in output.images]
+            pictures += [np.array(image) for image in output.images]
         return pictures
 
     def _tally(

@@ -1,7 +1,6 @@
 """The face parser: a picture's 19-class label map, by a SegFormer."""
 
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,9 @@ class FaceParser:
     def __init__(self, model: SegformerForSemanticSegmentation) -> None:
         """Wrap a SegFormer.
 
+        Args:
+            model: the parser, with its classes' names in its config.
+
         Raises:
             ValueError: if its classes are not the CelebAMask-HQ classes in their order.
         """
@@ -30,8 +32,14 @@ class FaceParser:
         self.model = model.eval()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls, path: str | Path) -> "FaceParser":
         """Load a parser in float32 from a folder or hub id.
+
+        Args:
+            path: what `save_pretrained` wrote, or a hub id.
+
+        Returns:
+            The parser, in eval mode.
 
         Raises:
             ValueError: if its classes are not the CelebAMask-HQ classes in their order.

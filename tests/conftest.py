@@ -1,0 +1,137 @@
+"""Shared fixtures: a tiny pipeline of real classes with random weights, built without a download.
+
+Importing the package under jaxtyping's hook makes beartype check every annotated shape and dtype
+in all tests. The hook breaks `torch.compile(fullgraph=True)`: a test of that runs in a subprocess.
+"""
+
+from jaxtyping import install_import_hook
+
+# The tower: as everywhere in Python's typing, a whole number is welcome where a float is.
+install_import_hook("mmface", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers import AutoencoderKL  # noqa: E402
+from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
+
+from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
+from mmface.pipeline import MMFacePipeline  # noqa: E402
+from mmface.transformer import MMFaceDiT  # noqa: E402
+
+TEXT_DIM = 12
+MAX_TOKENS = 16
+IMAGE_SIZE = 32
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread():
+    """Keep a test's floating-point sums in one order, and the machine free for others."""
+    torch.set_num_threads(1)
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """Build a CLIP tokenizer of single bytes, without merges."""
+    pieces = sorted(ByteLevel.alphabet())
+    names = [*pieces, *(piece + "</w>" for piece in pieces), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: index for index, name in enumerate(names)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=MAX_TOKENS)
+
+
+def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Build a two-layer CLIP text tower that fits the tokenizer."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_DIM,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=TEXT_DIM,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def build_vae(latent_channels: int = 16, **config) -> AutoencoderKL:
+    """Build a VAE that makes pictures 8 times smaller."""
+    sizes = {
+        "block_out_channels": (4, 4, 4, 4),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "norm_num_groups": 2,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+    }
+    return AutoencoderKL(latent_channels=latent_channels, **sizes | config).eval()
+
+
+def build_transformer(**config) -> MMFaceDiT:
+    """Build a two-block model with random weights in every layer, the zero ones included."""
+    model = MMFaceDiT(
+        hidden_size=16, depth=2, num_heads=2, mlp_ratio=2.0, text_dim=TEXT_DIM, **config
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def build_pipeline(objective: str = "rectified_flow") -> MMFacePipeline:
+    """Build a whole pipeline for pictures of `IMAGE_SIZE` pixels; always the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer()
+        pipeline = MMFacePipeline(
+            vae=build_vae(),
+            text_encoder=build_text_model(tokenizer),
+            tokenizer=tokenizer,
+            transformer=build_transformer(objective=objective),
+            scheduler=None,
+            image_size=IMAGE_SIZE,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> MMFacePipeline:
+    """Give a rectified-flow pipeline; tests must not change it."""
+    return build_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tiny_pipeline, tmp_path_factory) -> Path:
+    """Give the folder of that pipeline, saved."""
+    folder = tmp_path_factory.mktemp("tiny_pipeline")
+    tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def face_labels() -> np.ndarray:
+    """Draw a label map of a face in four classes: uint8 [64, 64]."""
+    rows, columns = np.mgrid[:64, :64]
+    labels = np.zeros((64, 64), dtype=np.uint8)
+    labels[(rows - 28) ** 2 + (columns - 32) ** 2 < 26**2] = LABEL_INDEX["hair"]
+    labels[(rows - 36) ** 2 + (columns - 32) ** 2 < 20**2] = LABEL_INDEX["skin"]
+    labels[44:48, 24:40] = LABEL_INDEX["l_lip"]
+    return labels
+
+
+@pytest.fixture
+def face_mask(face_labels) -> np.ndarray:
+    """Draw that face in the palette's colours: uint8 [64, 64, 3]."""
+    return colorize(face_labels)
+
+
+@pytest.fixture
+def face_sketch() -> np.ndarray:
+    """Draw a circle in dark lines on white: uint8 [64, 64]."""
+    rows, columns = np.mgrid[:64, :64]
+    radius = np.hypot(rows - 32, columns - 32)
+    return np.where(abs(radius - 24) < 1.5, 0, 255).astype(np.uint8)

@@ -1,0 +1,101 @@
+"""The whole path by the repository's own scripts, at the smallest size: nothing to a face."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+SMALL_RUN = (
+    "trainer.recipe.total_steps=2",
+    "trainer.recipe.global_batch_size=2",
+    "trainer.cadence.log_every=1",
+)
+SMALL_VAE = ("task.vae.block_out_channels=[4,4,4,4]",)
+SMALL_CLIP = (
+    "task.tokenizer.vocab_size=520",
+    "task.text_config.num_hidden_layers=2",
+    "task.vision_config.num_hidden_layers=1",
+    "task.vision_config.image_size=32",
+    "task.vision_config.patch_size=8",
+)
+SMALL_DIT = ("model.hidden_size=16", "model.depth=2", "model.num_heads=2", "task.image_size=32")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture
+def run(workplace, monkeypatch):
+    """Run a script in this process, in a folder of its own."""
+
+    def run_script(name, *arguments):
+        monkeypatch.chdir(workplace)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        GlobalHydra.instance().clear()
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+    return run_script
+
+
+@pytest.fixture
+def trained(run, workplace):
+    """Everything up to a flow pipeline, made once."""
+    if not (workplace / "runs/tiny_flow/export").exists():
+        run("precompute.py", "experiment=tiny_pictures", "job.num_faces=4", "job.size_px=32")
+        run("train.py", "experiment=tiny_vae", *SMALL_RUN, *SMALL_VAE)
+        run("train.py", "experiment=tiny_clip", *SMALL_RUN, *SMALL_CLIP)
+        run("train.py", "experiment=tiny_parser", *SMALL_RUN)
+        run("precompute.py", "experiment=tiny_latents")
+        run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT)
+    return workplace / "runs"
+
+
+def test_every_stage_leaves_its_product(trained):
+    for name in ("tiny_vae", "tiny_clip/export/clip", "tiny_parser", "tiny_flow"):
+        folder = trained / name if "/" in name else trained / name / "export"
+        assert any(folder.rglob("*.safetensors")), name
+    lines = (trained / "tiny_flow" / "metrics.jsonl").read_text().splitlines()
+    assert all("loss" in json.loads(line) for line in lines)
+
+
+def test_a_trained_pipeline_samples(trained, run, workplace, capsys):
+    mask = next((Path(__file__).parent.parent / "mmface/assets/examples").glob("mask_*.png"))
+    arguments = ["--prompt", "a woman", "--mask", str(mask), "--steps", "2", "--out", "face.png"]
+    with pytest.raises(SystemExit) as ended:
+        run("sample.py", *arguments, "--pipeline", str(trained / "tiny_flow/export"))
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    assert Image.open(workplace / "face.png").size == (32, 32)
+
+
+def test_a_trained_pipeline_is_evaluated(trained, run, workplace, capsys):
+    run(
+        "evaluate.py",
+        f"pipeline={trained}/tiny_flow/export",
+        f"parser={trained}/tiny_parser/export",
+        "num_faces=2",
+        "num_inference_steps=1",
+        "output=report.json",
+    )
+    results = json.loads((workplace / "report.json").read_text())["results"]
+    assert set(results) == {
+        "true pictures",
+        "reconstructions",
+        "mask, guidance 3",
+        "sketch, guidance 3",
+    }
+    assert all(0 <= row["pixel_accuracy"] <= 1 for row in results.values())
+    assert "sketch, guidance 3" in capsys.readouterr().out
+
+
+def test_ddpm_trains_with_previews(trained, run):
+    previews = ("trainer.cadence.preview_every=2",)
+    run("train.py", "experiment=tiny_ddpm", *SMALL_RUN, *SMALL_DIT, *previews)
+    names = sorted(p.name for p in (trained / "tiny_ddpm" / "previews").iterdir())
+    assert names == ["step-00000000.png", "step-00000002.png"]

@@ -22,7 +22,7 @@ from transformers import SegformerForSemanticSegmentation as SegformerModel
 from mmface.conditions import LABELS, image_pixels
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
-from mmface.training import TrainingTask
+from mmface.training import TrainingTask, cast_copy
 
 
 def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class Autoencoding(TrainingTask):
         trained.register_to_config(
             latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0
         )
-        trained.to(self.export_dtype).save_pretrained(folder)
+        cast_copy(trained, self.export_dtype).save_pretrained(folder)
 
     @torch.no_grad()
     def _latent_statistics(self, vae: AutoencoderKL, num_faces: int = 256) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ class Parsing(TrainingTask):
 
     def export(self, trained: SegformerModel, folder: Path) -> None:
         """Save a transformers SegFormer folder."""
-        trained.to(self.export_dtype).save_pretrained(folder)
+        cast_copy(trained, self.export_dtype).save_pretrained(folder)
 
 
 class Contrasting(TrainingTask):
@@ -194,8 +194,9 @@ class Contrasting(TrainingTask):
 
     def export(self, trained: CLIPModel, folder: Path) -> None:
         """Save the pair in `clip/`, and what a pipeline needs in `text_encoder/`, `tokenizer/`."""
-        trained.to(self.export_dtype).save_pretrained(folder / "clip")
-        trained.text_model.save_pretrained(folder / "text_encoder")
+        pair = cast_copy(trained, self.export_dtype)
+        pair.save_pretrained(folder / "clip")
+        pair.text_model.save_pretrained(folder / "text_encoder")
         for name in ("clip", "tokenizer"):
             self.tokenizer.save_pretrained(folder / name)
 

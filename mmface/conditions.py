@@ -133,8 +133,7 @@ COLOR_TOLERANCE = 24.0
 _EDGE_WIDTH_PX = 6  # off-palette colours farther than this from all others are no soft edge
 _MAX_FOREIGN_FRACTION = 0.002
 _MAX_OFF_PALETTE_FRACTION = 0.3
-_DOUBTFUL_DISTANCE = 8.0
-_UNKNOWN = 255
+_DOUBTFUL_DISTANCE, _UNKNOWN = 8.0, 255
 _AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
 
 
@@ -369,8 +368,8 @@ def _mixtures() -> tuple[tuple[int, int, int], ...]:
 def _fringes(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Find pixels that look like a class but are the mixture of two others; bool [H, W].
 
-    Half-way between hair (0, 0, 204) and background, for example, lies the lower lip (0, 0, 153).
-    Such fringes are thin, and lie between the two classes; or are specks on a soft edge.
+    The lower lip (0, 0, 153), for example, lies between hair (0, 0, 204) and background. Fringes
+    are thin and between their two classes, or are specks on a soft edge.
     """
     present = set(np.unique(labels).tolist()) - {_UNKNOWN}
     area = {index: labels == index for index in present}

@@ -1,6 +1,5 @@
 """The paper's training: MMFace-DiT under its objective, with frozen neighbours."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.encoders import LatentCodec, TextEncoder
@@ -16,7 +14,7 @@ from mmface.grid import labelled_grid
 from mmface.objectives import objective_named
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling import Settings, sample_rows
-from mmface.training import TrainingTask
+from mmface.training import TrainingTask, cast_copy
 from mmface.transformer import MMFaceDiT
 
 PREVIEW_SEEDS = (0, 1)
@@ -32,12 +30,12 @@ class FaceDiffusion(TrainingTask):
         self,
         transformer: MMFaceDiT,
         vae: str | Path,
-        text_encoder: str | Path,
-        tokenizer: str | Path,
+        text: str | Path,
         image_size: int,
         guidance_scale: float = 7.5,
         examples: str | Path | None = None,
         gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
         export_dtype: str = "float32",
     ) -> None:
         """Set up the model and its neighbours.
@@ -46,22 +44,22 @@ class FaceDiffusion(TrainingTask):
             transformer: the model to train; its config names the objective.
             vae: folder or name (see `encoders.VAES`) of the frozen VAE; only previews and the
                 exported pipeline need it.
-            text_encoder: folder of the frozen CLIP text tower.
-            tokenizer: folder of its tokenizer.
+            text: folder with the frozen CLIP text tower in `text_encoder/` and its tokenizer in
+                `tokenizer/`, as in a saved pipeline.
             image_size: edge of the pictures in pixels, the exported pipeline's default.
             guidance_scale: the exported pipeline's default scale of guidance.
             examples: folder of `examples.jsonl` with the conditions that previews are sampled
                 from; None takes the built-in ones.
             gradient_checkpointing: recompute each block in the backward pass.
+            compile_blocks: run each block through torch.compile; the first step takes a minute.
             export_dtype: torch dtype name that exported weights are stored in.
         """
         super().__init__()
         self.trained = transformer
         self.vae = LatentCodec.from_pretrained(str(vae)).vae
-        self.text_model = CLIPTextModel.from_pretrained(
-            text_encoder, dtype=torch.float32
-        ).requires_grad_(False)
-        self.text = TextEncoder(self.text_model, CLIPTokenizer.from_pretrained(tokenizer))
+        self.text = TextEncoder.from_pretrained(text)
+        # A sub-module, so that it moves to the run's device with the task.
+        self.text_model = self.text.text_model
         self.image_size = image_size
         self.guidance_scale = guidance_scale
         self.examples = read_examples(examples or EXAMPLES)
@@ -69,6 +67,8 @@ class FaceDiffusion(TrainingTask):
         self.export_dtype = getattr(torch, export_dtype)
         if gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        if compile_blocks:
+            transformer.compile_repeated_blocks()
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Corrupt the latents, predict, and compare (paper, the two objectives)."""
@@ -95,11 +95,8 @@ class FaceDiffusion(TrainingTask):
     def export(self, trained: MMFaceDiT, folder: Path) -> None:
         """Save a complete MMFacePipeline folder, every component in the export dtype."""
         pipeline = self._pipeline(trained)
-        # Copies, because the run's own weights keep their precision.
         models = {n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
-        pipeline.register_modules(
-            **{n: copy.deepcopy(m).to(self.export_dtype) for n, m in models.items()}
-        )
+        pipeline.register_modules(**{n: cast_copy(m, self.export_dtype) for n, m in models.items()})
         pipeline.save_pretrained(folder)
 
     def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:

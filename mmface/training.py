@@ -6,6 +6,7 @@ newest checkpoint.
 """
 
 import contextlib
+import copy
 import json
 import shutil
 import signal
@@ -52,6 +53,12 @@ class TrainingTask(nn.Module, ABC):
     @abstractmethod
     def export(self, trained: Any, folder: Path) -> None:
         """Write the finished product with the given weights into a folder."""
+
+
+def cast_copy(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of an nn.Module in another dtype; the run's own weights keep their precision."""
+    # torch's own `to`, because diffusers' warns of modules to keep in float32 even without any.
+    return nn.Module.to(copy.deepcopy(module), dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ READING_ORDER = [
     "inputs",
     "pipeline",
     "grid",
-    "data.captions",
     "data.rendered",
     "data.examples",
     "sampling",

@@ -1,6 +1,7 @@
 """The rendered faces: deterministic, complete, aligned, and described truthfully."""
 
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -20,12 +21,23 @@ from mmface.data.rendered import (
     sample_attributes,
 )
 
-NUM_FACES = 200
+NUM_FACES = 72
+
+GOLDEN = {
+    0: ("6b2e75cab04e", "0545f7716820", (142, 91, 73)),
+    1: ("2aade084527f", "b1cf5baaf9a6", (176, 161, 164)),
+    2: ("6748e670f8cf", "29fc6b8abfea", (146, 102, 128)),
+}
+"""Seed -> hashes of the label map and of the captions, and the picture's mean colour."""
 
 
 @pytest.fixture(scope="module")
 def faces() -> list[RenderedFace]:
     return [render_face(seed) for seed in range(NUM_FACES)]
+
+
+def short_hash(data: bytes) -> str:
+    return sha256(data).hexdigest()[:12]
 
 
 def nearest(color: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
@@ -47,28 +59,39 @@ def boundaries(labels: np.ndarray) -> np.ndarray:
     return edge
 
 
-def test_a_seed_is_a_face_whatever_the_global_random_state() -> None:
-    np.random.seed(1)
-    first = render_face(11)
-    np.random.seed(2)
-    render_face(12)
+# The built-in models were trained on these faces: whoever changes one of them must train anew.
+# Labels and captions are compared exactly, since they are integers and text; the picture is not,
+# since its rounding may differ from one machine to the next.
+@pytest.mark.parametrize("seed", GOLDEN)
+def test_seeds_keep_their_faces(faces: list[RenderedFace], seed: int) -> None:
+    labels, captions_, mean_color = GOLDEN[seed]
+    face = faces[seed]
+    assert short_hash("\n".join(face.captions).encode()) == captions_
+    assert short_hash(face.labels.tobytes()) == labels
+    np.testing.assert_allclose(face.image.mean((0, 1)), mean_color, atol=1)
+
+
+def test_a_seed_is_a_face_whatever_the_global_random_state(faces: list[RenderedFace]) -> None:
+    first = faces[11]
+    np.random.seed(2)  # noqa: NPY002  # noqa: NPY002 - the state that must not matter
     second = render_face(11)
     assert first.attributes == second.attributes == sample_attributes(11)
     assert first.captions == second.captions
     for name in ("image", "labels", "sketch"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert (render_face(12).image != first.image).any()
+    assert (faces[12].image != first.image).any()
 
 
 @pytest.mark.parametrize("size", [64, 100, 128, 256])
-def test_shapes_dtypes_and_the_same_scene_at_every_size(size: int) -> None:
+def test_shapes_dtypes_and_the_same_scene_at_every_size(
+    faces: list[RenderedFace], size: int
+) -> None:
     face = render_face(3, size)
     assert face.image.shape == (size, size, 3)
     assert face.labels.shape == face.sketch.shape == (size, size)
     assert face.image.dtype == face.labels.dtype == face.sketch.dtype == np.uint8
-    reference = render_face(3)
     rows = (np.arange(128) * size) // 128
-    assert (face.labels[rows][:, rows] == reference.labels).mean() > 0.9
+    assert (face.labels[rows][:, rows] == faces[3].labels).mean() > 0.9
 
 
 def test_too_small_a_size_is_refused() -> None:
@@ -76,16 +99,16 @@ def test_too_small_a_size_is_refused() -> None:
         draw(sample_attributes(0), 8)
 
 
-def test_all_classes_occur_and_rare_ones_are_neither_rare_nor_common(
-    faces: list[RenderedFace],
-) -> None:
-    counts = np.array([np.bincount(face.labels.ravel(), minlength=19) for face in faces])
-    share = dict(zip(LABELS, (counts > 0).mean(0), strict=True))
-    assert min(share.values()) > 0
-    for label in ("hat", "neck_l", "ear_r", "eye_g"):
-        assert 0.1 < share[label] < 0.3, label
-    assert 0.25 < share["mouth"] < 0.45
-    assert share["l_ear"] > 0.4
+def test_all_classes_occur(faces: list[RenderedFace]) -> None:
+    assert {LABELS[i] for face in faces for i in np.unique(face.labels)} == set(LABELS)
+    assert np.mean([(face.labels == LABEL_INDEX["l_ear"]).any() for face in faces]) > 0.4
+
+
+def test_accessories_are_neither_rare_nor_common() -> None:
+    drawn = [sample_attributes(seed) for seed in range(1000)]
+    for name in ("hat", "necklace", "earrings", "glasses"):
+        assert 0.1 < np.mean([bool(getattr(face, name)) for face in drawn]) < 0.3, name
+    assert 0.25 < np.mean([face.expression == "open smile" for face in drawn]) < 0.45
 
 
 def test_small_parts_survive_an_eightfold_encoder(faces: list[RenderedFace]) -> None:
@@ -98,7 +121,7 @@ def test_small_parts_survive_an_eightfold_encoder(faces: list[RenderedFace]) -> 
 
 
 def test_left_parts_lie_on_the_right_of_the_picture(faces: list[RenderedFace]) -> None:
-    for face in faces[:50]:
+    for face in faces:
         centre = {
             label: np.nonzero(face.labels == LABEL_INDEX[label])[1].mean()
             for label in ("l_eye", "r_eye", "l_brow", "r_brow")
@@ -149,7 +172,7 @@ def test_labels_show_what_the_attributes_say(faces: list[RenderedFace]) -> None:
 def test_sketch_lines_follow_label_boundaries_and_carry_no_colour(
     faces: list[RenderedFace],
 ) -> None:
-    for face in faces[:40]:
+    for face in faces:
         edge = boundaries(face.labels)
         dark = face.sketch < 140
         assert dark[edge].mean() > 3 * dark[~edge].mean()

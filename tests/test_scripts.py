@@ -23,7 +23,13 @@ SMALL_CLIP = (
     "task.vision_config.image_size=32",
     "task.vision_config.patch_size=8",
 )
-SMALL_DIT = ("model.hidden_size=16", "model.depth=2", "model.num_heads=2", "task.image_size=32")
+SMALL_DIT = (
+    "model.hidden_size=16",
+    "model.depth=2",
+    "model.num_heads=2",
+    "task.image_size=32",
+    "task.compile_blocks=false",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,8 @@ def trained(run, workplace):
     if not (workplace / "runs/tiny_flow/export").exists():
         run("precompute.py", "experiment=tiny_pictures", "job.num_faces=4", "job.size_px=32")
         run("train.py", "experiment=tiny_vae", *SMALL_RUN, *SMALL_VAE)
+        refine = (*SMALL_RUN, "trainer.recipe.micro_batch_size=1")
+        run("train.py", "experiment=tiny_vae_refined", *refine)
         run("train.py", "experiment=tiny_clip", *SMALL_RUN, *SMALL_CLIP)
         run("train.py", "experiment=tiny_parser", *SMALL_RUN)
         run("precompute.py", "experiment=tiny_latents")
@@ -58,7 +66,13 @@ def trained(run, workplace):
 
 
 def test_every_stage_leaves_its_product(trained):
-    for name in ("tiny_vae", "tiny_clip/export/clip", "tiny_parser", "tiny_flow"):
+    for name in (
+        "tiny_vae",
+        "tiny_vae_refined",
+        "tiny_clip/export/clip",
+        "tiny_parser",
+        "tiny_flow",
+    ):
         folder = trained / name if "/" in name else trained / name / "export"
         assert any(folder.rglob("*.safetensors")), name
     lines = (trained / "tiny_flow" / "metrics.jsonl").read_text().splitlines()

@@ -10,6 +10,7 @@ import textwrap
 from functools import partial
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -205,3 +206,38 @@ def test_one_bad_process_makes_both_skip(tmp_path):
     task.poisoned_calls = {2}
     line_trainer(tmp_path / "one", task=task).train()
     assert_equal(weights(tmp_path / "two", 8), weights(tmp_path / "one", 8), rtol=1e-9)
+
+
+class WideTask(LineTask):
+    """The same in float32 with a layer large enough for 8-bit optimizer states."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained = nn.Sequential(nn.Linear(4, 2048), nn.Tanh(), nn.Linear(2048, 1))
+
+    def forward(self, batch):
+        loss = (self.trained(batch["x"].float())[:, 0].float() - batch["y"].float()).square()
+        return {"loss": loss}
+
+
+def eight_bit_trainer(folder, steps):
+    torch.manual_seed(0)
+    return Trainer(
+        task=WideTask(),
+        samples=LineSamples(),
+        recipe=Recipe(steps, 6, 6, ema_decay=0.9),
+        optimizer=partial(bitsandbytes.optim.AdamW8bit, lr=1e-2),
+        schedule=get_constant_schedule,
+        output_dir=folder,
+        mixed_precision="bf16",
+    )
+
+
+def test_bf16_with_8_bit_adamw_trains_and_resumes_bit_equal(tmp_path):
+    trainer = eight_bit_trainer(tmp_path / "whole", 6)
+    trainer.train()
+    states = [s["state1"].dtype for s in trainer.optimizer.optimizer.state.values()]
+    assert torch.uint8 in states
+    eight_bit_trainer(tmp_path / "parts", 3).train()
+    eight_bit_trainer(tmp_path / "parts", 6).train()
+    assert_equal(weights(tmp_path / "parts", 6), weights(tmp_path / "whole", 6))

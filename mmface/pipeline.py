@@ -109,12 +109,14 @@ class MMFacePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: What `save_pretrained` wrote, or a hub id.
-            **kwargs: As for `DiffusionPipeline.from_pretrained`, `torch_dtype` for example.
+            **kwargs: As for `DiffusionPipeline.from_pretrained`; `torch_dtype` is float32 if not
+                given, whatever the files hold.
 
         Returns:
             The pipeline.
         """
-        options = {"use_safetensors": True} | kwargs
+        # Said in so many words, or each component comes in the dtype of its own file.
+        options = {"use_safetensors": True, "torch_dtype": torch.float32} | kwargs
         return super().from_pretrained(str(pretrained_model_name_or_path), **options)
 
     @classmethod

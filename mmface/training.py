@@ -179,6 +179,7 @@ class Trainer:
         """
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.resume()
+        self._forget_metrics_after_this_step()
         self.accelerator.init_trackers("mmface")
         previous = {
             s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)
@@ -366,6 +367,16 @@ class Trainer:
             with (self.output_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.step, **values}) + "\n")
         return values
+
+    def _forget_metrics_after_this_step(self) -> None:
+        """Drop the lines of steps that a killed run made but did not save: they come again."""
+        path = self.output_dir / "metrics.jsonl"
+        if self.accelerator.is_main_process and path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may tear the last
+            aside = path.with_suffix(".partial")
+            aside.write_text("".join(s for s in whole if json.loads(s)["step"] <= self.step))
+            aside.replace(path)
 
     def _preview(self) -> None:
         if self.cadence.preview_every and self.accelerator.is_main_process:

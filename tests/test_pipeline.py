@@ -199,6 +199,13 @@ def test_wrong_inputs_are_named(tiny_pipeline, face_mask, changed, message):
         tiny_pipeline(**arguments)
 
 
+def test_half_precision_files_load_in_one_precision(tmp_path):
+    build_pipeline().to(torch.float16).save_pretrained(tmp_path)
+    loaded = MMFacePipeline.from_pretrained(tmp_path)
+    parts = (loaded.vae, loaded.text_encoder, loaded.transformer)
+    assert {part.dtype for part in parts} == {torch.float32}
+
+
 def test_saved_pipeline_samples_the_same(pipeline, face_mask, tmp_path):
     pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())

@@ -13,11 +13,18 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 from transformers import get_constant_schedule
 
 from mmface.training import Cadence, Recipe, Trainer, TrainingTask, averaging
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Forget the precision that an earlier test asked accelerate for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class LineSamples:
@@ -99,10 +106,12 @@ def test_resumed_run_ends_bit_equal(tmp_path, stop):
                 raise KeyboardInterrupt
             return super().forward(batch)
 
-    cadence = Cadence(log_every=0, checkpoint_every=1)
+    cadence = Cadence(log_every=1, checkpoint_every=2)
     with pytest.raises(KeyboardInterrupt):
         line_trainer(tmp_path / "parts", cadence=cadence, task=Interrupted()).train()
     line_trainer(tmp_path / "parts", cadence=cadence).train()
+    metrics = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == list(range(1, 9))
     assert_equal(weights(tmp_path / "parts", 8), weights(tmp_path / "whole", 8))
 
 

@@ -111,7 +111,7 @@ class HeldOutEvaluation:
     num_faces: int = 256
     guidance_scales: Sequence[float] = (3.0,)
     modalities: Sequence[str] = ("mask", "sketch")
-    num_inference_steps: int = 50
+    num_inference_steps: int = 25
     batch_size: int = 16
 
     def run(self) -> dict[str, Any]:

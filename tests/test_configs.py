@@ -35,6 +35,14 @@ def test_training_experiments_compose(name):
     assert schedule.get_last_lr() == [0.0]  # the first step of a warm-up
 
 
+def test_optimizer_and_hardware_can_be_changed_on_the_command_line():
+    config = composed("train", "experiment=tiny_flow", "optimizer=adamw_8bit", "hardware=gpu")
+    optimizer = instantiate(config.optimizer, _convert_="all")([torch.nn.Parameter(torch.zeros(4))])
+    assert type(optimizer).__name__ == "AdamW8bit"
+    assert optimizer.param_groups[0]["lr"] == config.optimizer.lr == 8e-4
+    assert config.trainer.mixed_precision == "bf16"
+
+
 @pytest.mark.parametrize("name", PRECOMPUTED)
 def test_precompute_experiments_compose(name):
     config = composed("precompute", f"experiment={name}")

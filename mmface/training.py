@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,7 @@ class Trainer:
                 if cadence.checkpoint_every and self.step % cadence.checkpoint_every == 0:
                     self.save()
 
-    def train_step(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    def train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
         """One optimizer step over the micro-batches of this process.
 
         The norm is taken after the processes have added up their gradients, so that one bad
@@ -235,7 +235,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         self.wrapped.train()
         for micro in range(count):
-            batch = self._to_device(next(batches))  # type: ignore[call-overload]
+            batch = self._to_device(next(batches))
             last = micro == count - 1
             with self.accelerator.no_sync(self.wrapped) if not last else contextlib.nullcontext():
                 with self.accelerator.autocast():

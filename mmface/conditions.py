@@ -1,76 +1,67 @@
-"""Pictures to tensors and back: the 19-class face palette, masks, sketches and the crop.
+"""Pictures to tensors and back: masks in any known label format, sketches and the crop.
 
 Label maps are uint8 arrays [H, W] of class indices in the CelebAMask-HQ order (`LABELS`), and
 sketches are uint8 grey pictures [H, W] with dark lines on white. Everything a person brings is
 turned into one of these two forms here, and nowhere else.
 """
 
-import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-LABELS: tuple[str, ...] = (
-    "background",
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
+from mmface.label_formats import (
+    COLOR_TOLERANCE,
+    Color,
+    LabelFormat,
+    class_indices,
+    guess_label_format,
+    label_format_named,
+    nearest_colors,
 )
-"""The CelebAMask-HQ classes in their index order. Left and right are the subject's own, so
-`l_eye` lies on the picture's right. `eye_g` is eyeglasses, `ear_r` an earring, `neck_l` a
-necklace, `mouth` the inside of the mouth between the lips."""
-
-LABEL_INDEX: dict[str, int] = {name: index for index, name in enumerate(LABELS)}
-
-PALETTE = np.array(
-    [
-        (0, 0, 0),
-        (204, 0, 0),
-        (76, 153, 0),
-        (204, 204, 0),
-        (51, 51, 255),
-        (204, 0, 204),
-        (0, 255, 255),
-        (255, 204, 204),
-        (102, 51, 0),
-        (255, 0, 0),
-        (102, 204, 0),
-        (255, 255, 0),
-        (0, 0, 153),
-        (0, 0, 204),
-        (255, 51, 153),
-        (0, 204, 204),
-        (0, 51, 0),
-        (255, 153, 51),
-        (0, 204, 0),
-    ],
-    dtype=np.uint8,
+from mmface.palette import (
+    LABEL_INDEX,
+    LABELS,
+    LEFT_RIGHT_PAIRS,
+    PALETTE,
+    colorize,
+    flip_labels,
 )
-"""uint8 [19, 3]: the RGB colour of each class, as CelebAMask-HQ's `g_color.py` draws them."""
+from mmface.picture_files import (
+    SKETCH_POLARITIES,
+    Picture,
+    flat_rgb,
+    open_picture,
+    picture_name,
+)
+
+__all__ = [
+    "COLOR_TOLERANCE",
+    "LABELS",
+    "LABEL_INDEX",
+    "LEFT_RIGHT_PAIRS",
+    "PALETTE",
+    "SKETCH_POLARITIES",
+    "LoadedMask",
+    "Modality",
+    "Picture",
+    "colorize",
+    "flip_labels",
+    "image_pixels",
+    "load_mask",
+    "load_sketch",
+    "mask_pixels",
+    "open_picture",
+    "released_mask_pixels",
+    "sketch_pixels",
+    "to_uint8",
+]
 
 
 class Modality(IntEnum):
@@ -78,24 +69,6 @@ class Modality(IntEnum):
 
     MASK = 0
     SKETCH = 1
-
-
-def colorize(labels: np.ndarray) -> np.ndarray:
-    """Draw a label map in the palette's colours: uint8 [H, W] -> uint8 [H, W, 3]."""
-    return PALETTE[labels]
-
-
-LEFT_RIGHT_PAIRS: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (8, 9))
-"""Classes that change places in a mirror: the eyes, the brows and the ears."""
-
-_MIRRORED = np.arange(len(LABELS), dtype=np.uint8)
-for _left, _right in LEFT_RIGHT_PAIRS:
-    _MIRRORED[[_left, _right]] = _right, _left
-
-
-def flip_labels(labels: np.ndarray) -> np.ndarray:
-    """Mirror a label map [H, W] left to right, and swap the subject's left and right parts."""
-    return _MIRRORED[labels[:, ::-1]]
 
 
 def image_pixels(rgb: UInt8[np.ndarray, "height width 3"]) -> Float32[Tensor, "3 height width"]:
@@ -120,15 +93,6 @@ def to_uint8(
     scaled = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
-
-Picture = Image.Image | np.ndarray | str | Path
-"""A picture as people have it: a PIL picture, an array, or the path of a file."""
-
-MAX_PIXELS = 50_000_000
-"""Larger pictures are refused before they are decompressed."""
-
-COLOR_TOLERANCE = 24.0
-"""RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""
 
 _EDGE_WIDTH_PX = 6  # off-palette colours farther than this from all others are no soft edge
 _MAX_FOREIGN_FRACTION = 0.002
@@ -156,50 +120,10 @@ class LoadedMask:
         return tuple(LABELS[index] for index in np.unique(self.labels))
 
 
-def open_picture(source: Picture) -> Image.Image:
-    """Open a picture, or wrap an array, and load all of it.
-
-    Args:
-        source: A PIL picture, a path, or an array [H, W] or [H, W, 3 or 4] of integers 0..255.
-
-    Returns:
-        The picture in its own mode, upright.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, is broken, or has more than `MAX_PIXELS` pixels.
-    """
-    name = _name(source)
-    if isinstance(source, np.ndarray):
-        fits = source.size and source.ndim in (2, 3) and source.shape[2:] in ((), (3,), (4,))
-        if not (fits and source.dtype.kind in "iu" and 0 <= source.min() <= source.max() <= 255):
-            raise ValueError(
-                f"{name} has dtype {source.dtype} and shape {source.shape}; give integers 0..255 "
-                "as [H, W], [H, W, 3] or [H, W, 4]."
-            )
-        return Image.fromarray(np.ascontiguousarray(source.astype(np.uint8)))
-    if not isinstance(source, Image.Image) and not Path(source).exists():
-        raise FileNotFoundError(f"{name} does not exist.")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of a decompression bomb; the limit below refuses it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = nullcontext(source) if isinstance(source, Image.Image) else Image.open(source)
-        with opened as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            picture.load()
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{name} is larger than {MAX_PIXELS // 10**6} million pixels; make it smaller first."
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read as a picture ({error}).") from error
-    return ImageOps.exif_transpose(picture)
-
-
-def load_mask(source: Picture, size: tuple[int, int]) -> LoadedMask:
-    """Read a segmentation mask: a picture in the palette's colours, or a map of class indices.
+def load_mask(
+    source: Picture, size: tuple[int, int], label_format: str = "celebamask_hq"
+) -> LoadedMask:
+    """Read a segmentation mask: a picture in a palette's colours, or a map of class indices.
 
     Pixels are snapped to classes at the source's own resolution, then the middle is cropped to the
     aspect ratio of `size` and resized by nearest neighbour: no class is invented by mixing two
@@ -209,40 +133,78 @@ def load_mask(source: Picture, size: tuple[int, int]) -> LoadedMask:
         source: A colour picture, soft edges allowed; or indices 0..18 as an array [H, W] or a grey
             or palette picture. Transparent pixels are background.
         size: Height and width of the result in pixels.
+        label_format: Order and colours of the source's classes, a name in `LABEL_FORMATS`. The
+            result is in the order of `LABELS` always.
 
     Returns:
         The label map, and how much of it had to be guessed.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, or no mask in this palette.
+        ValueError: If it is no picture, or no mask in this format, or there is no such format.
     """
-    picture = open_picture(source)
-    labels = _index_map(picture, _name(source))
+    format_ = label_format_named(label_format)
+    picture, name = open_picture(source), picture_name(source)
+    labels = _index_map(picture, format_, name)
     off_palette_fraction = 0.0
     if labels is None:
-        labels, off_palette_fraction = _decode_colors(_rgb(picture, "black"), _name(source))
+        labels, off_palette_fraction = _decode_colors(picture, format_, name)
     top, left, height, width = _centre_crop(labels.shape, size)
     cropped = Image.fromarray(labels[top : top + height, left : left + width])
     resized = cropped.resize((size[1], size[0]), Image.Resampling.NEAREST)
     return LoadedMask(np.array(resized), off_palette_fraction)
 
 
-def load_sketch(source: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
-    """Read a sketch, dark lines on white, crop its middle to the aspect ratio and resize.
+def released_mask_pixels(
+    source: Picture, size: tuple[int, int]
+) -> Float32[Tensor, "3 height width"]:
+    """Read a mask in the palette's colours as the released weights were shown it.
+
+    Their masks were resized as colour pictures, whole and with LANCZOS, so that edges have colours
+    of no class. `load_mask` keeps classes apart; this is for comparing with the release itself.
 
     Args:
-        source: A picture; colour becomes grey, transparent pixels become white.
+        source: A colour picture in the palette of `celebamask_hq`, or indices 0..18, which are
+            drawn in it first. Transparent pixels are background. It is not cropped.
         size: Height and width of the result in pixels.
 
     Returns:
-        The sketch.
+        Pixels in [-1, 1].
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, is in colour, blank, or light lines on dark.
+        ValueError: If it is no picture, or a grey one with values above 18.
     """
-    rgb, name = _rgb(open_picture(source), "white"), _name(source)
+    picture = open_picture(source)
+    labels = _index_map(picture, label_format_named("celebamask_hq"), picture_name(source))
+    rgb = flat_rgb(picture, "black") if labels is None else colorize(labels)
+    resized = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return image_pixels(np.array(resized))
+
+
+def load_sketch(
+    source: Picture, size: tuple[int, int], polarity: str = "dark_on_white"
+) -> UInt8[np.ndarray, "height width"]:
+    """Read a sketch, crop its middle to the aspect ratio and resize.
+
+    Args:
+        source: A picture; colour becomes grey, transparent pixels become paper.
+        size: Height and width of the result in pixels.
+        polarity: What the source is, one of `SKETCH_POLARITIES`.
+
+    Returns:
+        The sketch, dark lines on white always.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no picture, is in colour, blank, or of the other polarity.
+    """
+    if polarity not in SKETCH_POLARITIES:
+        known = " and ".join(SKETCH_POLARITIES)
+        raise ValueError(f"There is no sketch polarity {polarity!r}; known are {known}.")
+    dark_on_white = polarity == "dark_on_white"
+    picture, name = open_picture(source), picture_name(source)
+    rgb = flat_rgb(picture, "white" if dark_on_white else "black")
     if (np.ptp(rgb.astype(np.int16), axis=2) > 64).mean() > 0.25:
         raise ValueError(
             f"{name} is a colour picture, not a sketch; a segmentation mask goes in as the mask."
@@ -250,31 +212,22 @@ def load_sketch(source: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "he
     top, left, height, width = _centre_crop(rgb.shape[:2], size)
     grey = Image.fromarray(rgb).convert("L").crop((left, top, left + width, top + height))
     sketch = np.array(grey.resize((size[1], size[0]), Image.Resampling.LANCZOS))
+    sketch = sketch if dark_on_white else 255 - sketch
     if np.ptp(sketch) < 32:
         raise ValueError(f"{name} is blank: no line in it; give dark lines on white.")
     # Portrait sketches may have a black background; the face in the middle is white in all.
     middle = sketch[size[0] // 4 : -(size[0] // 4) or None, size[1] // 4 : -(size[1] // 4) or None]
     if np.median(middle) < 128:
+        found, remedy = (
+            ("light lines on dark; sketches are dark lines on white", "white_on_dark")
+            if dark_on_white
+            else ("dark lines on white", "dark_on_white")
+        )
         raise ValueError(
-            f"{name} is light lines on dark; sketches are dark lines on white: invert it first "
-            "(PIL.ImageOps.invert)."
+            f"{name} is {found}: invert it first (PIL.ImageOps.invert), or read it with the "
+            f"polarity {remedy}."
         )
     return sketch
-
-
-def _name(source: Picture) -> str:
-    """Name a source in an error message."""
-    if isinstance(source, str | Path):
-        return str(source)
-    return "The array" if isinstance(source, np.ndarray) else "The picture"
-
-
-def _rgb(picture: Image.Image, backdrop: str) -> np.ndarray:
-    """Lay a picture on a backdrop where it is transparent; uint8 [H, W, 3]."""
-    if picture.has_transparency_data:
-        below = Image.new("RGBA", picture.size, backdrop)
-        picture = Image.alpha_composite(below, picture.convert("RGBA"))
-    return np.array(picture.convert("RGB"))
 
 
 def _centre_crop(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -284,43 +237,32 @@ def _centre_crop(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, in
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
 
 
-def _index_map(picture: Image.Image, name: str) -> np.ndarray | None:
+def _index_map(picture: Image.Image, format_: LabelFormat, name: str) -> np.ndarray | None:
     """Read a picture as a map of class indices; None if colours carry them."""
-    values = np.array(picture if picture.mode in ("P", "L") else picture.convert("RGB"))
-    if values.ndim == 3:
-        if (values != values[..., :1]).any():
-            return None
-        values = values[..., 0]
-    elif picture.mode == "P":
-        _, distance, _ = _nearest_colors(_rgb(picture, "black"))
-        if distance.max() < 2 or values.max() >= len(LABELS):
-            return None
+    values = class_indices(picture, [format_.palette] if format_.palette else [])
+    if values is None:
+        return None
     if values.max() >= len(LABELS):
         raise ValueError(
             f"{name} is a grey picture with values up to {values.max()}, not a mask: give the 19 "
             "palette colours, or class indices 0..18. A sketch goes in as the sketch."
         )
-    return values.astype(np.uint8)
+    return format_.to_labels[values]
 
 
-def _nearest_colors(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give each pixel's nearest class, its distance to it, and its colour packed in one number."""
-    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    colors, inverse = np.unique(packed, return_inverse=True)
-    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
-    nearest = np.zeros(len(colors), dtype=np.uint8)
-    distance = np.full(len(colors), np.inf)
-    for index, color in enumerate(PALETTE):
-        candidate = np.linalg.norm(unpacked - color.astype(np.float64), axis=1)
-        closer = candidate < distance
-        nearest[closer], distance[closer] = index, candidate[closer]
-    inverse = inverse.reshape(packed.shape)
-    return nearest[inverse], distance[inverse], packed
-
-
-def _decode_colors(rgb: np.ndarray, name: str) -> tuple[np.ndarray, float]:
+def _decode_colors(
+    picture: Image.Image, format_: LabelFormat, name: str
+) -> tuple[np.ndarray, float]:
     """Snap a colour picture to classes; also give the share of its pixels off the palette."""
-    labels, distance, packed = _nearest_colors(rgb)
+    if not format_.palette:
+        raise ValueError(
+            f"{name} is in colour, but masks of the label format {format_.name!r} are maps of "
+            f"class indices.{_other_format(picture)}"
+        )
+    rgb = flat_rgb(picture, "black")
+    labels, distance, packed = nearest_colors(rgb, format_.label_palette)
+    if not distance.any():  # exact colours have no soft edges: each pixel is what it says
+        return labels, 0.0
     off_palette = distance > COLOR_TOLERANCE
     off_palette_fraction = float(off_palette.mean())
     foreign = ~_grown(~off_palette, _EDGE_WIDTH_PX)
@@ -329,12 +271,20 @@ def _decode_colors(rgb: np.ndarray, name: str) -> tuple[np.ndarray, float]:
         most = [int(colors[index]) for index in counts.argsort()[::-1][:3]]
         listed = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in most)
         raise ValueError(
-            f"{name} is not a mask in the CelebAMask-HQ palette: {off_palette_fraction:.1%} of its "
-            f"pixels are far from all 19 colours, most often {listed}. Redraw it in "
-            "mmface.conditions.PALETTE, or save the class indices 0..18 as a grey PNG."
+            f"{name} is not a mask in the {format_.title} palette: {off_palette_fraction:.1%} of "
+            f"its pixels are far from all 19 colours, most often {listed}."
+            f"{_other_format(picture)} Redraw it in mmface.conditions.PALETTE, or save the class "
+            "indices 0..18 as a grey PNG."
         )
-    known = ~(off_palette | _fringes(np.where(off_palette, _UNKNOWN, labels), distance))
-    return _filled(labels, known, rgb), off_palette_fraction
+    fringes = _fringes(np.where(off_palette, _UNKNOWN, labels), distance, format_.label_palette)
+    known = ~(off_palette | fringes)
+    return _filled(labels, known, rgb, format_.label_palette), off_palette_fraction
+
+
+def _other_format(picture: Image.Image) -> str:
+    """Say which other format has a picture's colours, if one has."""
+    found = guess_label_format([picture]).format
+    return f" Its colours are those of the label format {found.name!r}." if found else ""
 
 
 def _grown(area: np.ndarray, radius: int) -> np.ndarray:
@@ -351,10 +301,10 @@ def _grown(area: np.ndarray, radius: int) -> np.ndarray:
     return area
 
 
-@lru_cache(maxsize=1)
-def _mixtures() -> tuple[tuple[int, int, int], ...]:
+@lru_cache(maxsize=4)
+def _mixtures(palette: tuple[Color, ...]) -> tuple[tuple[int, int, int], ...]:
     """List (a, b, c) where a mixture of the colours of a and b looks like c."""
-    colors = PALETTE.astype(np.float64)
+    colors = np.array(palette, dtype=np.float64)
     found = []
     for a, b, c in permutations(range(len(LABELS)), 3):
         along = colors[b] - colors[a]
@@ -365,7 +315,7 @@ def _mixtures() -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
-def _fringes(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
+def _fringes(labels: np.ndarray, distance: np.ndarray, palette: tuple[Color, ...]) -> np.ndarray:
     """Find pixels that look like a class but are the mixture of two others; bool [H, W].
 
     The lower lip (0, 0, 153), for example, lies between hair (0, 0, 204) and background. Fringes
@@ -379,21 +329,23 @@ def _fringes(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
     fringes = np.zeros(labels.shape, dtype=bool)
     for index in present:
         fringes |= area[index] & ~_grown(solid[index], 4) & doubtful
-    for a, b, mixed in _mixtures():
+    for a, b, mixed in _mixtures(palette):
         if {a, b, mixed} <= present:
             fringes |= area[mixed] & ~solid[mixed] & near[a] & near[b]
     return fringes
 
 
-def _filled(labels: np.ndarray, known: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+def _filled(
+    labels: np.ndarray, known: np.ndarray, rgb: np.ndarray, palette: tuple[Color, ...]
+) -> np.ndarray:
     """Give unknown pixels the class of the nearest known one, of equally near ones the likest."""
     padded = np.pad(np.where(known, labels, _UNKNOWN), 1, constant_values=_UNKNOWN)
-    palette = np.vstack([PALETTE, np.full((237, 3), 1e6)])  # an unknown neighbour is never nearest
+    colors_of = np.vstack([palette, np.full((237, 3), 1e6)])  # an unknown one is never nearest
     places = np.argwhere(~known)
     while len(places):
         around = padded[tuple((places[:, None] + 1 + _AROUND).transpose(2, 0, 1))]
         colors = rgb[tuple(places.T)].astype(np.float64)
-        likest = np.linalg.norm(palette[around] - colors[:, None], axis=2).argmin(axis=1)
+        likest = np.linalg.norm(colors_of[around] - colors[:, None], axis=2).argmin(axis=1)
         found = around[np.arange(len(places)), likest]
         padded[tuple(places.T + 1)] = found
         places = places[found == _UNKNOWN]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmface import conditions
+from mmface import picture_files
 from mmface.conditions import (
     LABEL_INDEX,
     LABELS,
@@ -17,6 +17,7 @@ from mmface.conditions import (
     load_mask,
     load_sketch,
     mask_pixels,
+    released_mask_pixels,
     sketch_pixels,
     to_uint8,
 )
@@ -51,7 +52,7 @@ def test_index_maps(face_labels, tmp_path):
     grey = tmp_path / "grey.png"
     Image.fromarray(face_labels).save(grey)
     own_colors = Image.fromarray(face_labels, mode="P")
-    own_colors.putpalette(np.arange(768) % 251)
+    own_colors.putpalette((np.arange(768) % 251).tolist())
     sources = [
         face_labels,
         face_labels.astype(np.int64),
@@ -177,7 +178,7 @@ def test_bad_files_are_named(load, tmp_path, monkeypatch):
     cut.write_bytes(whole.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut.png cannot be read"):
         load(cut, SIZE)
-    monkeypatch.setattr(conditions, "MAX_PIXELS", 200 * 199)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 200 * 199)
     with pytest.raises(ValueError, match=r"whole.png is larger than"):
         load(whole, SIZE)
 
@@ -188,7 +189,7 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(path)
     for limit in (60_000, 1_000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        monkeypatch.setattr(conditions, "MAX_PIXELS", limit)
+        monkeypatch.setattr(picture_files, "MAX_PIXELS", limit)
         with pytest.raises(ValueError, match=r"bomb.png is larger"):
             load_mask(path, SIZE)
 
@@ -213,3 +214,27 @@ def test_pixels_and_back(face_labels, face_sketch):
     sketch = sketch_pixels(face_sketch)
     assert (sketch.min(), sketch.max()) == (-1, 1)
     assert torch.equal(sketch[0], sketch[2])
+
+
+def test_white_on_dark_sketches(face_sketch):
+    inverted = load_sketch(255 - face_sketch, SIZE, polarity="white_on_dark")
+    assert np.array_equal(inverted, face_sketch)
+    ink = np.dstack([255 - face_sketch] * 3 + [255 - face_sketch])  # transparent where no line is
+    assert np.median(load_sketch(ink, SIZE, polarity="white_on_dark")) == 255
+    with pytest.raises(ValueError, match=r"dark lines on white: .*dark_on_white"):
+        load_sketch(face_sketch, SIZE, polarity="white_on_dark")
+    with pytest.raises(ValueError, match=r"light lines on dark.*polarity white_on_dark"):
+        load_sketch(255 - face_sketch, SIZE)
+    with pytest.raises(ValueError, match="no sketch polarity 'grey'"):
+        load_sketch(face_sketch, SIZE, polarity="grey")
+
+
+def test_released_masks_are_resized_whole_as_colours(face_labels, face_mask):
+    wide = np.pad(face_mask, ((0, 0), (0, 64), (0, 0)))
+    expected = Image.fromarray(wide).resize((32, 32), Image.Resampling.LANCZOS)
+    for source in (wide, np.pad(face_labels, ((0, 0), (0, 64)))):
+        pixels = released_mask_pixels(source, (32, 32))
+        assert np.array_equal(to_uint8(pixels), np.array(expected))
+    assert len(np.unique(to_uint8(pixels).reshape(-1, 3), axis=0)) > len(LABELS)
+    snapped = mask_pixels(load_mask(wide, (32, 32)).labels)
+    assert not torch.allclose(snapped, pixels)

@@ -1,0 +1,345 @@
+"""The class orders and colours in which face masks are found, and a guess of a folder's own.
+
+All formats have the 19 classes of CelebAMask-HQ, so that reading one is a lookup of 19 entries
+and loses nothing. Colours tell their format. Index maps do not, as all orders have the values
+0..18: they are told by anatomy, such as the brows, which are above the eyes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mmface.face_anatomy import Part, Relation, parts_of, relations_of
+from mmface.palette import LABEL_INDEX, LABELS, PALETTE
+from mmface.picture_files import Picture, flat_rgb, open_picture, picture_name
+
+Color = tuple[int, int, int]
+
+COLOR_TOLERANCE = 24.0
+"""RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """How a mask writes its 19 classes.
+
+    Attributes:
+        name: What a command line or a manifest calls it.
+        title: What a sentence calls it.
+        classes: The name in `LABELS` of each index, in the format's own order.
+        palette: RGB of each index, 0..255, where pictures in colour belong to the format.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...] | None = None
+
+    @property
+    def to_labels(self) -> np.ndarray:
+        """uint8 [19]: the index into `LABELS` of each of the format's own."""
+        return np.array([LABEL_INDEX[name] for name in self.classes], dtype=np.uint8)
+
+    @property
+    def label_palette(self) -> tuple[Color, ...]:
+        """The colours in the order of `LABELS`; none of a format without colours."""
+        colors = dict(zip(self.classes, self.palette or (), strict=False))
+        return tuple(colors[name] for name in LABELS) if colors else ()
+
+
+def _bit_palette(num_classes: int) -> tuple[Color, ...]:
+    """Spread an index's bits over red, green and blue, the lowest three as their highest bits."""
+    spread = [
+        [
+            sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+            for channel in range(3)
+        ]
+        for index in range(num_classes)
+    ]
+    return tuple((red, green, blue) for red, green, blue in spread)
+
+
+_COLORS: tuple[Color, ...] = tuple((int(r), int(g), int(b)) for r, g, b in PALETTE)
+_OTHER_BROW = dict.fromkeys([LABEL_INDEX["r_brow"]], (51, 255, 255))
+
+_BISENET = (
+    "background skin l_brow r_brow l_eye r_eye eye_g l_ear r_ear ear_r "
+    "nose mouth u_lip l_lip neck neck_l cloth hair hat"
+)
+_V_XCHEN_V = (
+    "background hair hat ear_r skin l_brow r_brow l_eye r_eye eye_g "
+    "nose u_lip l_lip mouth cloth neck neck_l l_ear r_ear"
+)
+_FACER = (
+    "background neck skin cloth l_ear r_ear l_brow r_brow l_eye r_eye "
+    "nose mouth l_lip u_lip hair eye_g hat ear_r neck_l"
+)
+
+LABEL_FORMATS: Mapping[str, LabelFormat] = {
+    each.name: each
+    for each in (
+        LabelFormat("celebamask_hq", "CelebAMask-HQ", LABELS, _COLORS),
+        LabelFormat(
+            "celebamask_hq_utils",
+            "CelebAMask-HQ (utils.py)",
+            LABELS,
+            tuple(_OTHER_BROW.get(index, color) for index, color in enumerate(_COLORS)),
+        ),
+        LabelFormat("maskgan", "MaskGAN", LABELS, _bit_palette(len(LABELS))),
+        LabelFormat("bisenet", "BiSeNet", tuple(_BISENET.split())),
+        LabelFormat("v_xchen_v", "v-xchen-v", tuple(_V_XCHEN_V.split())),
+        LabelFormat("facer", "facer", tuple(_FACER.split())),
+    )
+}
+"""The known formats by name.
+
+- `celebamask_hq`: the order and the colours of CelebAMask-HQ's `g_mask.py` and `g_color.py`.
+- `celebamask_hq_utils`: the same with the right brow of its `face_parsing/utils.py`.
+- `maskgan`: the same order in the bit colours of PASCAL VOC, as MaskGAN's demo draws it.
+- `bisenet`: face-parsing.PyTorch and its followers.
+- `v_xchen_v`: the hub's data set `v-xchen-v/celebamask_hq`.
+- `facer`: FaRL's parser `celebm`. Its names `rr, lr, rb, lb, re, le` mean the picture's right and
+  left: it was trained on CelebAMask-HQ's `l_ear, r_ear, l_brow, ...` in this order.
+"""
+
+
+def label_format_named(name: str) -> LabelFormat:
+    """Give a known format.
+
+    Args:
+        name: A key of `LABEL_FORMATS`.
+
+    Returns:
+        The format.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in LABEL_FORMATS:
+        raise ValueError(
+            f"There is no label format {name!r}; known are {', '.join(LABEL_FORMATS)}."
+        )
+    return LABEL_FORMATS[name]
+
+
+def nearest_colors(
+    rgb: np.ndarray, palette: Sequence[Color]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the palette colour that is nearest to each pixel.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        palette: At most 255 colours.
+
+    Returns:
+        Its index, uint8 [H, W]; its distance in RGB, float64 [H, W]; and the pixel's own colour
+        packed in one number, uint32 [H, W].
+    """
+    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    colors, inverse = np.unique(packed, return_inverse=True)
+    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
+    nearest = np.zeros(len(colors), dtype=np.uint8)
+    distance = np.full(len(colors), np.inf)
+    for index, color in enumerate(palette):
+        candidate = np.linalg.norm(unpacked - np.array(color, dtype=np.float64), axis=1)
+        closer = candidate < distance
+        nearest[closer], distance[closer] = index, candidate[closer]
+    inverse = inverse.reshape(packed.shape)
+    return nearest[inverse], distance[inverse], packed
+
+
+def class_indices(picture: Image.Image, palettes: Sequence[Sequence[Color]]) -> np.ndarray | None:
+    """Read a picture as a map of numbers, in its own order; None if its colours carry the classes.
+
+    Args:
+        picture: A grey picture, a palette picture, or a grey one saved in colour.
+        palettes: Palettes in which a palette picture's colours would carry the classes.
+
+    Returns:
+        uint8 [H, W] of values that may exceed 18, or None.
+    """
+    if picture.mode == "P":
+        values, rgb = np.array(picture), flat_rgb(picture, "black")
+        in_palette = any(nearest_colors(rgb, each)[1].max() < 2 for each in palettes)
+        return None if in_palette or values.max() >= len(LABELS) else values.astype(np.uint8)
+    values = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
+    if values.ndim == 3:
+        if (values != values[..., :1]).any():
+            return None
+        values = values[..., 0]
+    return values.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class LabelFormatGuess:
+    """What masks look like.
+
+    Attributes:
+        format: The format, or None if that is undecided.
+        evidence: What speaks for it, or why it is undecided, in a sentence.
+        alternatives: Names of other formats that read the masks as well, or nearly so.
+    """
+
+    format: LabelFormat | None
+    evidence: str
+    alternatives: tuple[str, ...] = ()
+
+
+def guess_label_format(masks: Sequence[Picture]) -> LabelFormatGuess:
+    """Guess the format that masks of faces have in common, from a few of them.
+
+    Args:
+        masks: Pictures as `open_picture` takes them. One often tells; 16 are better.
+
+    Returns:
+        The guess. It is undecided where two formats fit alike, and where none does.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are no masks, or one is no picture.
+    """
+    if not masks:
+        raise ValueError("There are no masks to guess a label format from.")
+    indices, colored = [], []
+    for source in masks:
+        picture = open_picture(source)
+        values = _told_by_index(picture)
+        if values is None:
+            colored.append(flat_rgb(picture, "black"))
+        elif values.max() < len(LABELS):
+            indices.append(values)
+        else:
+            return LabelFormatGuess(
+                None,
+                f"{picture_name(source)} is a grey picture with values up to {values.max()}, "
+                "not class indices 0..18",
+            )
+    if indices and colored:
+        evidence = f"{len(indices)} masks are index maps and {len(colored)} are in colour"
+        return LabelFormatGuess(None, evidence)
+    return _guess_by_color(colored) if colored else _guess_by_anatomy(indices)
+
+
+def _told_by_index(picture: Image.Image) -> np.ndarray | None:
+    """Read a map of numbers; None if colours tell more than they."""
+    palettes = [each.palette for each in LABEL_FORMATS.values() if each.palette]
+    if picture.mode == "P" and (values := np.array(picture)).max() < len(LABELS):
+        # A palette in the order of the indices says no more than they do, and may be any order's.
+        table = np.array(picture.getpalette("RGB")).reshape(-1, 3)
+        used = np.unique(values)
+        if any((table[used] == np.array(each)[used]).all() for each in palettes):
+            return values
+    return class_indices(picture, palettes)
+
+
+_MIN_ON_PALETTE = 0.7
+_MIN_OWN_COLOR = 0.0005  # share of pixels; a brow has about 0.003
+
+
+def _guess_by_color(pictures: Sequence[np.ndarray]) -> LabelFormatGuess:
+    """Guess from uint8 pictures [H, W, 3] in colour."""
+    candidates = [each for each in LABEL_FORMATS.values() if each.palette]
+    fits = {
+        each.name: [
+            nearest_colors(rgb, each.palette or ())[1] <= COLOR_TOLERANCE for rgb in pictures
+        ]
+        for each in candidates
+    }
+    share = {name: float(np.mean([fit.mean() for fit in all_])) for name, all_ in fits.items()}
+    first = max(share, key=lambda name: share[name])
+    if share[first] < _MIN_ON_PALETTE:
+        return LabelFormatGuess(
+            None,
+            f"no known palette has the masks' colours: {first} comes nearest with "
+            f"{share[first]:.1%} of the pixels",
+        )
+
+    def own(one: str, other: str) -> float:
+        pairs = zip(fits[one], fits[other], strict=True)
+        return float(np.mean([(mine & ~theirs).mean() for mine, theirs in pairs]))
+
+    rivals = []
+    for name in share:
+        mine, theirs = own(first, name), own(name, first)
+        if name != first and (mine < _MIN_OWN_COLOR or theirs > mine / 4):
+            rivals.append(name)
+    if rivals:
+        names = " and ".join([first, *rivals])
+        return LabelFormatGuess(
+            None,
+            f"none of the {len(pictures)} masks has a colour in which {names} differ",
+            (first, *rivals),
+        )
+    second = max((name for name in share if name != first), key=lambda name: share[name])
+    return LabelFormatGuess(
+        LABEL_FORMATS[first],
+        f"{share[first]:.1%} of the pixels of {len(pictures)} masks have colours of {first}; "
+        f"{own(first, second):.2%} have one that {second}, the next, lacks",
+    )
+
+
+_MIN_RELATIONS = 15  # a mask; whole faces have 39 and more
+_MIN_HELD, _MIN_MARGIN = 0.85, 0.08  # shares of the relations; masks of faces have 0.95 and 0.1
+
+
+class _Reading:
+    """Counts how well masks fit anatomy in one order of classes."""
+
+    def __init__(self, format_: LabelFormat) -> None:
+        self.format = format_
+        self.held: dict[Relation, list[bool]] = {}
+
+    def add(self, parts: Mapping[int, Part]) -> None:
+        """Test all relations between the parts of one mask."""
+        named = {self.format.classes[index]: part for index, part in parts.items()}
+        for relation, held in relations_of(named):
+            self.held.setdefault(relation, []).append(held)
+
+    @property
+    def count(self) -> int:
+        """Number of tests."""
+        return sum(map(len, self.held.values()))
+
+    @property
+    def share(self) -> float:
+        """Share of the tests that held."""
+        return sum(map(sum, self.held.values())) / max(self.count, 1)
+
+    def against(self, rival: "_Reading") -> str:
+        """Say what speaks most against a rival order."""
+        worst = min(rival.held, key=lambda key: sum(rival.held[key]) / len(rival.held[key]) ** 1.1)
+        held, (one, says, other) = rival.held[worst], worst
+        first, second = map(rival.format.classes.index, (one, other))
+        mine, theirs = self.format.classes, rival.format.name
+        return (
+            f"in {theirs} class {first} were {one} and class {second} {other}, but the one {says} "
+            f"the other in {sum(held)} of {len(held)} masks; in {self.format.name} they are "
+            f"{mine[first]} and {mine[second]}"
+        )
+
+
+def _guess_by_anatomy(maps: Sequence[np.ndarray]) -> LabelFormatGuess:
+    """Guess from uint8 index maps [H, W]; of formats that share an order, name the first."""
+    orders = {each.classes: each for each in reversed(list(LABEL_FORMATS.values()))}
+    readings = [_Reading(each) for each in reversed(list(orders.values()))]
+    for values in maps:
+        parts = parts_of(values)
+        for reading in readings:
+            reading.add(parts)
+    first, second = sorted(readings, key=lambda reading: -reading.share)[:2]
+    shares = ", ".join(f"{each.format.name} {each.share:.0%}" for each in (first, second))
+    told = f"of the relations between parts of a face, such as brows above eyes, hold: {shares}"
+    if first.count < _MIN_RELATIONS * len(maps):
+        return LabelFormatGuess(
+            None,
+            f"the {len(maps)} masks have too few parts of a face to compare",
+            tuple(LABEL_FORMATS),
+        )
+    if first.share < _MIN_HELD:
+        return LabelFormatGuess(None, f"no known order of classes makes faces of them; {told}")
+    close = [each.format.name for each in readings if first.share - each.share < _MIN_MARGIN]
+    if len(close) > 1:
+        return LabelFormatGuess(None, f"{' and '.join(close)} are too close; {told}", tuple(close))
+    return LabelFormatGuess(first.format, f"{told}; {first.against(second)}")

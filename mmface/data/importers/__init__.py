@@ -1,0 +1,168 @@
+"""Importers: from a data set's own folders to a manifest, without copying pictures.
+
+`LAYOUTS` has a class for each layout. What a face lacks is reported and never hides the face; a
+face without a photo or a split is reported and left out. The masks' label format and the
+sketches' polarity are guessed from a sample where the layout does not fix them, and asked for
+where the guess is undecided.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmface.data.importers.base import Importer, ImportReport
+from mmface.data.importers.celeba import CelebAMaskHQ, MultiModalCelebAHQ
+from mmface.data.importers.folders import FFHQ, AuthorsLayout, PhotoFolder
+from mmface.data.importers.hub import HuggingFaceDataset
+from mmface.data.importers.splits import SplitRule, parse_split
+from mmface.data.manifest import Manifest, Record
+from mmface.label_formats import guess_label_format, label_format_named
+from mmface.picture_files import SKETCH_POLARITIES, flat_rgb, open_picture
+
+__all__ = [
+    "LAYOUTS",
+    "ImportReport",
+    "Importer",
+    "SplitRule",
+    "import_faces",
+    "importer_of",
+    "parse_split",
+]
+
+LAYOUTS: Mapping[str, type[Importer]] = {
+    "celebamask-hq": CelebAMaskHQ,
+    "multi-modal-celeba-hq": MultiModalCelebAHQ,
+    "ffhq": FFHQ,
+    "authors": AuthorsLayout,
+    "photos": PhotoFolder,
+    "hugging-face": HuggingFaceDataset,
+}
+"""The importers by the name of their layout."""
+
+SAMPLE = 16
+"""Masks and sketches that are looked at for a guess."""
+
+
+def importer_of(
+    layout: str,
+    folder: str | Path,
+    split: SplitRule | None = None,
+    prefix: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Importer:
+    """Make the importer of a layout.
+
+    Args:
+        layout: A key of `LAYOUTS`.
+        folder: Where the data set lies.
+        split: Which faces are for training; the data set's own if None.
+        prefix: What the ids begin with; the data set's name if None.
+        columns: Names of columns, of `hugging-face` alone.
+
+    Returns:
+        The importer.
+
+    Raises:
+        ValueError: If there is no such layout, or it has no columns.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"There is no layout {layout!r}; known are {', '.join(LAYOUTS)}.")
+    options: dict[str, Any] = {"columns": columns} if columns else {}
+    if columns and LAYOUTS[layout] is not HuggingFaceDataset:
+        raise ValueError(f"The layout {layout} has no columns; leave out --column.")
+    return LAYOUTS[layout](folder, split, prefix, **options)
+
+
+def import_faces(
+    importer: Importer,
+    out: str | Path,
+    label_format: str | None = None,
+    sketch_polarity: str | None = None,
+) -> Manifest:
+    """Import a data set and write its manifest.
+
+    Args:
+        importer: What reads it; its `report` is complete afterwards.
+        out: The manifest's file.
+        label_format: Of the masks; the layout's, or guessed, if None.
+        sketch_polarity: Of the sketches; guessed if None.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        ValueError: If the layout holds no face, or a guess is undecided. Nothing is written then.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    records = importer.records(out)
+    draft = Manifest(out, records)
+    if label_format is None:
+        label_format = importer.label_format or _label_format_of(draft, importer.report)
+    if sketch_polarity is None:
+        sketch_polarity = _polarity_of(draft, importer.report)
+    label_format_named(label_format)
+    if sketch_polarity not in SKETCH_POLARITIES:
+        raise ValueError(
+            f"There is no sketch polarity {sketch_polarity!r}; known are "
+            f"{' and '.join(SKETCH_POLARITIES)}."
+        )
+    styled = [
+        replace(each, label_format=label_format, sketch_polarity=sketch_polarity)
+        for each in records
+    ]
+    layout = next(name for name, kind in LAYOUTS.items() if type(importer) is kind)
+    made_by = {"layout": layout, "folder": str(importer.folder), "notes": importer.report.notes}
+    return Manifest(out, styled, label_format, sketch_polarity, made_by).write(out)
+
+
+def _sample(manifest: Manifest, name: str) -> list[Path]:
+    """Take files spread evenly over those that the faces have."""
+    records: Sequence[Record] = [each for each in manifest.records if getattr(each, name)]
+    chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).round().astype(int)
+    paths = [manifest.resolve(records[index], name) for index in chosen.tolist()]
+    return [path for path in paths if path is not None]
+
+
+def _label_format_of(manifest: Manifest, report: ImportReport) -> str:
+    """Guess the masks' label format, and say so."""
+    masks = _sample(manifest, "mask")
+    if not masks:
+        return manifest.label_format
+    guess = guess_label_format(masks)
+    if guess.format is None:
+        raise ValueError(
+            f"The label format of the masks is undecided: {guess.evidence}. Give --label-format "
+            f"({', '.join(guess.alternatives)})."
+            if guess.alternatives
+            else f"The label format of the masks is undecided: {guess.evidence}. "
+            "Give --label-format."
+        )
+    report.notes.append(f"label format, a guess: {guess.format.name} ({guess.evidence})")
+    return guess.format.name
+
+
+def _polarity_of(manifest: Manifest, report: ImportReport) -> str:
+    """Guess the sketches' polarity by the middle of the picture, which is paper mostly."""
+    sketches = _sample(manifest, "sketch")
+    if not sketches:
+        return manifest.sketch_polarity
+    dark = 0
+    for path in sketches:
+        grey = flat_rgb(open_picture(path), "white").mean(axis=2)
+        height, width = grey.shape
+        middle = grey[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None]
+        dark += bool(np.median(middle) < 128)
+    if 0.1 < dark / len(sketches) < 0.9:
+        raise ValueError(
+            f"{dark} of {len(sketches)} sketches are dark in the middle, the others are not; give "
+            f"--sketch-polarity ({', '.join(SKETCH_POLARITIES)})."
+        )
+    polarity = SKETCH_POLARITIES[int(dark > len(sketches) / 2)]
+    report.notes.append(
+        f"sketch polarity, a guess: {polarity} ({dark} of {len(sketches)} are dark in the middle)"
+    )
+    return polarity

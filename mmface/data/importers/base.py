@@ -1,0 +1,312 @@
+"""What all importers share: files found and joined by face, and the report of what is missing."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from mmface.data.importers.splits import SplitRule, face_key
+from mmface.data.manifest import Record, relative_path
+
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_ORIENTATION = 0x0112
+_SHOWN = 5
+_MISSING = (
+    "without_image",
+    "without_mask",
+    "without_sketch",
+    "without_captions",
+    "without_split",
+    "unreadable",
+    "ignored",
+)
+
+
+@dataclass
+class ImportReport:
+    """What an import found and what it missed, by the faces' ids or the files' paths.
+
+    Attributes:
+        found: Number of faces in the manifest.
+        without_image: Faces with a mask, sketch or captions but no photo; not in the manifest.
+        without_mask: Faces in the manifest that have no mask.
+        without_sketch: Faces in the manifest that have no sketch.
+        without_captions: Faces in the manifest that have no captions.
+        without_split: Faces that no split list names; not in the manifest.
+        unreadable: Files that should be pictures or captions and cannot be read, with the reason.
+        ignored: Files that belong to no face.
+        notes: What was decided, and why.
+    """
+
+    found: int = 0
+    without_image: list[str] = field(default_factory=list)
+    without_mask: list[str] = field(default_factory=list)
+    without_sketch: list[str] = field(default_factory=list)
+    without_captions: list[str] = field(default_factory=list)
+    without_split: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Say it, one line a kind, with the first few of each."""
+        lines = [f"{self.found} faces", *self.notes]
+        for name in _MISSING:
+            listed: list[str] = getattr(self, name)
+            if listed:
+                more = ", ..." if len(listed) > _SHOWN else ""
+                shown = ", ".join(listed[:_SHOWN])
+                lines.append(f"{name.replace('_', ' ')}: {len(listed)} ({shown}{more})")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FaceFiles:
+    """The files of one face, before they become a record.
+
+    Attributes:
+        key: The face's name within its data set; numbers have five digits.
+        prefix: The data set's name.
+        image: Photo.
+        mask: Segmentation mask, or None.
+        sketch: Sketch, or None.
+        captions: Descriptions.
+        split: One of `mmface.data.manifest.SPLITS`, or None if no list names the face.
+    """
+
+    key: str
+    prefix: str
+    image: Path
+    mask: Path | None
+    sketch: Path | None
+    captions: tuple[str, ...]
+    split: str | None
+
+    @property
+    def id(self) -> str:
+        """The face's name in the manifest."""
+        return f"{self.prefix}/{self.key}"
+
+
+class Importer(ABC):
+    """Reads one layout of folders.
+
+    Attributes:
+        folder: Where the data set lies.
+        prefix: What the ids begin with.
+        split: Which faces are for training and which for testing, or None for the data set's own.
+        report: What was found and missed, complete when `records` returns.
+    """
+
+    default_prefix: ClassVar[str]
+    label_format: ClassVar[str | None] = None
+    """The masks' label format where the layout fixes it."""
+
+    def __init__(
+        self, folder: str | Path, split: SplitRule | None = None, prefix: str | None = None
+    ) -> None:
+        """Choose a folder.
+
+        Args:
+            folder: Where the data set lies.
+            split: Which faces are for training and which for testing; the data set's own if None.
+            prefix: What the ids begin with; the data set's name if None.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+        """
+        self.folder = Path(folder)
+        self.check_folder()
+        self.split = split
+        self.prefix = self.default_prefix if prefix is None else prefix.strip("/")
+        self.report = ImportReport()
+
+    def check_folder(self) -> None:
+        """Raise FileNotFoundError unless the folder is there."""
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder} is no folder.")
+
+    @abstractmethod
+    def faces(self, beside: Path) -> list[FaceFiles]:
+        """Find the faces.
+
+        Args:
+            beside: Folder, which may not be there yet, for pictures that the import has to make.
+
+        Returns:
+            Their files, in order.
+        """
+
+    def records(self, manifest: Path) -> list[Record]:
+        """Find the faces and read how large their photos are.
+
+        Args:
+            manifest: Where the manifest is to be; the records' paths lead from its folder.
+
+        Returns:
+            A record of each face that has a photo and a split.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        found = self.faces(manifest.parent / f"{manifest.stem}_pictures")
+        chosen = [each for each in found if each.split is not None]
+        self.report.without_split += [each.id for each in found if each.split is None]
+        images = [each.image for each in chosen]
+        with ThreadPoolExecutor() as threads:
+            sizes = threads.map(_upright_size, images)
+            bar = tqdm(sizes, desc="photos", total=len(images), unit="photo")
+            measured = list(zip(chosen, bar, strict=True))
+        start = manifest.parent.resolve()
+        records = []
+        for face, size in measured:
+            if isinstance(size, str):
+                self.report.unreadable.append(f"{face.image} ({size})")
+                continue
+            image, mask, sketch = (
+                relative_path(path.resolve(), start) if path else None
+                for path in (face.image, face.mask, face.sketch)
+            )
+            assert image is not None
+            assert face.split is not None
+            records.append(Record(face.id, image, mask, sketch, face.captions, face.split, *size))
+        if not records:
+            raise ValueError(f"{self.folder} holds no face in this layout.\n{self.report}")
+        self._count(records)
+        return records
+
+    def _count(self, records: Sequence[Record]) -> None:
+        self.report.found = len(records)
+        self.report.without_mask += [each.id for each in records if each.mask is None]
+        self.report.without_sketch += [each.id for each in records if each.sketch is None]
+        self.report.without_captions += [each.id for each in records if not each.captions]
+
+    def ignore(self, path: Path) -> None:
+        """Report a file that belongs to no face."""
+        self.report.ignored.append(path.relative_to(self.folder).as_posix())
+
+    def pictures_in(self, folder: Path | None) -> dict[str, Path]:
+        """Find the pictures in a folder and below it, by face; None has none."""
+        return self._by_key(folder, PICTURE_SUFFIXES)
+
+    def captions_in(self, path: Path | None) -> dict[str, tuple[str, ...]]:
+        """Read the captions in a folder of files by face, or in one JSON file; None has none."""
+        if path is None:
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
+        files = {"": path} if path.is_file() else self._by_key(path, frozenset({".txt", ".json"}))
+        for key, file in files.items():
+            try:
+                found |= read_captions(file, key)
+            except ValueError as error:
+                self.report.unreadable.append(str(error))
+        return found
+
+    def _by_key(self, folder: Path | None, suffixes: frozenset[str]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in files_below(folder) if folder else ():
+            key = face_key(path.stem)
+            if path.suffix.lower() not in suffixes or key in found:
+                self.ignore(path)
+            else:
+                found[key] = path
+        return found
+
+    def joined(
+        self,
+        images: Mapping[str, Path],
+        masks: Mapping[str, Path],
+        sketches: Mapping[str, Path],
+        captions: Mapping[str, tuple[str, ...]],
+        prefix: str,
+        rule: SplitRule,
+    ) -> Iterator[FaceFiles]:
+        """Join the files of faces, and report those that have no photo.
+
+        Args:
+            images: Photos by face.
+            masks: Masks by face.
+            sketches: Sketches by face.
+            captions: Captions by face.
+            prefix: What the ids begin with.
+            rule: The split of a face.
+
+        Yields:
+            The faces in order.
+        """
+        others = masks.keys() | sketches.keys() | captions.keys()
+        self.report.without_image += [f"{prefix}/{key}" for key in sorted(others - images.keys())]
+        for key in sorted(images):
+            yield FaceFiles(
+                key,
+                prefix,
+                images[key],
+                masks.get(key),
+                sketches.get(key),
+                captions.get(key, ()),
+                rule.of(key),
+            )
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Find all files in a folder and below it, in order, without hidden ones."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if not path.name.startswith(".")]
+
+
+def first_there(folder: Path, names: Sequence[str]) -> Path | None:
+    """Give the first of some files or folders that is there."""
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def read_captions(path: Path, key: str) -> dict[str, tuple[str, ...]]:
+    """Read captions: one a line, or JSON, a list of them or lists by face.
+
+    Args:
+        path: A `.txt` or `.json` file.
+        key: Whose captions these are, unless the file says so itself.
+
+    Returns:
+        Captions by face, without empty ones.
+
+    Raises:
+        ValueError: If the file is not UTF-8 or not of this form; names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start + 1})") from None
+    if path.suffix.lower() != ".json":
+        return {key: tuple(line.strip() for line in text.splitlines() if line.strip())}
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno} is not JSON ({error.msg})") from None
+    by_key = content if isinstance(content, dict) else {key: content}
+    found = {}
+    for name, captions in by_key.items():
+        captions = [captions] if isinstance(captions, str) else captions
+        if not isinstance(captions, list) or not all(isinstance(each, str) for each in captions):
+            raise ValueError(f"{path}: the captions of {name!r} are no list of texts")
+        is_file = Path(name).suffix.lower() in PICTURE_SUFFIXES
+        stem = Path(name).stem if is_file else name
+        found[face_key(stem)] = tuple(each.strip() for each in captions if each.strip())
+    return found
+
+
+def _upright_size(path: Path) -> tuple[int, int] | str:
+    """Read width and height from a picture's head; what is wrong with it if it has none."""
+    try:
+        with Image.open(path) as picture:
+            # Asked for EXIF that a PNG's head lacks, Pillow would decode all of it.
+            known = picture.format != "PNG" or "exif" in picture.info
+            turned = known and picture.getexif().get(_ORIENTATION, 1) >= 5
+            return picture.size[::-1] if turned else picture.size
+    except (OSError, SyntaxError, ValueError) as error:
+        return str(error)

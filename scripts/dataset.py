@@ -1,0 +1,62 @@
+"""Make manifests of data sets: one JSON-lines file of pictures, masks, sketches and captions.
+
+python scripts/dataset.py import celebamask-hq CelebAMask-HQ --out celebahq.jsonl
+python scripts/dataset.py merge celebahq.jsonl ffhq.jsonl --out faces.jsonl
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# typer's own UsageError, which newer versions no longer share with click.
+USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
+Out = Annotated[Path, typer.Option(help="The manifest to write.")]
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.command("import")
+def import_(
+    layout: Annotated[str, typer.Argument(help="Layout of the folder; a wrong one lists all.")],
+    folder: Annotated[str, typer.Argument(help="Where the data set lies, or its hub name.")],
+    out: Out,
+    label_format: Annotated[str | None, typer.Option(help="Of the masks; else guessed.")] = None,
+    sketch_polarity: Annotated[str | None, typer.Option(help="Else guessed.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="train, or test=names.txt.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="What the ids begin with.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Such as image=photo.")] = None,
+) -> None:
+    """Describe a data set in its own folders; no picture is copied."""
+    from mmface.data import importers
+
+    named = dict(each.partition("=")[::2] for each in column or ())
+    rule = importers.parse_split(split or ())
+    importer = importers.importer_of(layout, folder, rule, prefix, named)
+    manifest = importers.import_faces(importer, out, label_format, sketch_polarity)
+    typer.echo(f"{importer.report}\n{manifest.path}")
+
+
+@app.command()
+def merge(manifests: list[Path], out: Out) -> None:
+    """Make one manifest of several."""
+    from mmface.data.manifest import Manifest
+    from mmface.data.manifest import merge as merged
+
+    written = merged([Manifest.read(path) for path in manifests], out).write(out)
+    typer.echo(f"{len(written.records)} faces\n{written.path}")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; a mistake of the user's is one line on stderr and status 2."""
+    try:
+        app(arguments, standalone_mode=False)
+    except (ValueError, OSError, *USAGE_ERRORS) as error:
+        message = getattr(error, "format_message", error.__str__)()
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,280 @@
+"""The frozen networks that metrics read pictures with: Inception, DINOv2, CLIP.
+
+Each has a protocol of its name, its preprocessing and its weights: what two numbers must share to
+be compared. What is not there gives `Skipped`, never a number.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+
+from mmface.evaluation.inception import NUM_FEATURES, FidInception
+from mmface.evaluation.preprocessing import (
+    CLIP_STATISTICS,
+    IMAGENET,
+    PillowBicubic,
+    Preprocessing,
+    TorchBilinear,
+)
+
+UNTRAINED = "untrained:"
+"""Prefix of the name of a backbone that nobody trained; tables warn of its numbers."""
+
+DINOV2_ID = "facebook/dinov2-large"
+"""The network of FDD (Stein et al., arXiv 2306.04675)."""
+CLIP_SCORE_ID = "openai/clip-vit-base-patch32"
+"""The default network of the CLIP score; the paper does not name its own."""
+CMMD_ID = "openai/clip-vit-large-patch14-336"
+"""The network of CMMD (Jayasumana et al., arXiv 2401.09603)."""
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A measurement that could not be made. It is never a number.
+
+    Attributes:
+        reason: what is missing.
+        remedy: how to get it.
+    """
+
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"skipped: {self.reason}; {self.remedy}"
+
+
+def or_skipped(load: Callable[[], Loaded], remedy: str) -> Loaded | Skipped:
+    """Load a backbone, or say why it is not there.
+
+    Args:
+        load: loads the backbone.
+        remedy: how to get what `load` needs.
+
+    Returns:
+        What was loaded; `Skipped` if a file, a package or the hub is out of reach.
+    """
+    try:
+        return load()
+    except (OSError, ImportError) as error:
+        return Skipped(str(error).strip().splitlines()[0].rstrip(".;"), remedy)
+
+
+def hash_weights(network: nn.Module) -> str:
+    """SHA-256 of a network's names, dtypes, shapes and values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen network with its preprocessing; gives one feature vector a picture."""
+
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, name: str, num_features: int
+    ) -> None:
+        """Freeze a network.
+
+        Args:
+            network: the network.
+            preprocessing: how it wants its pictures.
+            name: which network it is; `UNTRAINED` starts the name of one that nobody trained.
+            num_features: width of its feature vectors.
+        """
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.preprocessing = preprocessing
+        self.name = name
+        self.num_features = num_features
+
+    @abstractmethod
+    def features(
+        self, pixels: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch features"]:
+        """Read preprocessed pictures."""
+
+    @torch.no_grad()
+    def forward(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float32[Tensor, "batch features"]:
+        """Read pictures."""
+        parameter = next(self.network.parameters())
+        pixels = self.preprocessing(images).to(parameter.device, parameter.dtype)
+        return self.features(pixels).float()
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of all weights by name, whatever the file they came in."""
+        return hash_weights(self.network)
+
+    @property
+    def protocol(self) -> str:
+        """Network, preprocessing and weights: what two numbers must share to be compared."""
+        return f"{self.name}/{self.preprocessing.name}/sha256:{self.weights_sha256[:12]}"
+
+
+class InceptionBackbone(Backbone):
+    """The 2048 pooled features of FID's Inception."""
+
+    def __init__(
+        self,
+        network: FidInception,
+        preprocessing: Preprocessing | None = None,
+        name: str = "inception-2015-12-05",
+    ) -> None:
+        """Wrap the network.
+
+        Args:
+            network: with its weights.
+            preprocessing: `TorchBilinear` (pytorch-fid's) or `CleanBicubic`.
+            name: which weights.
+        """
+        super().__init__(network, preprocessing or TorchBilinear(), name, NUM_FEATURES)
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, preprocessing: Preprocessing | None = None
+    ) -> "InceptionBackbone":
+        """Load `pt_inception-2015-12-05-6726825d.pth`, from pytorch-fid's releases.
+
+        Args:
+            path: the file; read without unpickling objects.
+            preprocessing: see the constructor.
+
+        Returns:
+            The backbone.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file holds another network's weights.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        classes = weights.pop("fc.weight", torch.empty(0)).shape[0]
+        weights.pop("fc.bias", None)
+        if classes != 1008:
+            raise ValueError(
+                f"{path} holds an Inception of {classes} classes, not the 2015-12-05 graph's 1008; "
+                "take pt_inception-2015-12-05-6726825d.pth: no published FID uses another one"
+            )
+        network = FidInception()
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+        # The oldest files have no counters of batches; they do not change the features.
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise ValueError(
+                f"{path} is not FID's Inception: {len(missing)} tensors are missing and "
+                f"{len(unexpected)} unknown, first {(missing + unexpected)[0]}"
+            )
+        return cls(network, preprocessing)
+
+    def features(self, pixels: Float[Tensor, "batch 3 299 299"]) -> Float[Tensor, "batch 2048"]:
+        """Pool the last block."""
+        return self.network(pixels)
+
+
+class Dinov2Backbone(Backbone):
+    """DINOv2's class token after the last norm, the features of FDD (arXiv 2306.04675)."""
+
+    def __init__(self, network: Dinov2Model, name: str, size_px: int = 224) -> None:
+        """Wrap a DINOv2.
+
+        Args:
+            network: the network.
+            name: which one.
+            size_px: edge of the pictures it reads; FDD reads 224.
+        """
+        width = network.config.hidden_size
+        super().__init__(network, PillowBicubic(size_px, *IMAGENET), name, width)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = DINOV2_ID) -> "Dinov2Backbone":
+        """Load a DINOv2 in float32 from a folder or hub id."""
+        return cls(Dinov2Model.from_pretrained(path, dtype=torch.float32), _short(path))
+
+    def features(
+        self, pixels: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch features"]:
+        """Take the class token."""
+        return self.network(pixel_values=pixels).pooler_output
+
+
+class ClipBackbone(Backbone):
+    """CLIP's projected picture and caption embeddings, of unit length."""
+
+    network: CLIPModel
+
+    def __init__(
+        self,
+        network: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        name: str,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        """Wrap a CLIP pair.
+
+        Args:
+            network: both towers.
+            tokenizer: the tokenizer of its text tower.
+            name: which one.
+            preprocessing: OpenAI's, at the size of the picture tower, unless given.
+        """
+        config = network.config
+        if preprocessing is None:
+            preprocessing = PillowBicubic(config.vision_config.image_size, *CLIP_STATISTICS)
+        super().__init__(network, preprocessing, name, config.projection_dim)
+        self.tokenizer = tokenizer
+        positions = config.text_config.max_position_embeddings
+        self.max_length: int = min(tokenizer.model_max_length, positions)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = CLIP_SCORE_ID) -> "ClipBackbone":
+        """Load a CLIP pair in float32 and its tokenizer from a folder or hub id."""
+        network = CLIPModel.from_pretrained(path, dtype=torch.float32)
+        return cls(network, CLIPTokenizer.from_pretrained(path), _short(path))
+
+    def features(
+        self, pixels: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch features"]:
+        """Embed preprocessed pictures."""
+        states = self.network.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.network.visual_projection(states).float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_captions(self, captions: Sequence[str]) -> Float32[Tensor, "batch features"]:
+        """Embed captions; a longer one is cut before its end-of-text token, which stays."""
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).to(next(self.network.parameters()).device)
+        states = self.network.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
+        return F.normalize(self.network.text_projection(states).float(), dim=-1)
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether a caption has more tokens than the text tower reads."""
+        return len(self.tokenizer(caption, verbose=False).input_ids) > self.max_length
+
+
+def _short(path: str | Path) -> str:
+    """A hub id as it is, and of a local folder its own name."""
+    return Path(path).resolve().name if Path(path).is_dir() else str(path)

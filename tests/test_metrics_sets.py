@@ -1,0 +1,256 @@
+"""Metrics of two sets of features: closed forms, independent routes, invariances."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.wrappers import FeatureShare
+
+from mmface.evaluation.backbones import UNTRAINED, Backbone
+from mmface.evaluation.frechet import FeatureStatistics, FrechetDistance, frechet_distance
+from mmface.evaluation.kernel import (
+    ClipDiscrepancy,
+    KernelDistance,
+    gaussian_mmd,
+    kernel_distance,
+    polynomial_mmd,
+)
+from mmface.evaluation.precision_recall import PrecisionRecallMetric, precision_recall
+from mmface.evaluation.preprocessing import TorchBilinear
+
+WIDTH = 12
+
+
+class PooledConvolution(Backbone):
+    """A random convolution, pooled: features that see edges and colours."""
+
+    def __init__(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = nn.Conv2d(3, WIDTH, 5, stride=3)
+        super().__init__(network, TorchBilinear(32), f"{UNTRAINED}convolution", WIDTH)
+
+    def features(self, pixels):
+        return self.network(pixels).relu().mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return PooledConvolution()
+
+
+def normal(count, width=WIDTH, seed=0, shift=0.0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    return features * scale + shift
+
+
+def pictures(count, seed=0, brightness=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 3, 24, 24, generator=generator) * 255 * brightness
+    return images.to(torch.uint8)
+
+
+def moments(mean, covariance, count=100):
+    return FeatureStatistics(count, torch.as_tensor(mean), torch.as_tensor(covariance))
+
+
+def test_closed_forms_from_moments():
+    zeros, identity = torch.zeros(WIDTH).double(), torch.eye(WIDTH).double()
+    standard = moments(zeros, identity)
+    shifted = frechet_distance(standard, moments(zeros + 0.3, identity))
+    assert shifted == pytest.approx(WIDTH * 0.3**2, rel=1e-9)
+    variances = torch.linspace(0.1, 4, WIDTH).double()
+    diagonal = frechet_distance(standard, moments(zeros, variances.diag()))
+    assert diagonal == pytest.approx(float((variances.sqrt() - 1).square().sum()), rel=1e-9)
+    # Doubling the features: tr S + |mu|^2, here for a full covariance.
+    features = normal(500) @ normal(WIDTH, seed=1) + 0.5
+    one = FeatureStatistics.of(features)
+    doubled = frechet_distance(one, FeatureStatistics.of(2 * features))
+    assert doubled == pytest.approx(float(one.covariance.trace() + one.mean.square().sum()))
+
+
+@pytest.mark.parametrize("count", [8, 300])
+def test_three_square_roots_agree(count):
+    mixing = normal(WIDTH, seed=1)
+    one, other = normal(count) @ mixing, normal(count, seed=2) @ mixing.T + 0.2
+    a, b = FeatureStatistics.of(one), FeatureStatistics.of(other)
+    constant = float((a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace())
+    product = (a.covariance @ b.covariance).numpy()
+    eigenvalues = np.linalg.eigvals(product).astype(complex)
+    rows = [(f - f.mean(0)) / (count - 1) ** 0.5 for f in (one, other)]
+    nuclear = float(torch.linalg.svdvals(rows[0] @ rows[1].T).sum())
+    routes = [float(np.sqrt(eigenvalues).real.sum()), nuclear]
+    if count > WIDTH:  # scipy's root wants a matrix of full rank
+        routes.append(float(scipy.linalg.sqrtm(product).trace().real))
+    for trace in routes:
+        assert frechet_distance(a, b) == pytest.approx(constant - 2 * trace, rel=1e-6)
+
+
+def test_a_set_with_fewer_pictures_than_features_is_at_no_distance_from_itself():
+    statistics = FeatureStatistics.of(normal(8, width=64))
+    assert 0 <= frechet_distance(statistics, statistics) < 1e-3
+
+
+def test_a_large_offset_is_no_distance():
+    one, other = normal(400), normal(400, seed=1, shift=0.4)
+    plain = frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other))
+
+    def streamed(features):
+        features = features + 1e4
+        return FeatureStatistics.from_sums(len(features), features.sum(0), features.T @ features)
+
+    assert frechet_distance(streamed(one), streamed(other)) == pytest.approx(plain, rel=1e-5)
+
+
+def test_streaming_order_batches_and_shards_do_not_matter(backbone):
+    real, generated = pictures(30), pictures(26, seed=1, brightness=0.7)
+    whole = FrechetDistance(backbone)
+    whole.update(real, real=True)
+    whole.update(generated, real=False)
+    at_once = frechet_distance(
+        FeatureStatistics.of(backbone(real)), FeatureStatistics.of(backbone(generated))
+    )
+    assert float(whole.compute()) == pytest.approx(at_once, rel=1e-8)
+    shards = [FrechetDistance(backbone) for _ in range(3)]
+    for index, batch in enumerate(real.flip(0).split(7)):
+        shards[index % 3].update(batch, real=True)
+    for index, batch in enumerate(generated.flip(0).split(4)):
+        shards[index % 3].update(batch, real=False)
+    for shard in shards[1:]:
+        shards[0].merge_state(shard)
+    assert float(shards[0].compute()) == pytest.approx(at_once, rel=1e-6)
+    swapped = FrechetDistance(backbone)
+    swapped.update(generated, real=True)
+    swapped.update(real, real=False)
+    assert float(swapped.compute()) == pytest.approx(at_once, rel=1e-8)
+
+
+class Features(nn.Module):
+    """Gives torchmetrics the same features; it asks for their number."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.num_features = backbone.num_features
+
+    def forward(self, images):
+        return self.backbone(images)
+
+
+def test_frechet_and_kernel_distance_agree_with_torchmetrics(backbone):
+    real, generated = pictures(40), pictures(40, seed=1, brightness=0.8)
+    reference = FrechetInceptionDistance(Features(backbone), input_img_size=(3, 24, 24))
+    kernel_reference = KernelInceptionDistance(Features(backbone), subsets=2, subset_size=40)
+    own, kernel = FrechetDistance(backbone), KernelDistance(backbone, num_subsets=2)
+    for metric in (reference, kernel_reference, own, kernel):
+        metric.update(real, real=True)
+        metric.update(generated, real=False)
+    assert float(own.compute()) == pytest.approx(float(reference.compute()), rel=1e-4)
+    assert kernel.compute().mean == pytest.approx(float(kernel_reference.compute()[0]), rel=1e-3)
+
+
+def test_statistics_are_saved_and_serve_as_reference(backbone, tmp_path):
+    real, generated = pictures(20), pictures(20, seed=1)
+    full = FrechetDistance(backbone)
+    full.update(real, real=True)
+    full.update(generated, real=False)
+    full.real().save(tmp_path / "real.npz")
+    cached = FrechetDistance(backbone, FeatureStatistics.load(tmp_path / "real.npz"))
+    cached.update(generated, real=False)
+    assert float(cached.compute()) == float(full.compute())
+    assert [path.name for path in tmp_path.iterdir()] == ["real.npz"]
+    with pytest.raises(ValueError, match="reference is given"):
+        cached.update(real, real=True)
+    np.savez(tmp_path / "old.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="lacks count"):
+        FeatureStatistics.load(tmp_path / "old.npz")
+
+
+def test_frechet_refuses_what_it_cannot_compare():
+    with pytest.raises(ValueError, match="wide"):
+        frechet_distance(FeatureStatistics.of(normal(9)), FeatureStatistics.of(normal(9, width=3)))
+    with pytest.raises(ValueError, match="two pictures"):
+        FeatureStatistics.of(normal(1))
+    broken = normal(9)
+    broken[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(FeatureStatistics.of(broken), FeatureStatistics.of(normal(9)))
+
+
+def test_kernel_distance_by_hand():
+    x, y = torch.tensor([[1.0, 0], [0, 1]]).double(), torch.tensor([[1.0, 1], [2, 0]]).double()
+    # (x.y / 2 + 1)^3 over pairs: within x 1, within y 2^3, across 1.5^3, 2^3, 1.5^3, 1.
+    by_hand = 1 + 8 - 2 * (2 * 1.5**3 + 8 + 1) / 4
+    assert polynomial_mmd(x, y) == pytest.approx(by_hand)
+
+
+def test_kernel_distance_of_one_distribution_is_nothing_and_needs_no_global_state():
+    one, other = normal(600), normal(600, seed=1)
+    first = kernel_distance(one, other, num_subsets=20, subset_size=200)
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    again = kernel_distance(one, other, num_subsets=20, subset_size=200)
+    assert first == again
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first != kernel_distance(one, other, num_subsets=20, subset_size=200, seed=1)
+    assert abs(first.mean) < 3 * first.std
+    apart = kernel_distance(one, other + 0.5, num_subsets=20, subset_size=200)
+    assert apart.mean > 10 * apart.std
+
+
+def test_cmmd_against_its_sum_and_across_chunks():
+    one, other = normal(5), normal(4, seed=1, shift=1.0)
+    pairs = [(x, y) for x, y in ((one, one), (other, other), (one, other))]
+    means = [
+        np.mean([[np.exp(-float((a - b).square().sum()) / 200) for b in y] for a in x])
+        for x, y in pairs
+    ]
+    by_hand = 1000 * (means[0] + means[1] - 2 * means[2])
+    assert gaussian_mmd(one, other) == pytest.approx(by_hand, rel=1e-9)
+    assert gaussian_mmd(one, one) == pytest.approx(0, abs=1e-9)
+    twice = normal(1500)
+    assert gaussian_mmd(twice, twice.flip(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_recall_of_equal_apart_and_collapsed_sets():
+    real = normal(80, width=4)
+    same = precision_recall(real, real)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert precision_recall(real, real + 100) == (0, 0, 0, 0)
+    collapsed = precision_recall(real, real[:8].repeat(10, 1))
+    assert collapsed.precision == 1
+    assert collapsed.recall < 0.5
+    assert collapsed.coverage < 0.8
+    with pytest.raises(ValueError, match="more than 3"):
+        precision_recall(real[:3], real)
+
+
+def test_precision_recall_by_hand_on_a_line():
+    real = torch.tensor([[0.0], [1], [2], [10]])
+    generated = torch.tensor([[0.5], [3.5], [20], [21]])
+    # k = 1: real radii 1, 1, 1, 8; generated radii 3, 3, 1, 1.
+    result = precision_recall(real, generated, neighbours=1)
+    assert result.precision == 2 / 4  # 0.5 and 3.5; 3.5 lies 6.5 from 10
+    assert result.recall == 3 / 4  # 10 lies 6.5 from 3.5
+    assert result.density == pytest.approx((2 + 1) / 4)  # 0.5 in two, 3.5 in one neighbourhood
+    assert result.coverage == 3 / 4  # 2 lies 1.5 from both
+
+
+def test_one_pass_of_the_network_serves_all_metrics_of_sets(backbone):
+    real, generated = pictures(20), pictures(20, seed=1)
+    shared = FeatureShare([KernelDistance(backbone, subset_size=20), ClipDiscrepancy(backbone)])
+    precision = PrecisionRecallMetric(backbone)
+    for metric in (shared, precision):
+        metric.update(real, real=True)
+        metric.update(generated, real=False)
+    features = backbone(real), backbone(generated)
+    assert float(shared.compute()["ClipDiscrepancy"]) == pytest.approx(gaussian_mmd(*features))
+    assert precision.compute() == precision_recall(*features)
+    half_empty = PrecisionRecallMetric(backbone)
+    half_empty.update(real, real=True)
+    with pytest.raises(ValueError, match="no generated"):
+        half_empty.feature_sets()

@@ -1,0 +1,195 @@
+"""Published numbers hold together, and tables say what is measured, skipped and missing."""
+
+import csv
+import io
+import json
+from decimal import Decimal
+
+import pytest
+
+from mmface.evaluation.backbones import Skipped
+from mmface.evaluation.published import TABLE_1, TABLE_2, TABLE_3, TABLES, printed_distance
+from mmface.evaluation.table_formats import (
+    FORMATS,
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    as_plain,
+    write_table,
+)
+from mmface.evaluation.tables import COLUMNS, Cell, Measured, Row, Table, installed_versions
+
+VERSIONS = {"mmface": "1.0", "torch": "2.0"}
+SKIPPED = Skipped("no file weights_50%.pth", "download it")
+
+
+def gain(better, worse):
+    return round(abs(float(better) - float(worse)) / float(worse) * 100, 1)
+
+
+@pytest.mark.parametrize(
+    "row", [*TABLE_1.rows, *TABLE_2.rows], ids=lambda row: f"{row.method} {row.values['fid']}"
+)
+def test_published_distance_is_one_minus_the_score(row):
+    assert row.values["clip_distance"] == printed_distance(row)
+
+
+def test_published_tables_are_whole():
+    assert [len(table.rows) for table in TABLES] == [8, 7, 5]
+    for table in TABLES:
+        assert set(table.metrics) <= set(COLUMNS)
+        for row in table.rows:
+            assert set(row.values) == set(table.metrics)
+    with pytest.raises(ValueError, match="no method 'GAN'"):
+        TABLE_1.row("GAN")
+
+
+def test_published_text_follows_from_the_tables():
+    diffusion, flow = TABLE_1.row("MMFace-DiT (D)").values, TABLE_1.row("MMFace-DiT (F)").values
+    uac, control = TABLE_1.row("UaC").values, TABLE_1.row("ControlNet").values
+    ddgi = TABLE_1.row("DDGI").values
+    assert gain(diffusion["fid"], uac["fid"]) == 42.8
+    assert gain(diffusion["clip"], control["clip"]) == 24.8
+    assert gain(diffusion["lpips"], ddgi["lpips"]) == 24.4
+    assert gain(flow["fid"], diffusion["fid"]) == 40.5
+    sketch, sketch_flow = (TABLE_2.row(f"MMFace-DiT ({m})").values for m in "DF")
+    assert gain(sketch["fid"], TABLE_2.row("MM2Latent").values["fid"]) == 32.4
+    assert gain(sketch["lpips"], TABLE_2.row("DDGI").values["lpips"]) == 44.2
+    assert gain(sketch["llm"], TABLE_2.row("ControlNet").values["llm"]) == 56.8
+    assert gain(sketch_flow["fid"], sketch["fid"]) == 67.0
+
+
+def test_ablation_ends_at_the_diffusion_model_of_the_main_table():
+    last, main = TABLE_3.rows[-1].values, TABLE_1.row("MMFace-DiT (D)").values
+    for metric in set(TABLE_3.metrics):
+        assert last[metric].quantize(main[metric]) == main[metric]
+
+
+@pytest.fixture
+def table():
+    rows = [
+        Row(
+            "UaC & co_1",
+            {
+                "fid": Cell(Decimal("48.88"), Measured(47.123, 6000, "p/1", spread=0.21, seeds=3)),
+                "ssim": Cell(Decimal("0.50"), None),
+            },
+        ),
+        Row(
+            "ours",
+            {
+                "fid": Cell(None, Measured(16.6, 6000, "p/1", spread=0.1, seeds=3)),
+                "ssim": Cell(Decimal("0.53"), SKIPPED),
+                "clip": Cell(None, Measured(31.0, 6000, "c/1", low=30.5, high=31.5)),
+            },
+        ),
+    ]
+    return Table("100 % of #1", ["fid", "ssim", "clip"], rows, versions=VERSIONS)
+
+
+def test_plain(table):
+    title, rule, *lines = as_plain(table).splitlines()
+    assert title == "100 % of #1"
+    assert set(rule) == {"-"}
+    assert [" ".join(line.split()) for line in lines if set(line) != {"-"}] == [
+        "method FID ↓ (published / measured) SSIM ↑ (published / measured) CLIP ↑",
+        "UaC & co_1 48.88 / 47.12 ± 0.21 0.50 / — —",
+        "ours — / 16.60 ± 0.10* 0.53 / skipped [1] 31.00 [30.50, 31.50]",
+        "FID: p/1, N = 6000, 3 seeds",
+        "CLIP: c/1, N = 6000",
+        "[1] skipped: no file weights_50%.pth; download it",
+        "Versions: mmface 1.0, torch 2.0",
+    ]
+    assert {len(line) for line in lines[:5]} == {len(rule)}  # the columns stand under each other
+
+
+def test_markdown(table):
+    assert as_markdown(table).splitlines()[:5] == [
+        "**100 % of #1**",
+        "",
+        "| method | FID ↓ (published / measured) | SSIM ↑ (published / measured) | CLIP ↑ |",
+        "|---|---|---|---|",
+        r"| UaC & co\_1 | 48.88 / 47.12 ± 0.21 | 0.50 / — | — |",
+    ]
+    assert "| — / **16.60 ± 0.10** | 0.53 / skipped [1] |" in as_markdown(table)
+
+
+def test_latex(table):
+    text = as_latex(table)
+    assert r"\caption{100 \% of \#1}" in text
+    assert r"UaC \& co\_1 & 48.88 / 47.12 $\pm$ 0.21 & 0.50 / --- & --- \\" in text
+    assert r"--- / \textbf{16.60 $\pm$ 0.10} & 0.53 / skipped [1]" in text
+    assert r"{}[1] skipped: no file weights\_50\%.pth; download it" in text
+    assert r"\begin{tabular}{lrrr}" in text
+    assert text.isascii()
+
+
+def test_csv_and_json_hold_every_cell_unrounded(table):
+    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert len(rows) == 6
+    first, *_, skipped, last = rows
+    assert (first["published"], first["value"], first["spread"]) == ("48.88", "47.123", "0.21")
+    assert (skipped["value"], skipped["skipped"]) == ("", str(SKIPPED))
+    assert (last["low"], last["high"], last["published"]) == ("30.5", "31.5", "")
+    loaded = json.loads(as_json(table))
+    cells = loaded["rows"][1]["cells"]
+    assert cells["ssim"] == {
+        "published": 0.53,
+        "measured": None,
+        "skipped": {"reason": SKIPPED.reason, "remedy": SKIPPED.remedy},
+    }
+    assert cells["clip"]["measured"]["pictures"] == 6000
+    assert loaded["rows"][0]["cells"]["clip"] == {"published": None, "measured": None}
+
+
+def test_best_is_marked_within_one_protocol_and_n_only(table):
+    assert table.best("fid") == {"ours"}
+    assert table.best("clip") == set()
+    other = Row("other", {"clip": Cell(None, Measured(40.0, 6000, "c/2"))})
+    assert Table("t", ["clip"], [*table.rows, other], versions=VERSIONS).best("clip") == set()
+    same = Row("other", {"clip": Cell(None, Measured(40.0, 6000, "c/1"))})
+    assert Table("t", ["clip"], [*table.rows, same], versions=VERSIONS).best("clip") == {"other"}
+
+
+def test_sets_of_unequal_n_do_not_stand_in_one_column():
+    rows = [
+        Row("a", {"fid": Cell(None, Measured(9.0, 6000, "p"))}),
+        Row("b", {"fid": Cell(None, Measured(8.0, 5000, "p"))}),
+    ]
+    with pytest.raises(ValueError, match=r"FID: .*a: 6000, b: 5000"):
+        Table("t", ["fid"], rows)
+    with pytest.raises(ValueError, match="no column 'is'"):
+        Table("t", ["is"], rows)
+
+
+def test_untrained_networks_are_said_in_every_format():
+    rows = [Row("a", {"fid": Cell(None, Measured(9.0, 64, "untrained:inception/x"))})]
+    table = Table("t", ["fid"], rows, versions=VERSIONS)
+    for suffix, write in FORMATS.items():
+        mark = "untrained:" if suffix == ".csv" else "MADE WITH UNTRAINED NETWORKS"
+        assert mark in write(table)
+
+
+def test_measured_beside_published_keeps_the_papers_rows_and_adds_ours():
+    ours = {
+        "MMFace-DiT (F)": {"fid": Measured(17.0, 6000, "p"), "kid": Measured(0.01, 6000, "p")},
+        "real pictures": {"accuracy": Measured(93.4, 6000, "q")},
+    }
+    table = Table.beside(TABLE_1, ours)
+    assert [row.name for row in table.rows][-2:] == ["MMFace-DiT (F)", "real pictures"]
+    assert table.metrics[-1] == "kid"
+    assert table.title == "Text and mask (table 1 of arXiv 2603.29029)"
+    assert "16.63 / 17.00" in as_markdown(table)
+    assert "0.01000" in as_markdown(table)
+    assert table.versions == installed_versions()
+
+
+def test_a_table_is_written_by_its_suffix_and_whole(table, tmp_path):
+    for suffix, write in FORMATS.items():
+        path = tmp_path / "sub" / f"results{suffix}"
+        write_table(table, path)
+        assert path.read_text(encoding="utf-8") == write(table)
+    assert len(list((tmp_path / "sub").iterdir())) == len(FORMATS)
+    with pytest.raises(ValueError, match=r"\.docx has no suffix"):
+        write_table(table, tmp_path / "results.docx")

@@ -16,13 +16,19 @@ from jaxtyping import Float, Int
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SegformerConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    SegformerConfig,
+    SegformerImageProcessorPil,
+)
 from transformers import SegformerForSemanticSegmentation as SegformerModel
 
 from mmface.conditions import LABELS, image_pixels
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
-from mmface.training import TrainingTask, cast_copy
+from mmface.training_task import TrainingTask, cast_copy
 
 
 def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Tensor]:
@@ -103,14 +109,19 @@ class Parsing(TrainingTask):
 
     trained: SegformerModel
 
-    def __init__(self, config: Mapping[str, Any], export_dtype: str = "float32") -> None:
+    def __init__(
+        self, config: Mapping[str, Any], size_px: int = 128, export_dtype: str = "float32"
+    ) -> None:
         """Build the parser.
 
         Args:
             config: arguments of SegformerConfig except the labels.
+            size_px: edge of the pictures that it is trained on, to which it will have others
+                resized.
             export_dtype: torch dtype name that exported weights are stored in.
         """
         super().__init__()
+        self.size_px = size_px
         names = dict(enumerate(LABELS))
         labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
         self.trained = SegformerModel(SegformerConfig(num_labels=len(LABELS), **config, **labels))
@@ -134,8 +145,12 @@ class Parsing(TrainingTask):
         return {"loss": entropy + 0.5 * dice, "pixel_accuracy": correct.detach()}
 
     def export(self, trained: SegformerModel, folder: Path) -> None:
-        """Save a transformers SegFormer folder."""
+        """Save a transformers SegFormer folder, with how it wants its pictures."""
         cast_copy(trained, self.export_dtype).save_pretrained(folder)
+        half = [0.5] * 3  # its pixels are in [-1, 1]
+        SegformerImageProcessorPil(
+            size={"height": self.size_px, "width": self.size_px}, image_mean=half, image_std=half
+        ).save_pretrained(folder)
 
 
 class Contrasting(TrainingTask):

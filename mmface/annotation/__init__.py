@@ -1,0 +1,1 @@
+"""Annotation: from a photograph to its mask, its sketch and its captions."""

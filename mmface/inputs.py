@@ -1,9 +1,8 @@
-"""What the pipeline is given, checked and sorted: a call's arguments, the authors' repository."""
+"""What a call of the pipeline is given, checked and sorted."""
 
 import math
-import re
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,37 +18,68 @@ from mmface.conditions import (
     mask_pixels,
     sketch_pixels,
 )
-from mmface.objectives import NUM_TRAIN_TIMESTEPS, MinSnrDiffusion, RectifiedFlow
-from mmface.released import WEIGHTS_NAME
-
-RELEASED_TEXT = "stable-diffusion-2-1-base"
-"""Where the authors' repository has its text encoder and tokenizer."""
+from mmface.objectives import NUM_TRAIN_TIMESTEPS
 
 
 class Request(NamedTuple):
-    """One prompt of a call, with its negative prompt and its condition."""
+    """One prompt of a call, with its negative prompt and its one or two conditions.
+
+    Attributes:
+        prompt: What the face should look like.
+        negative_prompt: What guidance on the text leads away from.
+        sources: The mask, the sketch, or both, in this order.
+    """
 
     prompt: str
     negative_prompt: str
-    modality: Modality
-    source: Picture
+    sources: Mapping[Modality, Picture]
+
+    @property
+    def kinds(self) -> tuple[Modality, ...]:
+        """Which conditions there are."""
+        return tuple(self.sources)
 
     @classmethod
-    def sorted(
-        cls, prompt: str, negative_prompt: str, mask: Picture | None, sketch: Picture | None
-    ) -> "Request":
-        """Make a request of whichever of mask and sketch is given; ValueError unless one is."""
-        if mask is not None and sketch is None:
-            return cls(prompt, negative_prompt, Modality.MASK, mask)
-        if sketch is not None and mask is None:
-            return cls(prompt, negative_prompt, Modality.SKETCH, sketch)
-        found = "neither a mask nor a sketch" if mask is None else "both a mask and a sketch"
-        raise ValueError(f"The prompt {prompt!r} has {found}; give each prompt exactly one.")
+    def each_of(
+        cls,
+        prompts: Sequence[str],
+        negative_prompt: str | Sequence[str],
+        mask: Picture | Sequence[Picture | None] | None,
+        sketch: Picture | Sequence[Picture | None] | None,
+    ) -> "list[Request]":
+        """Make a request of each prompt.
+
+        Args:
+            prompts: The prompts.
+            negative_prompt: One for all prompts or one a prompt.
+            mask: The same, or None; in lists, None marks the prompts without.
+            sketch: The same as for masks.
+
+        Returns:
+            The requests.
+
+        Raises:
+            ValueError: If a list has another length, or a prompt neither mask nor sketch.
+        """
+        requests = []
+        negatives = one_each("negative_prompt", negative_prompt, len(prompts))
+        masks = one_each("mask", mask, len(prompts))
+        sketches = one_each("sketch", sketch, len(prompts))
+        for prompt, negative, *given in zip(prompts, negatives, masks, sketches, strict=True):
+            pairs = zip((Modality.MASK, Modality.SKETCH), given, strict=True)
+            sources = {kind: source for kind, source in pairs if source is not None}
+            if not sources:
+                raise ValueError(
+                    f"The prompt {prompt!r} has neither a mask nor a sketch; give each prompt one "
+                    "or both."
+                )
+            requests.append(cls(prompt, negative, sources))
+        return requests
 
 
 def distinct_pixels(
     requests: Sequence[Request], size: tuple[int, int]
-) -> tuple[Float32[Tensor, "distinct 3 height width"], list[int]]:
+) -> tuple[Float32[Tensor, "distinct 3 height width"], list[list[int]]]:
     """Load the conditions of requests, each distinct one once.
 
     Args:
@@ -59,18 +89,21 @@ def distinct_pixels(
     Returns:
         The distinct conditions in [-1, 1], and which of them each request has.
     """
-    keys, pixels = [], {}
+    pixels: dict[tuple[Modality, str | int], Tensor] = {}
+    keys: list[list[tuple[Modality, str | int]]] = []
     for request in requests:
-        source = request.source
-        name = str(source) if isinstance(source, str | Path) else id(source)
-        keys.append((request.modality, name))
-        if keys[-1] not in pixels:
-            pixels[keys[-1]] = (
-                mask_pixels(load_mask(source, size).labels)
-                if request.modality == Modality.MASK
-                else sketch_pixels(load_sketch(source, size))
-            )
-    return torch.stack(list(pixels.values())), [list(pixels).index(key) for key in keys]
+        keys.append([])
+        for kind, source in request.sources.items():
+            name = str(source) if isinstance(source, str | Path) else id(source)
+            keys[-1].append((kind, name))
+            if (kind, name) not in pixels:
+                pixels[kind, name] = (
+                    mask_pixels(load_mask(source, size).labels)
+                    if kind == Modality.MASK
+                    else sketch_pixels(load_sketch(source, size))
+                )
+    order = list(pixels)
+    return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]
 
 
 def check_whole(name: str, value: Any, lowest: int, highest: int) -> None:
@@ -79,14 +112,52 @@ def check_whole(name: str, value: Any, lowest: int, highest: int) -> None:
         raise ValueError(f"{name} must be a whole number in {lowest}..{highest}, got {value!r}.")
 
 
+def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
+    """Raise ValueError unless `value` is a finite number in this range."""
+    number = float(value) if isinstance(value, Real) else math.nan
+    if isinstance(value, bool) or not (math.isfinite(number) and lowest <= number <= highest):
+        wanted = f"in {lowest}..{highest}" if highest < math.inf else f"{lowest} or more"
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def check_interval(name: str, start: float, end: float) -> None:
+    """Raise ValueError unless `start` and `end` are shares of the steps, in this order."""
+    check_number(f"{name} start", start, 0, 1)
+    check_number(f"{name} end", end, 0, 1)
+    if start >= end:
+        raise ValueError(f"{name} start must be below its end, got {start} and {end}.")
+
+
 def check_numbers(
-    num_inference_steps: int, guidance_scale: float, num_images_per_prompt: int
+    num_inference_steps: int, num_images_per_prompt: int, max_batch: int | None
 ) -> None:
-    """Raise ValueError unless the numbers of a call are ones that can be sampled with."""
+    """Raise ValueError unless the whole numbers of a call are ones that can be sampled with."""
     check_whole("num_inference_steps", num_inference_steps, 1, NUM_TRAIN_TIMESTEPS)
     check_whole("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
-    if not 0 <= guidance_scale < math.inf:
-        raise ValueError(f"guidance_scale must be 0 or more, got {guidance_scale}.")
+    if max_batch is not None:
+        check_whole("max_batch", max_batch, 1, 1_000_000)
+
+
+def check_latents(
+    latents: Tensor, shape: tuple[int, ...]
+) -> Float32[Tensor, "batch channels height width"]:
+    """Give the latents that stand in for a call's noise, in float32.
+
+    Args:
+        latents: Any float dtype.
+        shape: The shape that the call needs.
+
+    Returns:
+        The latents.
+
+    Raises:
+        ValueError: If the shape is another one, or a value is not finite.
+    """
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents must be {list(shape)}, got {list(latents.shape)}.")
+    if not torch.isfinite(latents).all():
+        raise ValueError("latents hold values that are not finite.")
+    return latents.float()
 
 
 def one_each(name: str, value: Any, count: int) -> list[Any]:
@@ -104,6 +175,7 @@ def picture_generators(
     seed: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     count: int,
+    latents: Tensor | None = None,
 ) -> tuple[list[torch.Generator], list[int] | None]:
     """Give each picture its generator, and its seed where it has one.
 
@@ -111,13 +183,19 @@ def picture_generators(
         seed: The first picture's seed, or one a picture; None draws one at random.
         generator: Instead of a seed: one generator for all pictures, or one a picture.
         count: Number of pictures.
+        latents: Instead of both: the noise itself; the generators are then of no consequence.
 
     Returns:
-        The generators, and the seeds or None where generators were given.
+        The generators, and the seeds or None where there are none.
 
     Raises:
-        ValueError: If both are given, their number is not `count`, or a seed is out of range.
+        ValueError: If more than one of the three is given, their number is not `count`, or a
+            seed is out of range.
     """
+    if latents is not None:
+        if seed is not None or generator is not None:
+            raise ValueError("latents are the noise itself: drop them, or the seed or generator.")
+        return [torch.Generator() for _ in range(count)], None
     if generator is not None:
         if seed is not None:
             raise ValueError("Both seed and generator are given; give one of them.")
@@ -135,50 +213,3 @@ def picture_generators(
     for each in seeds:
         check_whole("seed", each, 0, 2**63 - 1)
     return [torch.Generator().manual_seed(each) for each in seeds], seeds
-
-
-class ReleasedCheckpoint(NamedTuple):
-    """One of the authors' checkpoints.
-
-    Attributes:
-        weights: The file of its weights.
-        objective: Name of the objective that it was trained with.
-        image_size: Side in pixels of the square pictures that it was trained on.
-    """
-
-    weights: Path
-    objective: str
-    image_size: int
-
-
-def released_checkpoint(folder: Path, checkpoint: str | None) -> ReleasedCheckpoint:
-    """Find a checkpoint's weights in a copy of the authors' repository.
-
-    Args:
-        folder: The copy.
-        checkpoint: The checkpoint's folder inside it, or the one above; None if there is one only.
-
-    Returns:
-        Where the weights are, and what the folder's name says of them.
-
-    Raises:
-        ValueError: If the folder does not have this layout or the checkpoint is ambiguous.
-    """
-    missing = [name for name in ("VAE", RELEASED_TEXT) if not (folder / name).is_dir()]
-    if missing:
-        raise ValueError(
-            f"{folder} has no folder {' and no '.join(missing)}; copy the whole repository: "
-            "hf download BharathK333/MMFace-DiT-Models --local-dir FOLDER."
-        )
-    found = sorted(folder.glob(f"{checkpoint or '**'}/{WEIGHTS_NAME}"))
-    found += sorted(folder.glob(f"{checkpoint}/*/{WEIGHTS_NAME}")) if checkpoint else []
-    if len(found) != 1:
-        every = [path.parent.relative_to(folder) for path in folder.glob(f"**/{WEIGHTS_NAME}")]
-        listed = ", ".join(sorted(map(str, every))) or "none"
-        raise ValueError(
-            f"{len(found)} checkpoints in {folder} fit {checkpoint!r}; give one of: {listed}."
-        )
-    name = found[0].parent.relative_to(folder).as_posix()
-    size = re.search(r"-(\d{3,4})\b", name.split("/")[0])
-    objective = RectifiedFlow.name if "-rfm" in name else MinSnrDiffusion.name
-    return ReleasedCheckpoint(found[0], objective, int(size[1]) if size else 256)

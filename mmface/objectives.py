@@ -8,15 +8,23 @@ the model hears  999 t                                 n
 loss weight      1                                     min(SNR_n, gamma) / SNR_n
 sampled by       Euler, uniform steps                  DPM-Solver++, order 2
 
-Both are sampled with diffusers' own schedulers. Time is float32 here whatever the precision of the
-latents: bf16 keeps 8 bits of mantissa, on which 50 Euler steps land unevenly.
+Both are sampled with diffusers' own schedulers, several of them each (`mmface.solvers`). Some of
+those count time in whole numbers or keep latents at another scale; only the methods here know. Time
+is float32 here whatever the precision of the latents: bf16 keeps 8 bits of mantissa, on which 50
+Euler steps land unevenly.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
@@ -46,6 +54,12 @@ class Objective(Protocol):
     """What training and sampling need to know of an objective."""
 
     name: ClassVar[str]
+    noise_sign: ClassVar[int]
+    """The sign with which noise stands in the model's output."""
+
+    def signal_share(self, timestep: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return signal / (signal + noise), both as amplitudes, at times that the model hears."""
+        ...
 
     def corrupt(
         self,
@@ -68,14 +82,37 @@ class Objective(Protocol):
 
     def set_timesteps(
         self, scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
-    ) -> Shaped[Tensor, " steps"]:
-        """Set the scheduler to this number of steps and return its timesteps."""
+    ) -> Shaped[Tensor, " calls"]:
+        """Set the scheduler to this number of steps and return the timestep of each model call."""
         ...
 
-    def model_timestep(
-        self, scheduler_timestep: Shaped[Tensor, "*batch"]
-    ) -> Float32[Tensor, "*batch"]:
-        """Return what the model is fed at a timestep of the scheduler, in [0, 1000)."""
+    def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
+        """Return what the model is fed at each of the scheduler's calls, in [0, 1000)."""
+        ...
+
+    def first_latents(
+        self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
+    ) -> Float32[Tensor, "*shape"]:
+        """Return what the scheduler starts from, made of standard normal noise."""
+        ...
+
+    def noisy_latents(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        noise: Float32[Tensor, "*shape"],
+        call: int,
+    ) -> Float32[Tensor, "*shape"]:
+        """Return clean latents with as much noise as the scheduler expects before this call."""
+        ...
+
+    def model_input(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        timestep: Shaped[Tensor, ""],
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the scheduler's latents at the scale that the model was trained on."""
         ...
 
     def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -102,6 +139,11 @@ class RectifiedFlow:
     """Rectified flow matching (arXiv 2209.03003): predict the velocity `data - noise`."""
 
     name: ClassVar[str] = "rectified_flow"
+    noise_sign: ClassVar[int] = -1
+
+    def signal_share(self, timestep: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return t itself."""
+        return timestep / (NUM_TRAIN_TIMESTEPS - 1)
 
     def corrupt(
         self,
@@ -139,19 +181,47 @@ class RectifiedFlow:
 
     def set_timesteps(
         self, scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
-    ) -> Float32[Tensor, " steps"]:
-        """Set uniform steps from noise to data; the scheduler's own default spacing differs."""
-        # The scheduler's sigma is the share of noise, 1 - t.
-        sigmas = torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
-        scheduler.set_timesteps(sigmas=sigmas, device=device)
+    ) -> Shaped[Tensor, " calls"]:
+        """Set uniform steps from noise to data; Euler's own default spacing differs."""
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            # The scheduler's sigma is the share of noise, 1 - t.
+            sigmas = torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+            scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            scheduler.set_timesteps(num_inference_steps, device=device)
         return scheduler.timesteps
 
-    def model_timestep(
-        self, scheduler_timestep: Shaped[Tensor, "*batch"]
-    ) -> Float32[Tensor, "*batch"]:
-        """Return 999 t, where the scheduler counts 1000 (1 - t)."""
-        time = 1 - scheduler_timestep.float() / NUM_TRAIN_TIMESTEPS
-        return time * (NUM_TRAIN_TIMESTEPS - 1)
+    def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
+        """Return 999 t of each call: the scheduler's sigma is 1 - t."""
+        # Not from its timesteps, which the multistep solvers cut to whole thousandths.
+        time = 1 - scheduler.sigmas[:-1].float()
+        return (time * (NUM_TRAIN_TIMESTEPS - 1)).to(scheduler.timesteps.device)
+
+    def first_latents(
+        self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the noise as it is."""
+        return noise
+
+    def noisy_latents(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        noise: Float32[Tensor, "*shape"],
+        call: int,
+    ) -> Float32[Tensor, "*shape"]:
+        """Return z_t = (1 - t) noise + t data at the call's t; past the last call, the data."""
+        sigma = float(scheduler.sigmas[call])
+        return (1 - sigma) * latents + sigma * noise
+
+    def model_input(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        timestep: Shaped[Tensor, ""],
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the latents as they are."""
+        return latents
 
     def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the velocity towards noise, which is the one the scheduler integrates."""
@@ -162,6 +232,7 @@ class MinSnrDiffusion:
     """DDPM noise prediction with Min-SNR weights (arXiv 2303.09556), on SD 2.1's noise schedule."""
 
     name: ClassVar[str] = "min_snr_diffusion"
+    noise_sign: ClassVar[int] = 1
 
     def __init__(self, gamma: float = 5.0) -> None:
         """Fix the ceiling of the signal-to-noise ratio.
@@ -177,6 +248,11 @@ class MinSnrDiffusion:
             raise ValueError(f"gamma must be above 0, got {gamma}; the paper uses 5.0.")
         self.gamma = gamma
         self._alphas_cumprod: Float32[Tensor, " steps"] = self.scheduler().alphas_cumprod
+
+    def signal_share(self, timestep: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return sqrt(a_n) / (sqrt(a_n) + sqrt(1 - a_n))."""
+        alpha = self._alphas_cumprod[timestep.long()]
+        return alpha.sqrt() / (alpha.sqrt() + (1 - alpha).sqrt())
 
     def corrupt(
         self,
@@ -228,16 +304,49 @@ class MinSnrDiffusion:
 
     def set_timesteps(
         self, scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
-    ) -> Shaped[Tensor, " steps"]:
-        """Set the scheduler's own spacing, from step 999 downwards."""
-        scheduler.set_timesteps(num_inference_steps, device=device)
+    ) -> Shaped[Tensor, " calls"]:
+        """Set steps from 999 downwards, spaced as DPM-Solver++ spaces them."""
+        if isinstance(scheduler, EulerDiscreteScheduler | HeunDiscreteScheduler) and not any(
+            scheduler.config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta")
+        ):
+            # Of their own spacings, each misses step 999 or the number of steps for some numbers.
+            last = NUM_TRAIN_TIMESTEPS - 1
+            uniform = np.linspace(0, last, num_inference_steps + 1).round()[:0:-1]
+            scheduler.set_timesteps(timesteps=uniform.tolist(), device=device)
+        else:
+            scheduler.set_timesteps(num_inference_steps, device=device)
         return scheduler.timesteps
 
-    def model_timestep(
-        self, scheduler_timestep: Shaped[Tensor, "*batch"]
-    ) -> Float32[Tensor, "*batch"]:
-        """Return the step itself."""
-        return scheduler_timestep.float()
+    def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
+        """Return the step of each call."""
+        return scheduler.timesteps.float()
+
+    def first_latents(
+        self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the noise at the scheduler's scale: some keep data + sigma noise."""
+        return noise * float(scheduler.init_noise_sigma)
+
+    def noisy_latents(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        noise: Float32[Tensor, "*shape"],
+        call: int,
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the scheduler's own mixture at the call's step; past the last call, the data."""
+        if call == len(scheduler.timesteps):
+            return latents
+        return scheduler.add_noise(latents, noise, scheduler.timesteps[call : call + 1])
+
+    def model_input(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        timestep: Shaped[Tensor, ""],
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the latents at unit variance."""
+        return scheduler.scale_model_input(latents, timestep)
 
     def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the noise as it is."""

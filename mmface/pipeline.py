@@ -1,7 +1,8 @@
 """MMFacePipeline: faces from a mask or a sketch plus a prompt.
 
 A call checks its inputs, encodes prompts and conditions once each, draws the noise of each picture
-from its own seed, follows the scheduler with guidance, and decodes.
+from its own seed, follows a solver with guidance, and decodes. What the predictions of a step are
+and how they add up is said in `mmface.guidance`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,27 +12,30 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from mmface.conditions import Picture, to_uint8
-from mmface.encoders import VAES, LatentCodec, TextEncoder, TextFeatures, Vae
+from mmface.blending import KeptPicture, checked_strength
+from mmface.conditions import Modality, Picture, to_uint8
+from mmface.denoiser import Denoiser
+from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
+from mmface.guidance import Composition, ConditionControl, Guidance
 from mmface.inputs import (
-    RELEASED_TEXT,
     Request,
+    check_latents,
     check_numbers,
     distinct_pixels,
-    one_each,
     picture_generators,
-    released_checkpoint,
 )
-from mmface.objectives import objective_named
+from mmface.objectives import Objective, objective_named
+from mmface.released_folder import released_checkpoint, released_components
+from mmface.solvers import Trajectory, fitting_scheduler
 from mmface.transformer import MMFaceDiT
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -52,7 +56,7 @@ class MMFacePipelineOutput(BaseOutput):
 
 
 class MMFacePipeline(DiffusionPipeline):
-    """Sample faces from a mask or a sketch plus a prompt (MMFace-DiT, arXiv 2603.29029)."""
+    """Sample faces from a mask, a sketch or both plus a prompt (MMFace-DiT, arXiv 2603.29029)."""
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
@@ -143,24 +147,9 @@ class MMFacePipeline(DiffusionPipeline):
         Returns:
             The pipeline.
         """
-        released = released_checkpoint(Path(folder), checkpoint)
-        text = TextEncoder.from_pretrained(Path(folder) / RELEASED_TEXT, torch_dtype=torch_dtype)
-        vae = AutoencoderKL.from_pretrained(
-            Path(folder) / "VAE", torch_dtype=torch_dtype, use_safetensors=True
-        )
-        return cls(
-            vae=VAES["flux_released"].configure(vae),
-            text_encoder=text.text_model,
-            tokenizer=text.tokenizer,
-            transformer=MMFaceDiT.from_released(
-                released.weights,
-                num_heads=num_heads,
-                objective=objective or released.objective,
-                torch_dtype=torch_dtype,
-            ),
-            scheduler=None,
-            image_size=image_size or released.image_size,
-        )
+        found = released_checkpoint(Path(folder), checkpoint, objective, image_size)
+        components = released_components(Path(folder), found, num_heads, torch_dtype)
+        return cls(**components, scheduler=None, image_size=found.image_size)
 
     @property
     def codec(self) -> LatentCodec:
@@ -172,6 +161,11 @@ class MMFacePipeline(DiffusionPipeline):
         """The text encoder with its tokenizer."""
         return TextEncoder(self.text_encoder, self.tokenizer)
 
+    @property
+    def objective(self) -> Objective:
+        """What the transformer was trained with."""
+        return objective_named(self.transformer.config.objective)
+
     def check_inputs(
         self,
         prompt: str | Sequence[str],
@@ -179,9 +173,6 @@ class MMFacePipeline(DiffusionPipeline):
         sketch: Picture | Sequence[Picture | None] | None,
         negative_prompt: str | Sequence[str],
         size: tuple[int, int],
-        num_inference_steps: int,
-        guidance_scale: float,
-        num_images_per_prompt: int,
         output_type: str,
     ) -> list[Request]:
         """Check what a call was given, and sort it into one request a prompt.
@@ -192,9 +183,6 @@ class MMFacePipeline(DiffusionPipeline):
             sketch: As for a call.
             negative_prompt: As for a call.
             size: Height and width in pixels.
-            num_inference_steps: As for a call.
-            guidance_scale: As for a call.
-            num_images_per_prompt: As for a call.
             output_type: As for a call.
 
         Returns:
@@ -206,7 +194,6 @@ class MMFacePipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError("prompt must be a string or a non-empty list of strings.")
-        check_numbers(num_inference_steps, guidance_scale, num_images_per_prompt)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be in {OUTPUT_TYPES}, got {output_type!r}.")
         multiple = self.codec.downscale_factor * self.transformer.config.patch_size
@@ -214,12 +201,7 @@ class MMFacePipeline(DiffusionPipeline):
             raise ValueError(
                 f"height and width must be positive multiples of {multiple}, got {size}."
             )
-        negatives = one_each("negative_prompt", negative_prompt, len(prompts))
-        masks = one_each("mask", mask, len(prompts))
-        sketches = one_each("sketch", sketch, len(prompts))
-        return [
-            Request.sorted(*row) for row in zip(prompts, negatives, masks, sketches, strict=True)
-        ]
+        return Request.each_of(prompts, negative_prompt, mask, sketch)
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
         """Encode prompts, each distinct one once.
@@ -236,65 +218,49 @@ class MMFacePipeline(DiffusionPipeline):
         return TextFeatures(pooled[index], tokens[index])
 
     def encode_condition(
-        self, requests: Sequence[Request], size: tuple[int, int]
-    ) -> Float32[Tensor, "batch channels height width"]:
+        self, requests: Sequence[Request], size: tuple[int, int], max_batch: int | None = None
+    ) -> tuple[Float32[Tensor, "conditions channels height width"], list[list[int]]]:
         """Encode masks and sketches, each distinct one once, by the VAE's posterior mean.
 
         Args:
             requests: The requests whose conditions are wanted.
             size: Height and width in pixels.
+            max_batch: As for a call.
 
         Returns:
-            Normalised latents, one a request.
+            A table of normalised latents whose row 0 is zeros, which is no condition; and the rows
+            that each request has.
         """
-        pixels, index = distinct_pixels(requests, size)
-        return self.codec.encode(pixels)[index]
+        pixels, rows = distinct_pixels(requests, size)
+        latents = self._encode(pixels, max_batch)
+        table = torch.cat((torch.zeros_like(latents[:1]), latents))
+        return table, [[row + 1 for row in own] for own in rows]
 
     def prepare_latents(
-        self, generators: Sequence[torch.Generator], size: tuple[int, int]
+        self,
+        generators: Sequence[torch.Generator],
+        size: tuple[int, int],
+        latents: Tensor | None = None,
     ) -> Float32[Tensor, "batch channels height width"]:
         """Draw each picture's noise from its own generator, on the generator's device.
 
         Args:
             generators: One a picture; on the CPU the noise is the same on every machine.
             size: Height and width in pixels.
+            latents: Noise to be taken instead, one a generator; None to draw it.
 
         Returns:
             Standard normal noise.
+
+        Raises:
+            ValueError: If the given noise has another shape or is not finite.
         """
         codec, device = self.codec, self._execution_device
         shape = (codec.channels, *(side // codec.downscale_factor for side in size))
+        if latents is not None:
+            return check_latents(latents, (len(generators), *shape)).to(device)
         noise = [randn_tensor(shape, one, device, torch.float32) for one in generators]
         return torch.stack(noise)
-
-    def _embed(
-        self, requests: Sequence[Request], num_branches: int, timesteps: Tensor
-    ) -> tuple[list[int], Float[Tensor, "rows tokens dim"], list[Float[Tensor, "steps rows _"]]]:
-        """Compute everything that depends on time, prompt and modality alone, once each.
-
-        Gives the row of each branch and request, each row's text, each step's modulations of rows.
-        """
-        wanted = [(each.prompt, each.modality) for each in requests]
-        if num_branches == 2:
-            wanted += [(each.negative_prompt, each.modality) for each in requests]
-        distinct = list(dict.fromkeys(wanted))
-        text = self.encode_prompt([prompt for prompt, _ in distinct])
-        model, num_steps = self.transformer, len(timesteps)
-        if hasattr(model, "_hf_hook"):
-            # Model offloading waits for `forward`, which is not called here.
-            model._hf_hook.pre_forward(model)
-        modality = torch.tensor([modality for _, modality in distinct], device=timesteps.device)
-        global_condition = model.global_condition(
-            timesteps.repeat_interleave(len(distinct)),
-            text.pooled.to(model.dtype).repeat(num_steps, 1),
-            modality.repeat(num_steps),
-        )
-        modulations = [
-            table.unflatten(0, (num_steps, len(distinct)))
-            for table in model.modulations(global_condition)
-        ]
-        embedded = model.text_embedder(text.tokens.to(model.dtype))
-        return [distinct.index(each) for each in wanted], embedded, modulations
 
     @torch.no_grad()
     def __call__(
@@ -312,6 +278,16 @@ class MMFacePipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        *,
+        guidance: Guidance | None = None,
+        mask_control: ConditionControl | None = None,
+        sketch_control: ConditionControl | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        region: Picture | Sequence[Picture] | None = None,
+        latents: Tensor | None = None,
+        solver: str | None = None,
+        max_batch: int | None = None,
     ) -> MMFacePipelineOutput:
         """Sample faces; all of a call's pictures are one batch.
 
@@ -321,11 +297,11 @@ class MMFacePipeline(DiffusionPipeline):
         Args:
             prompt: One prompt or several.
             mask: One mask for all prompts or one a prompt, as `load_mask` takes it. Each prompt has
-                a mask or a sketch: in lists, None marks the places that the other one fills.
+                a mask, a sketch or both: in lists, None marks the places without.
             sketch: The same for sketches, as `load_sketch` takes them.
             negative_prompt: What guidance leads away from; one for all prompts or one a prompt.
-            num_inference_steps: Steps of the scheduler, at least 1.
-            guidance_scale: Scale of classifier-free guidance, 1 for none; None takes the model's.
+            num_inference_steps: Steps of the solver, at least 1.
+            guidance_scale: Scale of guidance on the text, 1 for none; None takes the model's.
             num_images_per_prompt: Pictures of each prompt.
             height: Height in pixels; None takes the model's `image_size`.
             width: Width in pixels; None takes the model's `image_size`.
@@ -334,68 +310,88 @@ class MMFacePipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent"; see `MMFacePipelineOutput`.
             callback_on_step_end: Called after each step with the pipeline, the step's index, its
                 timestep and `{"latents": ...}`; returns a dict that may hold other latents.
+            guidance: More of guidance than its scale.
+            mask_control: How strongly masks bind, when and where.
+            sketch_control: The same for sketches.
+            image: A picture to start from; one for all prompts or one a prompt.
+            strength: Share of the steps that are taken from the picture on, in (0, 1]; 1 starts
+                from noise alone. None is 1 with a region and `VARIATION_STRENGTH` without.
+            region: The part of the picture that is made anew, in white; outside, every pixel stays
+                as it is. One for all prompts or one a prompt.
+            latents: Instead of a seed: standard normal noise, one a picture.
+            solver: A name in `mmface.solvers.SOLVERS`; None takes the pipeline's scheduler.
+            max_batch: The most predictions, or pictures to encode or decode, that are computed at
+                once; None for no limit. It changes the memory that is needed, not the pictures.
 
         Returns:
             The pictures and their seeds.
         """
         side = self.config.image_size
         size = (side if height is None else height, side if width is None else width)
-        if guidance_scale is None:
-            guidance_scale = self.config.guidance_scale
-        requests = self.check_inputs(
-            prompt,
-            mask,
-            sketch,
-            negative_prompt,
-            size,
-            num_inference_steps,
-            guidance_scale,
-            num_images_per_prompt,
-            output_type,
-        )
-        num_pictures = len(requests) * num_images_per_prompt
-        generators, seeds = picture_generators(seed, generator, num_pictures)
-        objective = objective_named(self.transformer.config.objective)
-        device, dtype = self._execution_device, self.transformer.dtype
+        check_numbers(num_inference_steps, num_images_per_prompt, max_batch)
+        requests = self.check_inputs(prompt, mask, sketch, negative_prompt, size, output_type)
+        strength = checked_strength(image, strength, region)
+        scheduler = fitting_scheduler(self.objective, solver, self.scheduler)
+        guidance = Guidance.merged(guidance_scale, guidance, self.config.guidance_scale)
+        count = len(requests) * num_images_per_prompt
+        generators, seeds = picture_generators(seed, generator, count, latents)
+        noise = self.prepare_latents(generators, size, latents)
+        conditions, owned = self.encode_condition(requests, size, max_batch)
+        controls = {Modality.MASK: mask_control, Modality.SKETCH: sketch_control}
+        each, factor = num_images_per_prompt, self.codec.downscale_factor
+        composition = Composition(requests, each, guidance, controls, owned, size, factor)
+        kept, original = None, None
+        if image is not None:
+            kept = KeptPicture.load(image, region, len(requests), size)
+            original = self._encode(kept.pixels, max_batch).repeat_interleave(each, dim=0)
 
-        num_branches = 1 if guidance_scale == 1 else 2
-        condition = self.encode_condition(requests, size).to(dtype)  # [prompts, C, h, w]
-        condition = condition.repeat_interleave(num_images_per_prompt, dim=0)
-        condition = condition.repeat(num_branches, 1, 1, 1)  # [branches * pictures, C, h, w]
-        timesteps = objective.set_timesteps(self.scheduler, num_inference_steps, device)
-        rows, text, modulations = self._embed(
-            requests, num_branches, objective.model_timestep(timesteps)
+        way = Trajectory(self.objective, scheduler, num_inference_steps, strength, noise.device)
+        rows = [composition.rows(share, noise.device) for share in way.shares]
+        denoiser = Denoiser(
+            self.transformer,
+            self.encode_prompt([text for text, _ in composition.texts]),
+            [modality for _, modality in composition.texts],
+            way.model_timesteps,
+            conditions,
+            max_batch,
         )
-        row = torch.tensor(rows, device=device).repeat_interleave(num_images_per_prompt)
-        text = text[row]  # [branches * pictures, L, D]
-        latents = self.prepare_latents(generators, size)  # [pictures, C, h, w]
-
-        with self.progress_bar(total=len(timesteps)) as progress:
-            for index, timestep in enumerate(timesteps):
-                noisy = latents.to(dtype).repeat(num_branches, 1, 1, 1)
-                step_modulations = [table[index, row] for table in modulations]
-                output = self.transformer.denoise(noisy, condition, text, step_modulations).float()
-                if num_branches == 2:
-                    wanted, unwanted = output.chunk(2)
-                    output = unwanted + guidance_scale * (wanted - unwanted)
-                output = objective.scheduler_output(output)
-                latents = self.scheduler.step(output, timestep, latents, return_dict=False)[0]
+        latents = way.start(noise, original)  # [pictures, C, h, w]
+        with self.progress_bar(total=len(rows)) as progress:
+            for index, timestep in enumerate(way.timesteps):
+                prediction = denoiser(index, rows[index], way.model_input(latents, index))
+                latents = way.step(prediction, latents, index)
+                if kept is not None and original is not None:
+                    latents = kept.blend(latents, way.noisy(original, noise, index + 1))
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, index, timestep, {"latents": latents})
                     latents = changed.get("latents", latents)
                 progress.update()
 
-        images = self._finish(latents, output_type)
+        images = self._finish(latents, output_type, kept, max_batch)
         self.maybe_free_model_hooks()
         return MMFacePipelineOutput(images=images, seeds=seeds)
 
+    def _encode(
+        self, pixels: Float32[Tensor, "batch 3 _ _"], max_batch: int | None
+    ) -> Float32[Tensor, "batch channels height width"]:
+        """Encode pictures by the VAE's posterior mean, `max_batch` at once."""
+        parts = pixels.split(max_batch or len(pixels))
+        return torch.cat([self.codec.encode(part) for part in parts])
+
     def _finish(
-        self, latents: Float32[Tensor, "batch channels height width"], output_type: str
+        self,
+        latents: Float32[Tensor, "batch channels height width"],
+        output_type: str,
+        kept: KeptPicture | None,
+        max_batch: int | None,
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Decode latents into the wanted type."""
+        """Decode latents, `max_batch` at once, into the wanted type."""
         if output_type == "latent":
             return latents
-        pixels = self.codec.decode(latents)
+        parts = latents.split(max_batch or len(latents))
+        pixels = torch.cat([self.codec.decode(part) for part in parts])
+        if kept is not None:
+            pixels = kept.composite(pixels)
         if output_type == "pil":
             return [Image.fromarray(picture) for picture in to_uint8(pixels)]
         pixels = (pixels + 1) / 2

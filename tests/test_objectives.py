@@ -22,9 +22,10 @@ def latents_noise():
 def sample(objective, noise, model, steps):
     """Run the scheduler as the pipeline does; `model(latents, timestep)` is what it asks."""
     scheduler = objective.scheduler()
+    timesteps = objective.set_timesteps(scheduler, steps, "cpu")
     latents = noise
-    for timestep in objective.set_timesteps(scheduler, steps, "cpu"):
-        output = model(latents, objective.model_timestep(timestep))
+    for timestep, model_time in zip(timesteps, objective.model_timesteps(scheduler), strict=True):
+        output = model(latents, model_time)
         latents = scheduler.step(
             objective.scheduler_output(output), timestep, latents, return_dict=False
         )[0]
@@ -90,8 +91,9 @@ def test_plain_euler_equals_the_scheduler(latents_noise):
 
 def test_diffusion_hears_the_schedulers_steps():
     diffusion = MinSnrDiffusion()
-    timesteps = diffusion.set_timesteps(diffusion.scheduler(), 50, "cpu")
-    fed = diffusion.model_timestep(timesteps)
+    scheduler = diffusion.scheduler()
+    timesteps = diffusion.set_timesteps(scheduler, 50, "cpu")
+    fed = diffusion.model_timesteps(scheduler)
     assert fed.dtype == torch.float32
     assert fed[0] == 999
     assert len(fed) == 50

@@ -1,0 +1,291 @@
+"""How a picture's predictions add up: guidance on text and condition, strength, two conditions.
+
+With a text x (the prompt t, or the negative prompt n) and a condition c (or zeros, as condition
+dropout trained it), the model predicts e(x, c). A call adds such predictions up linearly:
+
+    E(x) = e(x, 0) + sum over conditions k of  S_k (e(x, c_k) - e(x, 0))
+    prediction = e(n, 0) + s_c (E(n) - e(n, 0)) + s_t (E(t) - E(n))
+
+S_k is the strength of a condition: a number, 0 outside its steps, or a map over the latents where
+the condition binds only in a region. The model itself is only ever fed what it has seen: one whole
+condition or none. Terms whose factor is 0 are not computed: without any of this, one prediction a
+step; with guidance on the text alone, two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from mmface.blending import covered, load_region
+from mmface.conditions import Modality, Picture
+from mmface.inputs import Request, check_interval, check_number
+
+Weights = Float32[Tensor, "rows 1 _ _"]
+Predictions = Float32[Tensor, "rows channels height width"]
+_NEGLIGIBLE = 1e-9  # what is left of 1 - s + s in floating point
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv 2207.12598) on the text and on the condition.
+
+    Attributes:
+        scale: Scale on the text, 0 or more, 1 for none; None takes the model's.
+        condition_scale: Scale on the condition, 0 or more, 1 for none (as arXiv 2211.09800).
+        start: Share of the steps, in [0, 1), before which both scales are 1 (arXiv 2404.07724).
+        end: Share of the steps, above `start`, from which on both scales are 1 again.
+        rescale: How far the guided prediction is brought back to the standard deviation of the
+            prediction without guidance, in [0, 1] (arXiv 2305.08891, section 3.4).
+    """
+
+    scale: float | None = None
+    condition_scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless these are numbers that can be sampled with."""
+        if self.scale is not None:
+            check_number("guidance_scale", self.scale, 0)
+        check_number("condition_scale", self.condition_scale, 0)
+        check_number("guidance rescale", self.rescale, 0, 1)
+        check_interval("guidance", self.start, self.end)
+
+    @classmethod
+    def merged(
+        cls, scale: float | None, guidance: "Guidance | None", default_scale: float
+    ) -> "Guidance":
+        """Bring the two ways to give guidance together.
+
+        Args:
+            scale: The scale on the text alone, or None.
+            guidance: All of guidance, or None.
+            default_scale: The scale on the text where neither says one.
+
+        Returns:
+            Guidance with a scale.
+
+        Raises:
+            ValueError: If both say a scale.
+        """
+        guidance = guidance or cls()
+        if scale is not None and guidance.scale is not None:
+            raise ValueError(
+                f"guidance_scale is {scale} and guidance.scale {guidance.scale}; give one of them."
+            )
+        own = guidance.scale if scale is None else scale
+        return replace(guidance, scale=default_scale if own is None else own)
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionControl:
+    """How strongly a mask or a sketch binds, when and where.
+
+    Attributes:
+        strength: 0 or more: 0 for no condition, 1 as trained, above it exaggerated. A mask and a
+            sketch that are given together both bind at 1.
+        start: Share of the steps, in [0, 1), before which the condition is left out.
+        end: Share of the steps, above `start`, from which on it is left out.
+        region: A picture, white where the condition binds and black where nothing is asked; None
+            for everywhere.
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    region: Picture | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless these are numbers that can be sampled with."""
+        check_number("condition strength", self.strength, 0)
+        check_interval("condition", self.start, self.end)
+
+
+class Term(NamedTuple):
+    """One of a picture's predictions: a text, and the condition that it is heard with."""
+
+    prompt: str
+    modality: Modality
+    condition: int  # row of the table of conditions; row 0 is none
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the model computes in one call, and how that adds up to one prediction a picture.
+
+    Attributes:
+        pictures: The picture of each row.
+        texts: Each row's place in `Composition.texts`.
+        conditions: Each row's condition; 0 is none.
+        weights: Each row's factor in the sum.
+        plain_weights: Each row's factor in the prediction without guidance.
+        starts: Bounds of the runs of rows, in which every picture occurs at most once.
+        rescale: See `Guidance`.
+    """
+
+    pictures: Int[Tensor, " rows"]
+    texts: Int[Tensor, " rows"]
+    conditions: Int[Tensor, " rows"]
+    weights: Weights
+    plain_weights: Weights
+    starts: tuple[int, ...]
+    rescale: float
+
+    def combine(
+        self, predictions: Predictions
+    ) -> Float32[Tensor, "pictures channels height width"]:
+        """Add the rows up, one prediction a picture; the order of the sum is always the same."""
+        guided = self._sum(self.weights * predictions)
+        if not self.rescale:
+            return guided
+        plain = self._sum(self.plain_weights * predictions)
+        axes = (1, 2, 3)
+        ratio = plain.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
+        return guided * (self.rescale * ratio + (1 - self.rescale))
+
+    def _sum(self, weighted: Predictions) -> Float32[Tensor, "pictures channels height width"]:
+        total = torch.zeros_like(weighted[: self.starts[1]])
+        for first, last in pairwise(self.starts):
+            total[self.pictures[first:last]] += weighted[first:last]
+        return total
+
+
+class Composition:
+    """All that the pictures of a call ask of the model, at any of its steps."""
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        num_images_per_prompt: int,
+        guidance: Guidance,
+        controls: Mapping[Modality, ConditionControl | None],
+        conditions: Sequence[Sequence[int]],
+        size: tuple[int, int],
+        downscale_factor: int,
+    ) -> None:
+        """Take up what a call was given.
+
+        Args:
+            requests: What is asked for.
+            num_images_per_prompt: Pictures of each request.
+            guidance: Guidance, with the scale filled in.
+            controls: How each kind of condition binds; None is as trained.
+            conditions: Of each request, the row of each of its conditions; row 0 is none.
+            size: Height and width in pixels.
+            downscale_factor: How much smaller the latents are.
+
+        Raises:
+            ValueError: If a control is given for a condition that no request has, or if its region
+                is none.
+        """
+        regions = {}
+        for kind, control in controls.items():
+            name = kind.name.lower()
+            if control is not None and not any(kind in request.kinds for request in requests):
+                raise ValueError(f"{name}_control is given, but no {name}; give the {name} too.")
+            if control is not None and control.region is not None:
+                region = load_region(control.region, size, f"The region of {name}_control")
+                regions[kind] = covered(region, downscale_factor)
+        self.requests = requests
+        self.num_images_per_prompt = num_images_per_prompt
+        self.guidance = guidance
+        self.controls = {kind: each or ConditionControl() for kind, each in controls.items()}
+        self.regions = regions
+        self.conditions = conditions
+        self.texts: dict[tuple[str, Modality], int] = {}
+        """Place of each prompt and modality that some row has; filled as rows are made."""
+        self._rows: dict[tuple[bool, ...], Rows] = {}
+
+    def rows(self, share: float, device: torch.device) -> Rows:
+        """Make the rows of a step; steps that ask for the same share theirs.
+
+        Args:
+            share: How many of the steps lie before this one, in [0, 1).
+            device: Where the model computes.
+
+        Returns:
+            The rows.
+        """
+        guided = self.guidance.start <= share < self.guidance.end
+        active = {kind: each.start <= share < each.end for kind, each in self.controls.items()}
+        key = (guided, *active.values())
+        if key not in self._rows:
+            self._rows[key] = self._make_rows(guided, active, device)
+        return self._rows[key]
+
+    def _make_rows(
+        self, guided: bool, active: Mapping[Modality, bool], device: torch.device
+    ) -> Rows:
+        each = self.num_images_per_prompt
+        runs: list[list[tuple[int, Term, Tensor, Tensor]]] = []
+        for number, request in enumerate(self.requests):
+            pictures = range(number * each, (number + 1) * each)
+            plain = self._of_text(request.prompt, number, active)
+            for place, (term, weight) in enumerate(self._terms(number, guided, active).items()):
+                runs += [[]] if place == len(runs) else []
+                plain_weight = plain.get(term, torch.zeros(1, 1))
+                runs[place] += [(picture, term, weight, plain_weight) for picture in pictures]
+        rows = [row for run in runs for row in run]
+        starts = [sum(map(len, runs[:place])) for place in range(len(runs) + 1)]
+        texts = [(term.prompt, term.modality) for _, term, _, _ in rows]
+
+        def column(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, device=device)
+
+        def maps(weights: Sequence[Tensor]) -> Tensor:
+            return torch.stack(torch.broadcast_tensors(*weights)).unsqueeze(1).to(device)
+
+        return Rows(
+            pictures=column([picture for picture, _, _, _ in rows]),
+            texts=column([self.texts.setdefault(text, len(self.texts)) for text in texts]),
+            conditions=column([term.condition for _, term, _, _ in rows]),
+            weights=maps([weight for _, _, weight, _ in rows]),
+            plain_weights=maps([weight for _, _, _, weight in rows]),
+            starts=tuple(starts),
+            rescale=self.guidance.rescale if guided else 0.0,
+        )
+
+    def _terms(
+        self, number: int, guided: bool, active: Mapping[Modality, bool]
+    ) -> dict[Term, Tensor]:
+        """Give the terms of a request's prediction, with their factors."""
+        request, guidance = self.requests[number], self.guidance
+        text_scale = guidance.scale if guided and guidance.scale is not None else 1.0
+        condition_scale = guidance.condition_scale if guided else 1.0
+        none = Term(request.negative_prompt, request.kinds[0], 0)
+        total: dict[Term, Tensor] = {}
+        for factor, terms in (
+            (text_scale, self._of_text(request.prompt, number, active)),
+            (condition_scale - text_scale, self._of_text(request.negative_prompt, number, active)),
+            (1 - condition_scale, {none: torch.ones(1, 1)}),
+        ):
+            for term, weight in terms.items():
+                total[term] = total.get(term, torch.zeros(1, 1)) + factor * weight
+        # To be brought back to, the prediction without guidance is needed even at a factor of 0.
+        plain = self._of_text(request.prompt, number, active) if guidance.rescale else {}
+        return {term: each for term, each in total.items() if _matters(each) or term in plain}
+
+    def _of_text(
+        self, prompt: str, number: int, active: Mapping[Modality, bool]
+    ) -> dict[Term, Tensor]:
+        """Give the terms of E(x) for the text x of a request, with their factors."""
+        request = self.requests[number]
+        rest, terms = torch.ones(1, 1), {}
+        for kind, condition in zip(request.kinds, self.conditions[number], strict=True):
+            strength = self.controls[kind].strength if active[kind] else 0.0
+            weight = torch.full((1, 1), float(strength))
+            weight = weight * self.regions[kind] if kind in self.regions else weight
+            terms[Term(prompt, kind, condition)] = weight
+            rest = rest - weight
+        terms[Term(prompt, request.kinds[0], 0)] = rest
+        return {term: weight for term, weight in terms.items() if _matters(weight)}
+
+
+def _matters(weight: Float[Tensor, "_ _"]) -> bool:
+    return bool(weight.abs().max() > _NEGLIGIBLE)

@@ -1,0 +1,100 @@
+"""The authors' hub repository as a folder: its checkpoints, and the components of a pipeline."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+
+from mmface.encoders import VAES, TextEncoder
+from mmface.objectives import MinSnrDiffusion, RectifiedFlow
+from mmface.released import WEIGHTS_NAME
+from mmface.transformer import MMFaceDiT
+
+RELEASED_TEXT = "stable-diffusion-2-1-base"
+"""Where the authors' repository has its text encoder and tokenizer."""
+
+
+class ReleasedCheckpoint(NamedTuple):
+    """One of the authors' checkpoints.
+
+    Attributes:
+        weights: The file of its weights.
+        objective: Name of the objective that it was trained with.
+        image_size: Side in pixels of the square pictures that it was trained on.
+    """
+
+    weights: Path
+    objective: str
+    image_size: int
+
+
+def released_checkpoint(
+    folder: Path, checkpoint: str | None, objective: str | None, image_size: int | None
+) -> ReleasedCheckpoint:
+    """Find a checkpoint's weights in a copy of the authors' repository.
+
+    Args:
+        folder: The copy.
+        checkpoint: The checkpoint's folder inside it, or the one above; None if there is one only.
+        objective: Name of its objective; None reads it from the folder's name.
+        image_size: Side of its pictures in pixels; None reads it from the folder's name.
+
+    Returns:
+        Where the weights are, and what they are for.
+
+    Raises:
+        ValueError: If the folder does not have this layout or the checkpoint is ambiguous.
+    """
+    missing = [name for name in ("VAE", RELEASED_TEXT) if not (folder / name).is_dir()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no folder {' and no '.join(missing)}; copy the whole repository: "
+            "hf download BharathK333/MMFace-DiT-Models --local-dir FOLDER."
+        )
+    found = sorted(folder.glob(f"{checkpoint or '**'}/{WEIGHTS_NAME}"))
+    found += sorted(folder.glob(f"{checkpoint}/*/{WEIGHTS_NAME}")) if checkpoint else []
+    if len(found) != 1:
+        every = [path.parent.relative_to(folder) for path in folder.glob(f"**/{WEIGHTS_NAME}")]
+        listed = ", ".join(sorted(map(str, every))) or "none"
+        raise ValueError(
+            f"{len(found)} checkpoints in {folder} fit {checkpoint!r}; give one of: {listed}."
+        )
+    name = found[0].parent.relative_to(folder).as_posix()
+    size = re.search(r"-(\d{3,4})\b", name.split("/")[0])
+    named = RectifiedFlow.name if "-rfm" in name else MinSnrDiffusion.name
+    side = int(size[1]) if size else 256
+    return ReleasedCheckpoint(found[0], objective or named, image_size or side)
+
+
+def released_components(
+    folder: Path, checkpoint: ReleasedCheckpoint, num_heads: int, torch_dtype: torch.dtype
+) -> dict[str, Any]:
+    """Load the components of a pipeline.
+
+    Args:
+        folder: A copy of the authors' repository.
+        checkpoint: One of its checkpoints.
+        num_heads: Number of attention heads, which the weights do not tell.
+        torch_dtype: The dtype of all weights.
+
+    Returns:
+        The components by their names in the pipeline, without a scheduler.
+    """
+    text = TextEncoder.from_pretrained(folder / RELEASED_TEXT, torch_dtype=torch_dtype)
+    vae = AutoencoderKL.from_pretrained(
+        folder / "VAE", torch_dtype=torch_dtype, use_safetensors=True
+    )
+    transformer = MMFaceDiT.from_released(
+        checkpoint.weights,
+        num_heads=num_heads,
+        objective=checkpoint.objective,
+        torch_dtype=torch_dtype,
+    )
+    return {
+        "vae": VAES["flux_released"].configure(vae),
+        "text_encoder": text.text_model,
+        "tokenizer": text.tokenizer,
+        "transformer": transformer,
+    }

@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmface.conditions import Modality
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.grid import labelled_grid
+from mmface.initial_weights import load_initial_weights
+from mmface.metering import time_buckets, training_flops
+from mmface.model_card import model_card
 from mmface.objectives import objective_named
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling import Settings, sample_rows
-from mmface.training import TrainingTask, cast_copy
+from mmface.training_task import RunFacts, TrainingTask, cast_copy
 from mmface.transformer import MMFaceDiT
 
 PREVIEW_SEEDS = (0, 1)
@@ -32,11 +36,13 @@ class FaceDiffusion(TrainingTask):
         vae: str | Path,
         text: str | Path,
         image_size: int,
+        init_from: str | Path | None = None,
         guidance_scale: float = 7.5,
         examples: str | Path | None = None,
         gradient_checkpointing: bool = False,
         compile_blocks: bool = False,
         export_dtype: str = "float32",
+        push_to_hub: str | None = None,
     ) -> None:
         """Set up the model and its neighbours.
 
@@ -47,15 +53,23 @@ class FaceDiffusion(TrainingTask):
             text: folder with the frozen CLIP text tower in `text_encoder/` and its tokenizer in
                 `tokenizer/`, as in a saved pipeline.
             image_size: edge of the pictures in pixels, the exported pipeline's default.
+            init_from: weights to start from instead of random ones: the folder of a saved
+                MMFaceDiT of the same sizes (an exported pipeline's `transformer/`), or a file of
+                the authors' layout. Its objective may be another one. A resumed run does not
+                read it.
             guidance_scale: the exported pipeline's default scale of guidance.
             examples: folder of `examples.jsonl` with the conditions that previews are sampled
                 from; None takes the built-in ones.
             gradient_checkpointing: recompute each block in the backward pass.
             compile_blocks: run each block through torch.compile; the first step takes a minute.
             export_dtype: torch dtype name that exported weights are stored in.
+            push_to_hub: hub repository that the exported pipeline is uploaded to, with the
+                credentials of `hf auth login`; None keeps it here.
         """
         super().__init__()
         self.trained = transformer
+        self.init_from = init_from
+        self.push_to_hub = push_to_hub
         self.vae = LatentCodec.from_pretrained(str(vae)).vae
         self.text = TextEncoder.from_pretrained(text)
         # A sub-module, so that it moves to the run's device with the task.
@@ -69,6 +83,11 @@ class FaceDiffusion(TrainingTask):
             transformer.enable_gradient_checkpointing()
         if compile_blocks:
             transformer.compile_repeated_blocks()
+
+    def initialize(self) -> None:
+        """Load the weights to start from, if there are any; see `load_initial_weights`."""
+        if self.init_from is not None:
+            load_initial_weights(self.trained, self.init_from)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Corrupt the latents, predict, and compare (paper, the two objectives)."""
@@ -84,6 +103,22 @@ class FaceDiffusion(TrainingTask):
         )
         return {"loss": self.objective.loss(prediction, corrupted)}
 
+    def subsets(self, batch: Mapping[str, Any]) -> dict[str, Bool[Tensor, " batch"]]:
+        """Ten equal parts of the time's draw, and the two kinds of condition."""
+        kinds = {kind.name.lower(): batch["modality"] == int(kind) for kind in Modality}
+        return time_buckets(batch["uniform"]) | kinds
+
+    def flops_per_sample(self, batch: Mapping[str, Any]) -> float:
+        """FLOPs of MMFace-DiT's forward and backward pass on latents of the batch's size."""
+        config: Any = self.trained.config
+        latents = torch.empty(1, *batch["latents"].shape[1:], device="meta")
+        tokens = torch.empty(1, self.text.max_length, config.text_dim, device="meta")
+        time, modality = torch.empty(1, device="meta"), torch.zeros(1, device="meta").long()
+        with torch.device("meta"):
+            network = type(self.trained).from_config(config)
+        inputs = (latents, latents, time, tokens, tokens[:, 0], modality)
+        return training_flops(network, inputs)
+
     def preview(self, trained: MMFaceDiT, folder: Path, step: int) -> None:
         """Sample every example with two fixed seeds into one labelled grid."""
         pipeline = self._pipeline(trained)
@@ -92,12 +127,37 @@ class FaceDiffusion(TrainingTask):
         titles = [f"step {step}, seed {seed}" for seed in PREVIEW_SEEDS]
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 
+    def check_export(self, trained: MMFaceDiT) -> None:
+        """Put the pipeline together, and write every config of it as JSON into memory."""
+        for component in self._pipeline(trained).components.values():
+            # diffusers' models write their own config, transformers' have one that does.
+            writers: list[Any] = [component, getattr(component, "config", None)]
+            for writer in writers:
+                if hasattr(writer, "to_json_string"):
+                    writer.to_json_string()
+
     def export(self, trained: MMFaceDiT, folder: Path) -> None:
         """Save a complete MMFacePipeline folder, every component in the export dtype."""
         pipeline = self._pipeline(trained)
         models = {n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
         pipeline.register_modules(**{n: cast_copy(m, self.export_dtype) for n, m in models.items()})
         pipeline.save_pretrained(folder)
+
+    def describe(self, folder: Path, facts: RunFacts) -> None:
+        """Write the pipeline's README."""
+        title = self.push_to_hub or "MMFace-DiT pipeline"
+        config = self.trained.config
+        card = model_card(title, config, self.image_size, self.guidance_scale, facts)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def publish(self, folder: Path) -> None:
+        """Upload the pipeline's folder, if a repository was named."""
+        if self.push_to_hub is not None:
+            from huggingface_hub import HfApi  # most runs never ask for it
+
+            api = HfApi()
+            api.create_repo(self.push_to_hub, private=True, exist_ok=True)
+            api.upload_folder(repo_id=self.push_to_hub, folder_path=folder)
 
     def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:
         return MMFacePipeline(

@@ -2,118 +2,54 @@
 
 Every random draw and the order of the data are keyed on (seed, step, place in the global batch);
 see `data/keyed.py`. A checkpoint is complete or absent. Re-running a command goes on from the
-newest checkpoint.
+newest checkpoint. SIGTERM, SIGINT and SIGUSR1 save one and end the run; a second SIGINT ends it at
+once.
 """
 
 import contextlib
 import copy
-import json
 import shutil
-import signal
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mmface import checkpoints
 from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, Samples
+from mmface.loss_curve import save_loss_curve
+from mmface.metering import (
+    LossMeter,
+    MetricsFile,
+    Throughput,
+    gradient_norms,
+    installed_trackers,
+    means,
+    peak_memory_gb,
+)
+from mmface.optimization import (
+    ExponentialAverage,
+    check_master_weights,
+    num_bytes,
+    optimizer_bytes,
+    parameter_groups,
+)
+from mmface.processes import Processes
+from mmface.recipe import Cadence, Hardware, Recipe
+from mmface.run_state import gather_moments, gather_weights, restore
+from mmface.training_task import RunFacts, TrainingTask
 
-
-class TrainingTask(nn.Module, ABC):
-    """A module under training: `forward(batch)` gives named per-sample losses.
-
-    The trainer wraps and calls the task itself.
-
-    Attributes:
-        trained: the nn.Module whose weights are trained, averaged and exported. Everything else
-            in the task is frozen.
-    """
-
-    trained: Any
-
-    @abstractmethod
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
-        """Per-sample losses, float32 and unreduced; the one named `loss` is minimised."""
-
-    def preview(self, trained: Any, folder: Path, step: int) -> None:
-        """Write pictures of what given weights do; the default task has nothing to show."""
-
-    @abstractmethod
-    def export(self, trained: Any, folder: Path) -> None:
-        """Write the finished product with the given weights into a folder."""
-
-
-def cast_copy(module: Any, dtype: torch.dtype) -> Any:
-    """A copy of an nn.Module in another dtype; the run's own weights keep their precision."""
-    # torch's own `to`, because diffusers' warns of modules to keep in float32 even without any.
-    return nn.Module.to(copy.deepcopy(module), dtype)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The numbers of a run.
-
-    Attributes:
-        total_steps: optimizer steps.
-        global_batch_size: samples in one optimizer step, over all processes and micro-batches.
-        micro_batch_size: samples in one forward pass of one process.
-        gradient_clip: largest global gradient norm.
-        ema_decay: decay of the averaged weights, in [0, 1); early steps use (1 + n) / (10 + n)
-            where that is smaller.
-        seed: seed of every draw.
-        max_skipped_steps: non-finite steps in a row after which the run stops.
-    """
-
-    total_steps: int
-    global_batch_size: int
-    micro_batch_size: int
-    gradient_clip: float = 0.5
-    ema_decay: float = 0.9999
-    seed: int = 0
-    max_skipped_steps: int = 20
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How often the loop does what, in optimizer steps; 0 means never.
-
-    Attributes:
-        log_every: write losses to `metrics.jsonl` and the trackers.
-        preview_every: draw preview pictures with the averaged weights.
-        checkpoint_every: save a checkpoint (one is saved at the end and on a signal in any case).
-        checkpoint_limit: how many checkpoints are kept.
-    """
-
-    log_every: int = 20
-    preview_every: int = 0
-    checkpoint_every: int = 500
-    checkpoint_limit: int = 2
-
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An update rule for `AveragedModel`: exponential decay with a warm-up."""
-
-    @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
-        n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+EVERY_20_STEPS = Cadence()
+PLAIN_HARDWARE = Hardware()
 
 
 class Trainer:
@@ -124,13 +60,15 @@ class Trainer:
         task: TrainingTask,
         samples: Samples,
         recipe: Recipe,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler],
         output_dir: str | Path,
-        cadence: Cadence = Cadence(),
-        mixed_precision: str = "no",
-        num_workers: int = 0,
-        trackers: Iterable[str] = (),
+        cadence: Cadence = EVERY_20_STEPS,
+        hardware: Hardware = PLAIN_HARDWARE,
+        trackers: Sequence[str] = (),
+        resume: bool | str | Path = "auto",
+        allow_changes: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Receive built objects; `train` does the work.
 
@@ -138,60 +76,90 @@ class Trainer:
             task: what is trained.
             samples: what it is trained on.
             recipe: the run's numbers.
-            optimizer: makes the optimizer from the trained parameters.
+            optimizer: makes the optimizer from parameter groups.
             schedule: makes the learning-rate schedule from the optimizer; stepped once a step.
             output_dir: folder of checkpoints, metrics and previews; `export/` holds the product.
             cadence: how often to log, show and save.
-            mixed_precision: accelerate's `no`, `bf16` or `fp16`.
-            num_workers: loader processes.
+            hardware: precision, loader processes, memory.
             trackers: accelerate trackers, such as `wandb` or `tensorboard`.
+            resume: `auto` goes on from the newest checkpoint of `output_dir`, if there is one;
+                False begins, and refuses a folder that holds a run; a path goes on from that one.
+            allow_changes: settings, by dotted name, that may differ from the checkpoint's.
+            settings: this constructor's arguments as plain values, to be saved and compared.
+
+        Raises:
+            FileNotFoundError: if there is no checkpoint at the path to resume from.
+            ValueError: if a tracker is not installed, trained weights are of less than 32 bits, or
+                the run does not fit what `output_dir` holds.
         """
-        self.recipe = recipe
-        self.cadence = cadence
+        self.recipe, self.cadence, self.hardware = recipe, cadence, hardware
         self.output_dir = Path(output_dir)
         self.samples = samples
-        self.num_workers = num_workers
+        self.checkpoints = checkpoints.Checkpoints(self.output_dir, cadence.checkpoint_limit)
+        self.metrics = MetricsFile(self.output_dir / "metrics.jsonl")
+        self.settings = checkpoints.flattened(settings or {})
+        if self.settings:
+            self.settings["num_items"] = len(samples)
+        start = self.checkpoints.start(resume)
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision,
-            log_with=list(trackers) or None,
+            mixed_precision=hardware.mixed_precision,
+            log_with=installed_trackers(trackers),
             project_dir=self.output_dir,
         )
+        self.processes = Processes(self.accelerator)
+        if start is None:
+            task.initialize()
+        else:
+            for line in checkpoints.changes_since(start, self.settings, allow_changes):
+                self.accelerator.print(line, file=sys.stderr)
+        check_master_weights(task.trained)
+        # Whole and on the CPU, whatever becomes of the weights under training.
+        self.product = copy.deepcopy(task.trained) if self.accelerator.is_main_process else None
         self.task = task.to(self.accelerator.device)
-        self.average = AveragedModel(task.trained, multi_avg_fn=averaging(recipe.ema_decay))
-        self.average.requires_grad_(False)
-        trained = [p for p in task.trained.parameters() if p.requires_grad]
-        self.wrapped, self.optimizer = self.accelerator.prepare(task, optimizer(trained))
+        self._leave_frozen_parts_whole()
+        groups = parameter_groups(task.trained)
+        self.wrapped, self.optimizer = self.accelerator.prepare(task, optimizer(groups))
         # Not prepared: accelerate would step it once for every process.
         self.schedule = schedule(self.optimizer.optimizer)
+        self.average = ExponentialAverage(
+            task.trained, recipe.ema_decay, recipe.ema_every, hardware.average_on_cpu
+        )
         self.step = 0
-        self.skipped = 0
-        self._stop_requested = False
+        self.skipped_in_a_row, self.skipped = 0, 0
+        self.meter, self.throughput = LossMeter(), Throughput()
+        self.flops: float | None = None
         self._stopping = False
+        if start is not None:
+            self._load(start)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is made; if not after `train`, a signal stopped the run."""
+        return self.step >= self.recipe.total_steps
 
     def train(self) -> Path:
-        """Run to the last step, from the newest checkpoint if there is one.
+        """Run to the last step.
 
         Returns:
             The folder of the exported product, or of the checkpoint if a signal stopped the run.
 
         Raises:
+            OSError: if a checkpoint or the product cannot be written; before the first step, if
+                that can be foreseen.
             RuntimeError: after too many non-finite steps in a row.
         """
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.resume()
-        self._forget_metrics_after_this_step()
-        self.accelerator.init_trackers("mmface")
-        previous = {
-            s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            self._run_steps()
-            checkpoint = self.save()
-            return checkpoint if self.step < self.recipe.total_steps else self.export()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.accelerator.end_training()
+        self.processes.on_main(self._check_output)
+        self.processes.on_main(lambda: self.metrics.forget_after(self.step))
+        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in self.settings.items()}
+        self.accelerator.init_trackers("mmface", config=plain)
+        with self.processes.catching_signals():
+            try:
+                self._run_steps()
+                checkpoint = self.save()
+                self.processes.on_main(self._draw_losses)
+                return self.export() if self.finished else checkpoint
+            finally:
+                self.accelerator.end_training()
 
     def _run_steps(self) -> None:
         recipe, cadence = self.recipe, self.cadence
@@ -203,118 +171,190 @@ class Trainer:
             unit="step",
             disable=not self.accelerator.is_main_process,
         )
-        if self.step == 0:
+        if self.step == 0 and cadence.preview_every:
             self._preview()
+        self.throughput.restart()
         with progress:
-            while self.step < recipe.total_steps and not self._stopping:
-                started = time.perf_counter()
-                metrics = self.train_step(batches)
+            while not self.finished and not self._stopping:
+                self.train_step(batches)
                 self.step += 1
+                self.throughput.add(recipe.global_batch_size)
                 progress.update()
                 if cadence.log_every and self.step % cadence.log_every == 0:
-                    values = self._log(metrics, time.perf_counter() - started)
-                    progress.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.1e}")
+                    shown = self._log()
+                    progress.set_postfix_str(shown)
                 if cadence.preview_every and self.step % cadence.preview_every == 0:
-                    self._preview()
+                    with self.throughput.paused():
+                        self._preview()
                 if cadence.checkpoint_every and self.step % cadence.checkpoint_every == 0:
-                    self.save()
+                    with self.throughput.paused():
+                        self.save()
 
-    def train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
+    def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimizer step over the micro-batches of this process.
 
-        The norm is taken after the processes have added up their gradients, so that one bad
-        process makes every process skip the step.
+        The norm is taken after the processes have added up their gradients, and all processes vote
+        on what is finite, so that one bad process makes every process skip the step.
 
         Args:
             batches: iterator over this process's micro-batches.
-
-        Returns:
-            Mean losses of this process and the gradient norm, as scalars on the device.
         """
         count = self._micro_batches_per_step
-        sums: dict[str, Tensor] = {}
-        self.wrapped.train()
+        seen = LossMeter()
+        self.task.train()
         for micro in range(count):
-            batch = self._to_device(next(batches))
+            with self.throughput.waiting():
+                batch = next(batches)
+            batch = self._to_device(batch)
+            if micro == 0:
+                self._look_into(batch)
             last = micro == count - 1
             with self.accelerator.no_sync(self.wrapped) if not last else contextlib.nullcontext():
                 with self.accelerator.autocast():
                     losses = self.wrapped(batch)
                 self.accelerator.backward(losses["loss"].mean() / count)
             for name, values in losses.items():
-                sums[name] = sums.get(name, 0) + values.detach().mean() / count
-        norm = self.accelerator.clip_grad_norm_(
-            self.task.trained.parameters(), self.recipe.gradient_clip
-        )
-        all_finite, self._stopping = self._agree(torch.isfinite(norm))
+                seen.add(name, values)
+            for name, part in self.task.subsets(batch).items():
+                seen.add(f"loss/{name}", losses["loss"], part)
+        norm = self._clipped_norm()
+        finite = torch.isfinite(norm) & torch.isfinite(seen.sums["loss"][0])
+        all_finite, self._stopping = self.processes.vote(finite)
         if all_finite:
             self.optimizer.step()
-            self.skipped = 0
+            seen.add("gradient_norm", norm)
+            self.meter.merge(seen)
+            self.skipped_in_a_row = 0
         else:
             self._skip()
         self.optimizer.zero_grad()
         self.schedule.step()
-        self.average.update_parameters(self.task.trained)
-        return {**sums, "gradient_norm": norm.detach()}
+        self.average.update()
 
     def save(self) -> Path:
         """Write a checkpoint of this step, complete or not at all; every process takes part."""
-        folder = self.checkpoints / f"step-{self.step:08d}"
-        if self.accelerator.is_main_process and not folder.exists():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_file(_contiguous(self.task.trained), partial / "model.safetensors")
-            save_file(_contiguous(self.average.module), partial / "ema.safetensors")
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-            }
-            torch.save(state, partial / "optimizer.pt")
-            progress = {"step": self.step, "num_averaged": int(self.average.n_averaged)}
-            (partial / "state.json").write_text(json.dumps(progress))
-            partial.rename(folder)
-            for old in self._saved()[: -self.cadence.checkpoint_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-        return folder
+        weights = gather_weights(self.task.trained, self.average)
+        moments = gather_moments(self.task.trained, self.optimizer.optimizer)
+        state = {
+            "step": self.step,
+            "num_averaged": self.average.num_averaged,
+            "skipped": self.skipped,
+            "meter": self.meter.state(self.processes.gathered),
+            "settings": self.settings,
+            "versions": checkpoints.versions(),
+        }
+        contents = (weights, {"optimizer": moments}, state)
+        return self.processes.on_main(lambda: self.checkpoints.write(self.step, *contents))
 
-    def resume(self) -> None:
-        """Load the newest checkpoint of the output folder, if there is one."""
-        saved = self._saved()
-        if not saved:
-            return
-        folder = saved[-1]
-        self.task.trained.load_state_dict(load_file(folder / "model.safetensors"))
-        self.average.module.load_state_dict(load_file(folder / "ema.safetensors"))
-        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        progress = json.loads((folder / "state.json").read_text())
-        self.step = progress["step"]
-        self.average.n_averaged.fill_(progress["num_averaged"])
+    def _load(self, folder: Path) -> None:
+        """Take over a checkpoint; hyper-parameters and schedule are this run's own."""
+        optimizer = self.optimizer.optimizer
+        state = restore(folder, self.task.trained, optimizer, self.average)
+        self.step = state["step"]
+        self.skipped = state.get("skipped", 0)
+        if self.accelerator.is_main_process:
+            self.meter.load(state.get("meter", {}), self.accelerator.device)
+        with warnings.catch_warnings():
+            # The schedule cannot know that the optimizer's steps were made by an earlier start.
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(self.step):
+                self.schedule.step()
         self.accelerator.print(f"resumed from {folder} at step {self.step}")
 
     def export(self) -> Path:
         """Write the product with the averaged weights to `export/`, complete or not at all."""
+        averaged = gather_weights(self.task.trained, self.average)["ema"]
+        return self.processes.on_main(lambda: self._export(averaged))
+
+    def _export(self, state: Mapping[str, Tensor]) -> Path:
         folder = self.output_dir / "export"
-        if self.accelerator.is_main_process:
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            self.task.export(self.average.module, partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        self.accelerator.wait_for_everyone()
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.task.export(self._averaged_product(state), partial)
+        lines = self.metrics.read()
+        facts = RunFacts(
+            steps=self.step,
+            global_batch_size=self.recipe.global_batch_size,
+            num_items=len(self.samples),
+            settings=self.settings,
+            versions=checkpoints.versions(),
+            final=lines[-1] if lines else {},
+        )
+        self.task.describe(partial, facts)
+        if folder.exists():
+            checkpoints.remove(folder)
+        partial.rename(folder)
+        self.task.publish(folder)
         return folder
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the run's checkpoints."""
-        return self.output_dir / "checkpoints"
+    def _averaged_product(self, state: Mapping[str, Tensor]) -> Any:
+        assert self.product is not None, "only the main process holds the product"
+        self.product.load_state_dict(state)
+        return self.product.to(self.accelerator.device).eval()
 
-    def _saved(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.checkpoints.glob("step-*") if p.suffix != ".partial")
+    def _check_output(self) -> None:
+        trained = num_bytes(self.task.trained)
+        checkpoint = 2 * trained + optimizer_bytes(self.optimizer.optimizer)
+        self.checkpoints.check_room(checkpoint, export_bytes=num_bytes(self.task))
+        self.task.check_export(self.product)
+
+    def _draw_losses(self) -> None:
+        save_loss_curve(self.metrics.read(), self.output_dir / "loss.png")
+
+    def _preview(self) -> None:
+        averaged = gather_weights(self.task.trained, self.average)["ema"]
+        folder = self.output_dir / "previews"
+
+        def draw() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.task.eval()
+            product = self._averaged_product(averaged)
+            self.task.preview(product, folder, self.step)
+            product.to("cpu")
+
+        self.processes.on_main(draw)
+
+    def _look_into(self, batch: dict[str, Any]) -> None:
+        """Count FLOPs once, and log the gradient norms of the batch's parts now and then."""
+        if self.hardware.peak_flops and self.flops is None:
+            self.flops = self.task.flops_per_sample(batch)
+        every = self.cadence.gradients_every
+        if every and self.step % every == 0 and self.task.subsets(batch):
+            with self.throughput.paused(), self.accelerator.autocast():
+                norms = gradient_norms(self.task, batch)
+            for name, norm in norms.items():
+                self.meter.add(f"gradient_norm/{name}", norm)
+
+    def _log(self) -> str:
+        """Write what was seen since the last time, and give a line for the progress bar."""
+        values = means(self.meter.state(self.processes.gathered))
+        values["lr"] = float(self.schedule.get_last_lr()[0])
+        values["skipped_steps"] = float(self.skipped)
+        processes = self.accelerator.num_processes
+        speed = self.throughput.values(processes, self.flops, self.hardware.peak_flops)
+        values |= speed | {"peak_memory_gb": peak_memory_gb(self.accelerator.device)}
+        self.accelerator.log(values, step=self.step)
+        self.processes.on_main(lambda: self.metrics.append(self.step, values))
+        self.meter = LossMeter()
+        self.throughput.restart()
+        loss = f"{values['loss']:.4f}" if "loss" in values else "not finite"
+        return f"loss {loss}, lr {values['lr']:.1e}, {speed['samples_per_second']:.1f} samples/s"
+
+    def _clipped_norm(self) -> Tensor:
+        trained = [p for p in self.task.trained.parameters() if p.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(trained, self.recipe.gradient_clip)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.accelerator.print(f"step {self.step}: loss or gradient is not finite, step skipped")
+        if self.skipped_in_a_row > self.recipe.max_skipped_steps:
+            raise RuntimeError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite; the last good checkpoint is in {self.checkpoints.folder}. Lower the "
+                "learning rate or the precision's risk (mixed_precision=no) and start again."
+            )
 
     @property
     def _micro_batches_per_step(self) -> int:
@@ -335,7 +375,7 @@ class Trainer:
         return DataLoader(
             KeyedDataset(self.samples, self.recipe.seed),
             batch_sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=self.hardware.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
@@ -346,55 +386,11 @@ class Trainer:
             for name, value in batch.items()
         }
 
-    def _skip(self) -> None:
-        self.skipped += 1
-        self.accelerator.print(f"step {self.step}: gradient is not finite, step skipped")
-        if self.skipped > self.recipe.max_skipped_steps:
-            raise RuntimeError(
-                f"{self.skipped} steps in a row had a gradient that is not finite; the last good "
-                f"checkpoint is in {self.checkpoints}. Lower the learning rate or the precision's "
-                "risk (mixed_precision=no) and start again."
-            )
-
-    def _log(self, metrics: dict[str, Tensor], step_seconds: float) -> dict[str, float]:
-        names = list(metrics)
-        means = self.accelerator.reduce(torch.stack([metrics[n].float() for n in names]), "mean")
-        values = dict(zip(names, means.tolist(), strict=True))
-        values["lr"] = self.schedule.get_last_lr()[0]
-        values["samples_per_second"] = self.recipe.global_batch_size / step_seconds
-        self.accelerator.log(values, step=self.step)
-        if self.accelerator.is_main_process:
-            with (self.output_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-        return values
-
-    def _forget_metrics_after_this_step(self) -> None:
-        """Drop the lines of steps that a killed run made but did not save: they come again."""
-        path = self.output_dir / "metrics.jsonl"
-        if self.accelerator.is_main_process and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may tear the last
-            aside = path.with_suffix(".partial")
-            aside.write_text("".join(s for s in whole if json.loads(s)["step"] <= self.step))
-            aside.replace(path)
-
-    def _preview(self) -> None:
-        if self.cadence.preview_every and self.accelerator.is_main_process:
-            folder = self.output_dir / "previews"
-            folder.mkdir(parents=True, exist_ok=True)
-            self.average.module.eval()
-            self.task.preview(self.average.module, folder, self.step)
-
-    def _agree(self, finite: Tensor) -> tuple[bool, bool]:
-        """Whether every process has a finite gradient, and whether any was asked to stop."""
-        stop = torch.full_like(finite, self._stop_requested)
-        votes = self.accelerator.reduce(torch.stack((~finite, stop)).float(), "sum")
-        any_bad, any_stop = (votes > 0).tolist()
-        return not any_bad, any_stop
-
-    def _request_stop(self, number: int, frame: Any) -> None:
-        self._stop_requested = True
-
-
-def _contiguous(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    def _leave_frozen_parts_whole(self) -> None:
+        """Keep FSDP from sharding what is not trained: previews use it on one process."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            if self.cadence.gradients_every:
+                raise ValueError("gradients_every needs whole weights: set it to 0 under FSDP.")
+            frozen = [part for part in self.task.children() if part is not self.task.trained]
+            plugin.ignored_modules = frozen or None

@@ -1,7 +1,9 @@
 """The whole path by the repository's own scripts, at the smallest size: nothing to a face."""
 
 import json
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -113,3 +115,33 @@ def test_ddpm_trains_with_previews(trained, run):
     run("train.py", "experiment=tiny_ddpm", *SMALL_RUN, *SMALL_DIT, *previews)
     names = sorted(p.name for p in (trained / "tiny_ddpm" / "previews").iterdir())
     assert names == ["step-00000000.png", "step-00000002.png"]
+
+
+def test_a_changed_setting_must_be_allowed_by_the_name_that_is_shown(trained, run, capsys):
+    longer = ("experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, "trainer.recipe.total_steps=3")
+    with pytest.raises(SystemExit) as ended:
+        run("train.py", *longer)
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert "recipe.total_steps: 2 -> 3" in shown
+    allowed = "trainer.allow_changes=[schedule.num_training_steps,recipe.total_steps]"
+    assert allowed in shown
+    run("train.py", *longer, allowed)
+    (state,) = (trained / "tiny_flow" / "checkpoints").glob("step-00000003/state.json")
+    settings = json.loads(state.read_text())["settings"]
+    assert settings["optimizer.lr"] == 8e-4
+    assert settings["task.transformer.depth"] == 2
+    card = (trained / "tiny_flow" / "export" / "README.md").read_text()
+    assert "3 steps of 2 samples" in card
+
+
+def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(trained, run, monkeypatch):
+    def stop_at_the_first_preview(self, trained, folder, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("mmface.face_diffusion.FaceDiffusion.preview", stop_at_the_first_preview)
+    arguments = ("run_name=stopped", "trainer.cadence.preview_every=1")
+    with pytest.raises(SystemExit) as ended:
+        run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, *arguments)
+    assert ended.value.code == 75
+    assert [p.name for p in (trained / "stopped" / "checkpoints").iterdir()] == ["step-00000001"]

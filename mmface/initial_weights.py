@@ -1,0 +1,86 @@
+"""Weights to start a training from: our own, the authors', or those of the other objective."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32
+from torch import Tensor
+
+from mmface.objectives import NUM_TRAIN_TIMESTEPS, objective_named
+from mmface.transformer import MMFaceDiT
+
+
+def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
+    """Put saved weights into a model, translated if they were trained with another objective.
+
+    Args:
+        transformer: the model that takes them; its objective and text positions are kept.
+        source: the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout,
+            which does not tell its objective and is taken for one of the model's own.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if names or shapes differ.
+    """
+    path, own = Path(source), transformer.config
+    if not path.exists():
+        raise FileNotFoundError(f"init_from: {path} does not exist.")
+    if path.is_dir():
+        saved = type(transformer).from_pretrained(path, use_safetensors=True)
+        heads = saved.config.num_heads
+        if heads != own.num_heads:  # which no shape tells
+            raise ValueError(
+                f"init_from: {path} has {heads} heads, the model {own.num_heads}; "
+                "set model.num_heads."
+            )
+    else:
+        saved = MMFaceDiT.from_released(path, own.num_heads, objective=own.objective)
+    translate_objective(saved, own.objective)
+    try:
+        transformer.load_state_dict(saved.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"init_from: the weights of {path} do not fit the model. {error}"
+        ) from None
+
+
+def translate_objective(model: MMFaceDiT, objective: str) -> None:
+    """Make weights that were trained with one objective a start for another, in place.
+
+    The two count time the other way round and ask for noise with opposite signs: untouched weights
+    would take noise for data. So the time embedding is refitted by least squares, such that a
+    timestep of the new objective is embedded as the old one's timestep of the same signal-to-noise
+    ratio was, and the output is negated where the sign of its noise differs.
+
+    Args:
+        model: the weights, with the objective that they were trained with in the config, which
+            stays as it is.
+        objective: name of the new objective; nothing happens if it is the same.
+    """
+    old, new = objective_named(model.config.objective), objective_named(objective)
+    if old.name == new.name:
+        return
+    steps = torch.arange(NUM_TRAIN_TIMESTEPS, dtype=torch.float32)
+    # The signal's share rises with time in the one and falls in the other: numpy wants it rising.
+    share, order = old.signal_share(steps).sort()
+    same_noise = np.interp(new.signal_share(steps), share, steps[order]).astype(np.float32)
+    with torch.no_grad():
+        wanted = time_embedding(model, torch.from_numpy(same_noise))
+        hidden = F.silu(model.time_mlp[0](model.frequencies(steps)))
+        inputs = torch.cat((hidden, torch.ones(len(steps), 1)), dim=1)
+        # gelsd, because neighbouring timesteps look so alike that the inputs lack full rank.
+        fit = torch.linalg.lstsq(inputs.double(), wanted.double(), driver="gelsd").solution
+        model.time_mlp[2].weight.copy_(fit[:-1].T)
+        model.time_mlp[2].bias.copy_(fit[-1])
+        if old.noise_sign != new.noise_sign:
+            model.final_linear.weight.neg_()
+            model.final_linear.bias.neg_()
+
+
+def time_embedding(
+    model: MMFaceDiT, timestep: Float32[Tensor, " steps"]
+) -> Float32[Tensor, "steps width"]:
+    """Embed timesteps in [0, 1000), without the prompt's and the modality's parts."""
+    return model.time_mlp(model.frequencies(timestep))

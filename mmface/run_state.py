@@ -1,0 +1,73 @@
+"""A run's tensors, whole and by name, whether its weights lie on one process or sharded on many."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from mmface.checkpoints import read_moments, read_state, read_weights
+from mmface.optimization import ExponentialAverage
+
+TO_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE = StateDictOptions(full_state_dict=True)
+
+
+def gather_weights(trained: nn.Module, average: ExponentialAverage) -> dict[str, dict[str, Tensor]]:
+    """Give `model` and `ema`: raw and averaged weights on the CPU; every process takes part.
+
+    What is not trained, such as buffers, is the same in both.
+
+    Args:
+        trained: the module under training.
+        average: its average.
+
+    Returns:
+        Both by name; on other processes than the main one they may be incomplete.
+    """
+    model: dict[str, Any] = get_model_state_dict(trained, options=TO_CPU)
+    return {"model": model, "ema": model | average.state()}
+
+
+def gather_moments(trained: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Give the optimizer's state by the parameters' names; every process takes part."""
+    return get_optimizer_state_dict(trained, optimizer, options=TO_CPU)
+
+
+def restore(
+    checkpoint: Path, trained: nn.Module, optimizer: Optimizer, average: ExponentialAverage
+) -> Mapping[str, Any]:
+    """Put a checkpoint's tensors where they were; every process takes part.
+
+    The optimizer keeps its own hyper-parameters: a change that was allowed must count.
+
+    Args:
+        checkpoint: the checkpoint's folder.
+        trained: the module under training.
+        optimizer: its optimizer.
+        average: its average.
+
+    Returns:
+        What the checkpoint's `state.json` holds.
+    """
+    trainable = [name for name, p in trained.named_parameters() if p.requires_grad]
+    own = get_optimizer_state_dict(trained, optimizer, options=WHOLE)
+    moments = {
+        "state": read_moments(checkpoint, trainable),
+        "param_groups": own["param_groups"],
+    }
+    # Before the weights: torch fills an optimizer by a step without a gradient.
+    set_optimizer_state_dict(trained, optimizer, optim_state_dict=moments, options=WHOLE)
+    weights: dict[str, Any] = {**read_weights(checkpoint, "model")}
+    set_model_state_dict(trained, weights, options=WHOLE)
+    state = read_state(checkpoint)
+    average.load(read_weights(checkpoint, "ema"), state["num_averaged"])
+    return state

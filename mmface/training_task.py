@@ -1,0 +1,90 @@
+"""What the trainer asks of a thing that is trained: losses, and later pictures and a product."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a finished run knows of itself, for the product's model card.
+
+    Attributes:
+        steps: optimizer steps made.
+        global_batch_size: samples in one step.
+        num_items: items in the training set.
+        settings: every setting of the run by its dotted name, as far as they were given.
+        versions: versions of Python and of the libraries by name.
+        final: the last values of `metrics.jsonl`.
+    """
+
+    steps: int
+    global_batch_size: int
+    num_items: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    final: Mapping[str, float] = field(default_factory=dict)
+
+
+class TrainingTask(nn.Module, ABC):
+    """A module under training: `forward(batch)` gives named per-sample losses.
+
+    The trainer wraps and calls the task itself.
+
+    Attributes:
+        trained: the nn.Module whose weights are trained, averaged and exported. Everything else
+            in the task is frozen and stays in eval mode.
+    """
+
+    trained: Any
+
+    def initialize(self) -> None:
+        """Give a new run its first weights; a resumed run does not call it."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
+        """Per-sample losses, float32 and unreduced; the one named `loss` is minimised."""
+
+    def subsets(self, batch: Mapping[str, Any]) -> dict[str, Bool[Tensor, " batch"]]:
+        """Named parts of a batch whose mean loss is logged; the same names for every batch."""
+        return {}
+
+    def flops_per_sample(self, batch: Mapping[str, Any]) -> float | None:
+        """FLOPs of one sample's forward and backward pass, or None if they are not counted."""
+        return None
+
+    def preview(self, trained: Any, folder: Path, step: int) -> None:
+        """Write pictures of what given weights do; the default task has nothing to show."""
+
+    def check_export(self, trained: Any) -> None:
+        """Raise now what `export` would raise after the last step; the default finds nothing."""
+
+    @abstractmethod
+    def export(self, trained: Any, folder: Path) -> None:
+        """Write the finished product with the given weights into a folder."""
+
+    def describe(self, folder: Path, facts: RunFacts) -> None:
+        """Add a model card to the product in a folder; the default adds none."""
+
+    def publish(self, folder: Path) -> None:
+        """Hand the complete product on, once it lies in its folder; the default does not."""
+
+    def train(self, mode: bool = True) -> "TrainingTask":
+        """Put the trained module into training mode, and everything else into eval mode."""
+        super().train(False)
+        self.trained.train(mode)
+        self.training = mode
+        return self
+
+
+def cast_copy(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of an nn.Module in another dtype; the run's own weights keep their precision."""
+    # torch's own `to`, because diffusers' warns of modules to keep in float32 even without any.
+    return nn.Module.to(copy.deepcopy(module), dtype)

@@ -17,6 +17,7 @@ from mmface.metering import time_buckets, training_flops
 from mmface.model_card import model_card
 from mmface.objectives import objective_named
 from mmface.pipeline import MMFacePipeline
+from mmface.recomputation import recompute_blocks
 from mmface.sampling import Settings, sample_rows
 from mmface.training_task import RunFacts, TrainingTask, cast_copy
 from mmface.transformer import MMFaceDiT
@@ -39,7 +40,7 @@ class FaceDiffusion(TrainingTask):
         init_from: str | Path | None = None,
         guidance_scale: float = 7.5,
         examples: str | Path | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: float = False,
         compile_blocks: bool = False,
         export_dtype: str = "float32",
         push_to_hub: str | None = None,
@@ -60,7 +61,8 @@ class FaceDiffusion(TrainingTask):
             guidance_scale: the exported pipeline's default scale of guidance.
             examples: folder of `examples.jsonl` with the conditions that previews are sampled
                 from; None takes the built-in ones.
-            gradient_checkpointing: recompute each block in the backward pass.
+            gradient_checkpointing: share of the blocks that are recomputed in the backward pass,
+                in [0, 1]; true is all of them.
             compile_blocks: run each block through torch.compile; the first step takes a minute.
             export_dtype: torch dtype name that exported weights are stored in.
             push_to_hub: hub repository that the exported pipeline is uploaded to, with the
@@ -79,8 +81,7 @@ class FaceDiffusion(TrainingTask):
         self.examples = read_examples(examples or EXAMPLES)
         self.objective = objective_named(transformer.config.objective)
         self.export_dtype = getattr(torch, export_dtype)
-        if gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+        recompute_blocks(transformer, gradient_checkpointing)
         if compile_blocks:
             transformer.compile_repeated_blocks()
 

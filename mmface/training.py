@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -105,6 +106,8 @@ class Trainer:
             mixed_precision=hardware.mixed_precision,
             log_with=installed_trackers(trackers),
             project_dir=self.output_dir,
+            # Gradients lie in the buckets that are sent, not once more beside them.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self.processes = Processes(self.accelerator)
         if start is None:

@@ -11,9 +11,9 @@ through shifts, scales and gates (AdaLN-Zero, as in DiT, arXiv 2212.09748).
     latents [B, C, h, w]     image [B, N, D]     text [B, L, D]     condition [B, D]
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -75,29 +75,32 @@ def make_rotation(
 
 
 def rotate(x: Heads, rotation: Rotation) -> Heads:
-    """Turn each pair (2k, 2k+1) of `x` by its angle, in float32, and return to the dtype of `x`."""
-    cos, sin = rotation
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    """Turn each pair (2k, 2k+1) of `x` by its angle, in float32 at least; the dtype is kept."""
+    pairs = (x.float() if x.dtype.itemsize < 4 else x).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler fuses real numbers, and not complex ones
+        (cos, sin), (even, odd) = rotation, pairs.unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:  # one kernel instead of seven
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*rotation))
     return turned.flatten(-2).to(x.dtype)
 
 
 class Modulation(NamedTuple):
-    """What AdaLN does at one of a block's four sites; each is [B, 1, D]."""
+    """What AdaLN does at one of a block's sites; each is [B, 1, D]."""
 
     shift: Tensor
     scale: Tensor
     gate: Tensor
 
     @classmethod
-    def split(cls, modulation: Vector) -> "list[Modulation]":
+    def split(cls, modulation: Vector, sites: int = 4) -> "list[Modulation]":
         """Cut a block's 12 D numbers into image attention, image MLP, text attention, text MLP."""
-        return [cls(*x.unbind(1)) for x in modulation.unflatten(-1, (4, 3, 1, -1)).unbind(1)]
+        return [cls(*x.unbind(1)) for x in modulation.unflatten(-1, (sites, 3, 1, -1)).unbind(1)]
 
 
 def modulated_norm(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
     """LayerNorm(x) * (1 + scale) + shift, the norm without parameters of its own."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def joint_attention(
@@ -109,8 +112,7 @@ def joint_attention(
     What each stream in `queries` gathered returns as [B, tokens, D].
     """
     query, key, value = (torch.cat(tuple(streams), 1) for streams in (queries, keys, values))
-    query = rotate(query, rotation[:, : query.shape[1]])  # image tokens lead the table
-    key = rotate(key, rotation)
+    query, key = rotate(query, rotation[:, : query.shape[1]]), rotate(key, rotation)  # image first
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, H, S, d]
     attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return attended.split([x.shape[1] for x in queries], dim=1)
@@ -137,8 +139,9 @@ class Stream(nn.Module):
         self, tokens: Tokens, attended: Tokens, attention: Modulation, mlp: Modulation
     ) -> Tokens:
         """Add what attention brought, then the MLP, each through its gate."""
-        tokens = tokens + attention.gate * self.out(attended)
-        return tokens + mlp.gate * self.mlp(modulated_norm(tokens, mlp.shift, mlp.scale))
+        tokens = torch.addcmul(tokens, attention.gate, self.out(attended))
+        normed = modulated_norm(tokens, mlp.shift, mlp.scale)
+        return torch.addcmul(tokens, mlp.gate, self.mlp(normed))
 
 
 class Block(nn.Module):
@@ -154,9 +157,8 @@ class Block(nn.Module):
     ) -> tuple[Image, Text]:
         """Update both streams; `modulation` is [B, 12 D]."""
         image_attention, image_mlp, text_attention, text_mlp = Modulation.split(modulation)
-        image_qkv = self.image.project(image, image_attention)
-        text_qkv = self.text.project(text, text_attention)
-        queries, keys, values = zip(image_qkv, text_qkv, strict=True)
+        qkv = self.image.project(image, image_attention), self.text.project(text, text_attention)
+        queries, keys, values = zip(*qkv, strict=True)
         attended = joint_attention(queries, keys, values, rotation)
         image = self.image.update(image, attended[0], image_attention, image_mlp)
         text = self.text.update(text, attended[1], text_attention, text_mlp)
@@ -188,7 +190,7 @@ class FinalBlock(Block):
         return self.image.update(image, attended, image_attention, image_mlp), text
 
 
-def unpatchify(patches: Tokens, grid: tuple[int, int], size: int) -> Latents:
+def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
     """Lay patches out as latents; a patch is ordered row, column, channel, the channel fastest."""
     x = patches.unflatten(-1, (size, size, -1)).unflatten(1, grid)  # [B, h/p, w/p, p, p, C]
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -218,6 +220,8 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Block", "FinalBlock"]
     _repeated_blocks: ClassVar = ["Block", "FinalBlock"]
+    block_classes: ClassVar[tuple[Any, Any]] = (Block, FinalBlock)  # all but the last, and the last
+    sites: ClassVar = 4  # of modulation, in a block
 
     @register_to_config
     def __init__(
@@ -236,10 +240,12 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self._check_config()
+        if text_rope not in TEXT_POSITIONS:
+            raise ValueError(f"text_rope must be in {[*TEXT_POSITIONS]}, got {text_rope!r}.")
         self.gradient_checkpointing = False
-        self.head_dim = hidden_size // num_heads
+        self.head_dim, self.patch_size = hidden_size // num_heads, patch_size
         self.theta = repr(rope_theta)  # text, since compiled code may take a float for a variable
-        width = hidden_size
+        width, modulation_size = hidden_size, 3 * self.sites * hidden_size
         self.patch_embedder = nn.Conv2d(2 * latent_channels, width, patch_size, patch_size)
         self.text_embedder = nn.Linear(text_dim, width)
         self.frequencies = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -248,9 +254,9 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         self.modality_embedder = nn.Embedding(num_modalities, width)
         self.null_pooled = nn.Parameter(torch.empty(text_dim), requires_grad=False)
         # Outside the blocks, because a sampler can run these once for all steps, as one batch.
-        self.block_modulations = nn.ModuleList(nn.Linear(width, 12 * width) for _ in range(depth))
+        kinds = [self.block_classes[0]] * (depth - 1) + [self.block_classes[1]]
+        self.block_modulations = nn.ModuleList(nn.Linear(width, modulation_size) for _ in kinds)
         self.final_modulation = nn.Linear(width, 2 * width)
-        kinds = [Block] * (depth - 1) + [FinalBlock]
         self.blocks = nn.ModuleList(kind(width, num_heads, mlp_ratio) for kind in kinds)
         self.final_linear = nn.Linear(width, patch_size**2 * latent_channels)
         self.initialize_weights()
@@ -283,6 +289,11 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         activated = F.silu(condition)
         return [linear(activated) for linear in (*self.block_modulations, self.final_modulation)]
 
+    def place(self, image: Image, grid: tuple[int, ...], num_text: int) -> tuple[Image, Rotation]:
+        """Tell tokens their places: here by the rotation of queries and keys alone (3.2)."""
+        text = TEXT_POSITIONS[self.config["text_rope"]](index(num_text))
+        return image, joint_rotation(*grid, text, index(self.head_dim), self.theta, image.device)
+
     def denoise(
         self,
         noisy_latents: Latents,
@@ -291,15 +302,10 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         modulations: list[Tensor],
     ) -> Latents:
         """Run the network on embedded text and the result of `modulations`; see `forward`."""
-        config: Any = self.config
         image = self.patch_embedder(torch.cat((noisy_latents, condition_latents), dim=1))
         # index() makes compiled code specialize on the sizes, as a table has one.
-        sizes = (*noisy_latents.shape[2:], text.shape[1], self.head_dim)
-        height, width, num_text, head_dim = map(operator.index, sizes)
-        grid = (height // config.patch_size, width // config.patch_size)
-        text_positions = TEXT_POSITIONS[config.text_rope](num_text)
-        rotation = joint_rotation(*grid, text_positions, head_dim, self.theta, image.device)
-        image = image.flatten(2).transpose(1, 2)  # [B, N, D]
+        grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
+        image, rotation = self.place(image.flatten(2).transpose(1, 2), grid, text.shape[1])
         *block_modulations, final_modulation = modulations
         for block, modulation in zip(self.blocks, block_modulations, strict=True):
             args = (image, text, modulation, rotation)
@@ -309,7 +315,7 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
                 image, text = block(*args)  # [B, N, D], [B, L, D]
         shift, scale = final_modulation.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, D] each
         patches = self.final_linear(modulated_norm(image, shift, scale))  # [B, N, p * p * C]
-        return unpatchify(patches, grid, config.patch_size)  # [B, C, h, w]
+        return unpatchify(patches, grid, self.patch_size)  # [B, C, h, w]
 
     def forward(
         self,
@@ -335,9 +341,7 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         Returns:
             The prediction, in the shape of `noisy_latents`.
         """
-        self._check_shapes(
-            noisy_latents, condition_latents, timestep, text_tokens, pooled_text, modality
-        )
+        self._check(noisy_latents, condition_latents, timestep, text_tokens, pooled_text, modality)
         condition = self.global_condition(timestep, pooled_text, modality)  # [B, D]
         modulations = self.modulations(condition)  # [B, 12 D] a block, and [B, 2 D]
         text = self.text_embedder(text_tokens)  # [B, L, D]
@@ -368,20 +372,16 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         return released.to_released(self.state_dict(), len(self.blocks))
 
     def _check_config(self) -> None:
-        config: Any = self.config
-        for name, value in config.items():
+        for name, value in self.config.items():
             if isinstance(value, int | float) and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
-        if config.hidden_size % (4 * config.num_heads):
-            head_dim = f"{config.hidden_size} / {config.num_heads}"
+        if self.config.hidden_size % (4 * self.config.num_heads):
+            head_dim = f"{self.config.hidden_size} / {self.config.num_heads}"
             raise ValueError(f"2D RoPE: hidden_size / num_heads must divide by 4, got {head_dim}.")
-        if config.text_rope not in TEXT_POSITIONS:
-            raise ValueError(f"text_rope must be in {[*TEXT_POSITIONS]}, got {config.text_rope!r}.")
 
-    def _check_shapes(self, *inputs: Tensor) -> None:
+    def _check(self, *inputs: Tensor) -> None:
         """Compare the shapes of `forward`'s inputs, without a look at their values."""
-        config: Any = self.config
-        latents, batch = inputs[0].shape, inputs[0].shape[:1]
+        config, latents, batch = self.config, inputs[0].shape, inputs[0].shape[:1]
         expected = {
             "noisy_latents": (*batch, config.latent_channels, "height", "width"),
             "condition_latents": latents,

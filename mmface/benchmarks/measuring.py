@@ -1,0 +1,200 @@
+"""How things are measured: pairs in turn, medians of ratios, and a report that is always on disk.
+
+A figure is a ratio: the plain reference's time over ours, both measured in turn in one process, so
+that what else the machine does falls on both. On a CPU a process's own time counts, which other
+programs do not lengthen; on a GPU the time between two CUDA events. The time that stands for a
+measurement is the median over its pairs, and the spread the two quartiles of the ratio.
+"""
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+Work = Callable[[], Any]
+
+WARM_UPS = 2
+PAIRS = 7
+FEWEST_PAIRS = 3
+
+
+def relative_error(actual: Shaped[Tensor, "*shape"], expected: Shaped[Tensor, "*shape"]) -> float:
+    """Largest difference over the largest expected number; NaN if anything is NaN."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """Time one call: process CPU time, or the time between two events of the GPU's stream."""
+    if device.type != "cuda":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    work()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+def peak_gigabytes(work: Work) -> float:
+    """Largest memory, in 1e9 bytes, that tensors took on the GPU during one call."""
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def in_turn(
+    reference: Work, own: Work, device: torch.device, limit_s: float = 10.0
+) -> dict[str, float]:
+    """Time two pieces of work in turn, after two warm-ups, or one if it takes long.
+
+    Args:
+        reference: The plain one.
+        own: Ours.
+        device: Where they run.
+        limit_s: No new pair is begun after this many seconds of the clock that counts, unless
+            there are fewer than three yet.
+
+    Returns:
+        `reference_ms` and `own_ms`, medians; `ratio`, the median of the pairs' ratios, with its
+        quartiles `ratio_low` and `ratio_high`; `pairs`, their number; on a GPU the peak memory of
+        each, `reference_gb` and `own_gb`, in which everything that lives at the time is counted.
+    """
+    memory = {}
+    for _ in range(WARM_UPS):
+        if seconds(reference, device) + seconds(own, device) > limit_s / 5:
+            break
+    if device.type == "cuda":
+        memory = {"reference_gb": peak_gigabytes(reference), "own_gb": peak_gigabytes(own)}
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < PAIRS:
+        if len(pairs) >= FEWEST_PAIRS and sum(map(sum, pairs)) > limit_s:
+            break
+        pairs.append((seconds(reference, device), seconds(own, device)))
+    low, ratio, high = statistics.quantiles((a / b for a, b in pairs), n=4, method="inclusive")
+    return {
+        "reference_ms": 1e3 * statistics.median(a for a, _ in pairs),
+        "own_ms": 1e3 * statistics.median(b for _, b in pairs),
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "pairs": len(pairs),
+        **memory,
+    }
+
+
+def flops(work: Work) -> int:
+    """Count the FLOPs of one call, 2 a multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def write_trace(work: Work, path: Path, device: torch.device) -> None:
+    """Write what the profiler sees of one call, for chrome://tracing or Perfetto."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with profile(activities=activities) as profiler:
+        work()
+    profiler.export_chrome_trace(str(path))
+
+
+@dataclass
+class Report:
+    """Measurements, on disk after each of them.
+
+    Attributes:
+        path: The JSON file, or None to keep them in memory.
+        facts: What is true of the whole run: versions, device, sizes.
+        limit_s: Measurements are left out, and said to be, after this many seconds.
+        records: One a measurement: `family`, `case`, and its values or the reason why there are
+            none (`failed`).
+    """
+
+    path: Path | None
+    facts: Mapping[str, Any]
+    limit_s: float = float("inf")
+    records: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def measure(self, family: str, case: str, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Run one measurement; whatever it raises is its record, and the rest goes on.
+
+        Args:
+            family: The group it belongs to, such as `forward`.
+            case: What sets it apart in the group.
+            make: Measures, and returns the values by name.
+        """
+        began = time.monotonic()
+        if began - self.started > self.limit_s:
+            values: Mapping[str, Any] = {"failed": f"left out, {self.limit_s:.0f} s were over"}
+        else:
+            try:
+                values = make()
+            except Exception as error:  # out of memory, no compiler, an unfit driver, ...
+                line = " ".join(str(error).split())[:300]
+                values = {"failed": f"{type(error).__name__}: {line}"}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        took = time.monotonic() - began
+        self.records.append({"family": family, "case": case, **values, "took_s": round(took, 2)})
+        print(line_of(self.records[-1]), file=sys.stderr, flush=True)
+        self.write()
+
+    def attempt(self, family: str, run: Callable[[], None]) -> None:
+        """Run a whole family; if it cannot even be set up, that is its only record."""
+        try:
+            run()
+        except Exception as error:
+            reason = error  # the name ends with its clause
+
+            def tell() -> Mapping[str, Any]:
+                raise reason
+
+            self.measure(family, "setting up", tell)
+
+    def write(self) -> None:
+        """Write the JSON file, complete or not at all."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_suffix(f".partial-{os.getpid()}")
+            whole = {**self.facts, "measurements": self.records}
+            partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            partial.replace(self.path)
+
+    def table(self) -> str:
+        """All measurements, one a line."""
+        return "\n".join(line_of(record) for record in self.records)
+
+
+def line_of(record: Mapping[str, Any]) -> str:
+    """One measurement as a line of a table."""
+    head = f"{record['family']:<9} {record['case']:<42}"
+    if "failed" in record:
+        return f"{head} {record['failed']}"
+    values = {k: v for k, v in record.items() if k not in ("family", "case", "took_s")}
+    parts = []
+    if "ratio" in values:
+        low, high = values.pop("ratio_low"), values.pop("ratio_high")
+        parts.append(f"{values.pop('ratio'):6.2f}x ({low:.2f} to {high:.2f})")
+    for name, value in values.items():
+        parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return f"{head} {'  '.join(parts)}"

@@ -1,0 +1,252 @@
+"""The network alone: ceilings of the device, forward passes, training steps, growth with size."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from mmface import released
+from mmface.benchmarks.candidates import CapturedDenoise, selective_checkpoint
+from mmface.benchmarks.measuring import flops, relative_error, seconds
+from mmface.benchmarks.subjects import (
+    Bench,
+    compiled_twin,
+    make_inputs,
+    run_reference,
+    twin,
+)
+from mmface.objectives import RectifiedFlow
+from mmface.optimization import ExponentialAverage
+from mmface.transformer import MMFaceDiT
+
+GRADIENT_CLIP = 0.5
+
+
+def measure_ceilings(bench: Bench) -> None:
+    """Measure what the device can do at best: a large matrix product, and a large copy."""
+    side, dtype = (8192, torch.bfloat16) if bench.on_gpu else (1024, torch.float32)
+    copied = 8e9 if bench.on_gpu else 0.25e9
+
+    def product() -> Mapping[str, float]:
+        a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
+        best = min(seconds(lambda: a @ b, bench.device) for _ in range(8))
+        bench.peak_flops = 2 * side**3 / best
+        return {"tflops": bench.peak_flops / 1e12}
+
+    def copy() -> Mapping[str, float]:
+        source = torch.ones(int(copied / 4), device=bench.device)
+        target = torch.empty_like(source)
+        best = min(seconds(lambda: target.copy_(source), bench.device) for _ in range(5))
+        return {"terabytes_per_s": 2 * copied / best / 1e12}  # read and written
+
+    bench.report.measure("ceiling", f"product of {side} x {side}, {dtype}", product)
+    bench.report.measure("ceiling", f"copy of {copied / 1e9:g} GB", copy)
+
+
+def share_of_peak(bench: Bench, work_flops: float, milliseconds: float) -> dict[str, float]:
+    """TFLOP/s of some work and its share of the measured ceiling, if that was measured."""
+    rate = work_flops / (milliseconds / 1e3)
+    shares = {} if bench.peak_flops is None else {"of_measured_peak": rate / bench.peak_flops}
+    return {"tflops": rate / 1e12, **shares}
+
+
+def captured_twin(model: MMFaceDiT) -> MMFaceDiT:
+    """A twin with compiled blocks, in one CUDA graph."""
+    other = compiled_twin(model)
+    setattr(other, "denoise", CapturedDenoise(other.denoise))  # noqa: B010
+    return other
+
+
+def ways_of_running(bench: Bench) -> dict[str, Callable[[MMFaceDiT], MMFaceDiT]]:
+    """The ways to run a model for inference that the device has."""
+    ways: dict[str, Callable[[MMFaceDiT], MMFaceDiT]] = {"eager": twin, "compiled": compiled_twin}
+    return ways | ({"captured": captured_twin} if bench.on_gpu else {})
+
+
+def measure_forward(bench: Bench) -> None:
+    """Forward passes of each size and batch, in each way of running."""
+    for side in bench.size.sides:
+        for batch in bench.size.batches:
+            for name, way in ways_of_running(bench).items():
+                case = f"{8 * side} px batch {batch} {name}"
+                bench.report.measure(
+                    "forward", case, partial(_forward, bench, case, side, batch, way)
+                )
+
+
+@torch.no_grad()
+def _forward(
+    bench: Bench, case: str, side: int, batch: int, way: Callable[[MMFaceDiT], MMFaceDiT]
+) -> dict[str, float]:
+    model, plain = bench.models
+    own, inputs = way(model), make_inputs(model, side, batch)
+
+    def reference() -> Tensor:
+        with bench.autocast():
+            return run_reference(plain, inputs)
+
+    values = bench.compare(f"forward {case}", reference, lambda: own(**inputs))
+    error = relative_error(own(**inputs), reference())
+    work = flops(lambda: model(**inputs))
+    return {**values, **share_of_peak(bench, work, values["own_ms"]), "relative_error": error}
+
+
+class OwnTraining:
+    """The training step of this package on one process, without the loader and the encoders."""
+
+    def __init__(
+        self,
+        model: MMFaceDiT,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        """Set up optimizer and average, as the trainer does."""
+        self.model, self.objective, self.autocast = model.train(), RectifiedFlow(), autocast
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters)
+        self.average = ExponentialAverage(model, decay=0.9999)
+
+    def step(self, batch: Mapping[str, Tensor]) -> float:
+        """Make one step and return its loss."""
+        corrupted = self.objective.corrupt(batch["latents"], batch["noise"], batch["uniform"])
+        names = ("text_tokens", "pooled_text", "modality")
+        text = {name: batch[name] for name in names}
+        self.optimizer.zero_grad()
+        with self.autocast():
+            prediction = self.model(
+                corrupted.noisy_latents, batch["condition"], corrupted.timestep, **text
+            )
+        loss = self.objective.loss(prediction, corrupted).mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, GRADIENT_CLIP)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.average.update()
+        return float(loss.detach())
+
+    def released_gradients(self) -> dict[str, Tensor]:
+        """The last step's clipped gradients under the released names; zeros for frozen ones."""
+        gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in self.model.named_parameters()
+        }
+        return released.to_released(gradients, len(self.model.blocks))
+
+
+def gradient_error(own: OwnTraining, plain: nn.Module) -> float:
+    """Largest difference of any gradient over the largest gradient of the reference.
+
+    The null vector and the last block's unread text weights have no gradient on either side.
+    """
+    ours = own.released_gradients()
+    pairs = [(ours[n], p.grad) for n, p in plain.named_parameters() if p.grad is not None]
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    return difference / max(float(b.abs().max()) for _, b in pairs)
+
+
+def training_batch(model: MMFaceDiT, side: int, batch: int) -> dict[str, Tensor]:
+    """A float32 batch of latents, their noise and time, condition and text features."""
+    inputs = make_inputs(model, side, batch)
+    return {
+        "latents": inputs["noisy_latents"].float(),
+        "noise": make_inputs(model, side, batch + 1)["noisy_latents"][1:].float(),
+        "uniform": inputs["timestep"] / 1000,
+        "condition": inputs["condition_latents"].float(),
+        **{name: inputs[name].float() for name in ("text_tokens", "pooled_text")},
+        "modality": inputs["modality"],
+    }
+
+
+def _compile_in_place(model: MMFaceDiT) -> None:
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+
+
+WAYS_OF_TRAINING: dict[str, Callable[[MMFaceDiT], None]] = {
+    "eager": lambda model: None,
+    "checkpointed": lambda model: model.enable_gradient_checkpointing(),
+    "selective": lambda model: model.enable_gradient_checkpointing(selective_checkpoint),
+    "compiled": _compile_in_place,
+}
+"""What is done to a model before it is trained; the reference checkpoints every block."""
+
+
+def measure_training(bench: Bench) -> None:
+    """Whole training steps: forward, backward, clipping, AdamW, average."""
+    for side, batch in bench.size.training:
+        for name, prepare in WAYS_OF_TRAINING.items():
+            case = f"{8 * side} px batch {batch} {name}"
+            bench.report.measure(
+                "train", case, partial(_training, bench, case, side, batch, prepare)
+            )
+
+
+def _training(
+    bench: Bench, case: str, side: int, batch: int, prepare: Callable[[MMFaceDiT], None]
+) -> dict[str, Any]:
+    model = bench.model(torch.float32)
+    plain_model = bench.plain(model).requires_grad_(True)
+    prepare(model)
+    optimizer = partial(AdamW, lr=1e-4, fused=True)  # the same for both
+    own = OwnTraining(model, optimizer, bench.autocast)
+    plain = bench.reference.PlainTraining(plain_model, optimizer, gradient_clip=GRADIENT_CLIP)
+    samples = training_batch(model, side, batch)
+
+    def reference() -> float:
+        with bench.autocast():
+            return plain.step(samples)
+
+    losses = own.step(samples), reference()
+    errors = {
+        "loss_error": abs(losses[0] / losses[1] - 1),
+        "gradient_error": gradient_error(own, plain_model),
+    }
+    values = bench.compare(f"train {case}", reference, lambda: own.step(samples))
+    with torch.no_grad():
+        work = 3 * flops(lambda: twin(model)(**make_inputs(model, side, batch)))
+    return {
+        **values,
+        **share_of_peak(bench, work, values["own_ms"]),
+        "samples_per_s": 1e3 * batch / values["own_ms"],
+        **errors,
+    }
+
+
+def fitted_exponent(sizes: Iterable[float], costs: Iterable[float]) -> float:
+    """The k of cost ~ size ** k that fits best, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(list(sizes)), np.log(list(costs)), 1)[0])
+
+
+def measure_growth(bench: Bench) -> None:
+    """How the time of a forward pass grows with tokens and with samples, and how its FLOPs do."""
+    sides, batches = (16, 32, 64, 128), (1, 4, 16, 64)
+    side = bench.size.sides[0]
+    tokens = {s * s // 4: (s, 1) for s in sides if s > 16}
+    samples = {b: (side, b) for b in batches}
+    for unit, points in (("tokens", tokens), ("samples", samples)):
+        bench.report.measure(
+            "growth", f"{min(points)} to {max(points)} {unit}", partial(_growth, bench, points)
+        )
+
+
+@torch.no_grad()
+def _growth(bench: Bench, points: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    model = bench.model(depth=bench.size.growth_depth)
+    times, work = {}, {}
+    started = time.monotonic()
+    for point, (side, batch) in points.items():
+        run = partial(model, **make_inputs(model, side, batch))
+        work[point] = flops(run)  # which warms up, too
+        repeats = 1 if time.monotonic() - started > 30 else 3
+        times[point] = min(seconds(run, bench.device) for _ in range(repeats))
+    return {
+        "exponent": fitted_exponent(times, times.values()),
+        "flops_exponent": fitted_exponent(work, work.values()),
+        "own_ms": {point: round(1e3 * value, 3) for point, value in times.items()},
+    }

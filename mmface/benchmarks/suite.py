@@ -1,0 +1,109 @@
+"""All families of measurements, and the run of some of them: what `scripts/benchmark.py` does."""
+
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+import mmface
+from mmface.benchmarks.counting import measure_counts, measure_parity
+from mmface.benchmarks.measuring import Report
+from mmface.benchmarks.network import (
+    measure_ceilings,
+    measure_forward,
+    measure_growth,
+    measure_training,
+)
+from mmface.benchmarks.reading import measure_encoding, measure_loading
+from mmface.benchmarks.sampling import measure_sampling
+from mmface.benchmarks.subjects import SIZES, Bench, load_reference
+
+FAMILIES: dict[str, Callable[[Bench], None]] = {
+    "count": measure_counts,
+    "parity": measure_parity,
+    "data": measure_loading,
+    "encode": measure_encoding,
+    "sample": measure_sampling,
+    "train": measure_training,
+    "forward": measure_forward,
+    "growth": measure_growth,
+}
+"""The families in the order of a whole run: what matters most if time runs out stands first."""
+
+REFERENCE = Path(__file__).parent.parent.parent / "tests" / "plain_reference.py"
+
+
+def facts(size: str, device: torch.device) -> dict[str, str | int]:
+    """What a reader of the figures must know of the machine and the libraries."""
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "mmface": mmface.__version__,
+        "size": size,
+        "device": str(device),
+        "device_name": named or platform.machine(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "diffusers": diffusers.__version__,
+    }
+
+
+def run_suite(
+    families: Sequence[str],
+    size: str,
+    device: str,
+    out: Path | None,
+    traces: Path | None = None,
+    minutes: float = 9.5,
+    reference: Path = REFERENCE,
+) -> Report:
+    """Run families of measurements; a measurement that fails is reported as such.
+
+    Args:
+        families: Keys of `FAMILIES`.
+        size: A key of `SIZES`.
+        device: "cpu" or "cuda".
+        out: The JSON file, written anew after every measurement; None for no file.
+        traces: Folder for a profiler trace of each timed measurement, or None.
+        minutes: After so many minutes no measurement is begun.
+        reference: The file of the plain reference.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If a name is unknown, or the device is not there.
+    """
+    choices: list[tuple[str, str, Collection[str]]] = [
+        *(("family", family, FAMILIES) for family in families),
+        ("size", size, SIZES),
+        ("device", device, ("cpu", "cuda")),
+    ]
+    for kind, name, known in choices:
+        if name not in known:
+            raise ValueError(f"There is no {kind} {name!r}; choose one of {', '.join(known)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA device; give --device cpu.")
+    warnings.filterwarnings("ignore")
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    place, threads = torch.device(device), torch.get_num_threads()
+    torch.set_num_threads(1)  # process CPU time says nothing of several threads at work
+    try:
+        report = Report(out, facts(size, place), limit_s=60 * minutes)
+        bench = Bench(SIZES[size], place, load_reference(reference), report, traces)
+        measure_ceilings(bench)
+        for family in families:
+            print(f"# {family}", file=sys.stderr)
+            # Setting up a family can fail, too, before its first measurement.
+            report.attempt(family, lambda name=family: FAMILIES[name](bench))
+    finally:
+        torch.set_num_threads(threads)
+    return report

@@ -8,10 +8,16 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 import mmface
-from mmface.conditions import image_pixels
+from mmface.conditions import LABEL_INDEX, image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
-from mmface.data.rendered import render_face
-from mmface.evaluation.agreement import confusion_matrix, edge_agreement, mean_iou, pixel_accuracy
+from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.evaluation.agreement import (
+    confusion_matrix,
+    edge_agreement,
+    mean_iou,
+    nearest_colour,
+    pixel_accuracy,
+)
 from mmface.evaluation.parser import FaceParser
 from mmface.pipeline import MMFacePipeline
 
@@ -54,18 +60,32 @@ def test_parser_reads_true_pictures(parser, faces):
     assert mean_iou(confusion) > 0.8
 
 
-def test_faces_follow_their_masks(parser, faces):
-    pictures = sample("tiny-flow", faces, mask=[face.labels for face in faces])
-    confusion = parsed_agreement(parser, pictures, faces)
-    others = parsed_agreement(parser, pictures, [*faces[1:], faces[0]])
+@pytest.fixture(scope="module", params=["tiny-flow", "tiny-ddpm"])
+def from_masks(request, faces):
+    """Pictures of a built-in pipeline from the faces' masks and first captions."""
+    pictures = sample(request.param, faces, mask=[face.labels for face in faces])
+    return [np.array(picture) for picture in pictures]
+
+
+def test_faces_follow_their_masks(parser, faces, from_masks):
+    confusion = parsed_agreement(parser, from_masks, faces)
+    others = parsed_agreement(parser, from_masks, [*faces[1:], faces[0]])
     assert pixel_accuracy(confusion) > 0.85
     assert mean_iou(confusion) > mean_iou(others) + 0.15
 
 
-def test_faces_follow_their_sketches(faces):
-    pictures = [
-        np.array(p) for p in sample("tiny-flow", faces, sketch=[face.sketch for face in faces])
+def test_faces_wear_the_colours_that_prompts_name(faces, from_masks):
+    right = [
+        nearest_colour(picture, face.labels == LABEL_INDEX["cloth"], CLOTHES_COLORS)
+        == face.attributes.clothes_color
+        for picture, face in zip(from_masks, faces, strict=True)
     ]
+    assert sum(right) >= 5
+
+
+@pytest.mark.parametrize("name", ["tiny-flow", "tiny-ddpm"])
+def test_faces_follow_their_sketches(name, faces):
+    pictures = [np.array(p) for p in sample(name, faces, sketch=[face.sketch for face in faces])]
     own = [edge_agreement(p, f.sketch) for p, f in zip(pictures, faces, strict=True)]
     others = [edge_agreement(p, f.sketch) for p, f in zip(pictures, faces[1:], strict=False)]
     assert np.mean(own) > np.mean(others) + 0.1

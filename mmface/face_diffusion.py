@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from mmface.conditions import Modality
 from mmface.data.examples import EXAMPLES, read_examples
+from mmface.data.keyed import Samples
+from mmface.data.latents import check_store
+from mmface.data.samples import LatentSamples
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.grid import labelled_grid
 from mmface.initial_weights import load_initial_weights
@@ -84,6 +87,11 @@ class FaceDiffusion(TrainingTask):
         recompute_blocks(transformer, gradient_checkpointing)
         if compile_blocks:
             transformer.compile_repeated_blocks()
+
+    def check_samples(self, samples: Samples) -> None:
+        """Refuse latents of another VAE or of another size; see `check_store`."""
+        if isinstance(samples, LatentSamples):
+            check_store(samples.store, self.vae, self.image_size)
 
     def initialize(self) -> None:
         """Load the weights to start from, if there are any; see `load_initial_weights`."""

@@ -95,6 +95,7 @@ class Trainer:
         """
         self.recipe, self.cadence, self.hardware = recipe, cadence, hardware
         self.output_dir = Path(output_dir)
+        task.check_samples(samples)
         self.samples = samples
         self.checkpoints = checkpoints.Checkpoints(self.output_dir, cadence.checkpoint_limit)
         self.metrics = MetricsFile(self.output_dir / "metrics.jsonl")

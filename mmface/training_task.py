@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmface.data.keyed import Samples
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -44,6 +46,9 @@ class TrainingTask(nn.Module, ABC):
     """
 
     trained: Any
+
+    def check_samples(self, samples: Samples) -> None:
+        """Refuse samples that the task is not for, with a ValueError; the default takes all."""
 
     def initialize(self) -> None:
         """Give a new run its first weights; a resumed run does not call it."""

@@ -1,24 +1,47 @@
 """Make a store that training reads: python scripts/precompute.py experiment=NAME [key=value].
 
-Start it through `accelerate launch` to share the work between processes; start it again after an
-interruption to go on.
+Start it through `accelerate launch` to share the work between processes and machines; start it
+again after an interruption to go on. With plan=true it says what it would take, and ends.
 """
+
+import sys
+from datetime import timedelta
 
 import hydra
 from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from mmface.data.store import SKIPPED_FILE, close_store
+
 
 @hydra.main(config_path="../configs", config_name="precompute", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Build the job that the composed config describes, and write this process's share."""
-    state = PartialState()
+    # A process that is ready waits for the others longer than torch's ten minutes.
+    state = PartialState(timeout=timedelta(days=7))
     job = instantiate(config.job, _convert_="all")
-    job.write(config.output_dir, state.process_index, state.num_processes)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        print(f"result: {config.output_dir}")
+    try:
+        if config.plan:
+            state.on_main_process(print)(job.plan(config.output_dir, state.num_processes))
+            return
+        job.write(config.output_dir, state.process_index, state.num_processes)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            report(config.output_dir)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def report(folder: str) -> None:
+    """Say where the result lies and what it lacks; a store without a row is an error."""
+    store = close_store(folder)
+    skipped = len(store.skipped)
+    if skipped:
+        print(f"{skipped:,} of {store.spec.num_items:,} skipped; why: {folder}/{SKIPPED_FILE}")
+    if not len(store):
+        raise ValueError(f"nothing could be read; {folder}/{SKIPPED_FILE} says why")
+    print(f"result: {folder}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from mmface.conditions import LABELS, flip_labels
 from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, keyed_generator
 from mmface.data.latents import LatentEncoding, weights_hash
-from mmface.data.pictures import HELD_OUT_SEED, RenderedPictures
+from mmface.data.pictures import HELD_OUT_SEED, RenderedPictures, StoredPictures
 from mmface.data.samples import (
     AutoencoderSamples,
     CaptionedPictures,
@@ -18,7 +18,16 @@ from mmface.data.samples import (
     ParsingSamples,
     small_part_weights,
 )
-from mmface.data.store import ArraySpec, Store, StoreSpec, shard_path, write_store
+from mmface.data.store import (
+    ArraySpec,
+    Skipped,
+    Store,
+    StoreSpec,
+    close_store,
+    shard_path,
+    write_store,
+)
+from mmface.encoders import LatentCodec
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +40,8 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def latents(pictures, tiny_pipeline_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
-    LatentEncoding(pictures, tiny_pipeline_folder / "vae", batch_size=4).write(folder)
+    source = StoredPictures(pictures)
+    LatentEncoding(source, tiny_pipeline_folder / "vae", batch_size=4).write(folder)
     return folder
 
 
@@ -40,8 +50,13 @@ def number_spec(num_items=10, shard_size=3, **made_by):
     return StoreSpec(num_items, arrays, ("words",), made_by, shard_size)
 
 
-def number_rows(items):
-    return [{"id": str(i), "numbers": np.array([i, i * i]), "words": ("a", str(i))} for i in items]
+def number_row(i):
+    return {"id": str(i), "numbers": np.array([i, i * i]), "words": ("a", str(i))}
+
+
+def number_rows(shards):
+    for items in shards:
+        yield [number_row(i) for i in items]
 
 
 def shard_bytes(folder):
@@ -69,19 +84,16 @@ def test_store_is_the_same_whoever_writes_it(tmp_path):
 def test_interrupted_store_is_continued(tmp_path):
     write_store(tmp_path / "whole", number_spec(), number_rows)
 
-    def failing_rows(items):
-        if items.start >= 6:
-            raise KeyboardInterrupt
-        return number_rows(items)
+    def failing_rows(shards):
+        yield from number_rows(shards[:2])
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path / "part", number_spec(), failing_rows)
     with pytest.raises(ValueError, match="2 of 4 shards are missing"):
         Store(tmp_path / "part")
     written = []
-    write_store(
-        tmp_path / "part", number_spec(), lambda items: written.append(items) or number_rows(items)
-    )
+    write_store(tmp_path / "part", number_spec(), lambda s: written.extend(s) or number_rows(s))
     assert written == [range(6, 9), range(9, 10)]
     assert shard_bytes(tmp_path / "part") == shard_bytes(tmp_path / "whole")
 
@@ -90,6 +102,67 @@ def test_store_made_otherwise_is_refused(tmp_path):
     write_store(tmp_path, number_spec(vae="one"), number_rows)
     with pytest.raises(ValueError, match=r"made otherwise.*'one'.*'two'"):
         write_store(tmp_path, number_spec(vae="two"), number_rows)
+
+
+def some_skipped(shards):
+    for items in shards:
+        yield [Skipped(str(i), "torn") if i in (1, 4, 9) else number_row(i) for i in items]
+
+
+def test_skipped_items_have_no_row_and_are_listed(tmp_path):
+    for process in (1, 0):
+        write_store(tmp_path / "two", number_spec(), some_skipped, process, 2)
+    store = close_store(tmp_path / "two")
+    ids = [store.row(i, ("id",))["id"] for i in range(len(store))]
+    assert ids == ["0", "2", "3", "5", "6", "7", "8"]
+    assert store.skipped == [Skipped(str(i), "torn") for i in (1, 4, 9)]
+    lines = (tmp_path / "two" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["1", "4", "9"]
+    write_store(tmp_path / "one", number_spec(), some_skipped)
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "two")
+
+
+def test_a_store_may_lack_all_items(tmp_path):
+    spec = number_spec(num_items=4)
+    write_store(tmp_path, spec, lambda s: ([Skipped(str(i), "torn") for i in r] for r in s))
+    assert len(close_store(tmp_path)) == 0
+
+
+def test_leftovers_of_a_killed_writer_are_dropped(tmp_path):
+    leftovers = [tmp_path / f"shard-0000{n}.arrow.partial-1" for n in (1, 7)]
+    for path in leftovers:
+        path.write_bytes(b"torn")
+    stale = tmp_path / "shard-00001.skipped.jsonl"
+    stale.write_text('{"id": "3", "reason": "torn"}\n')
+    write_store(tmp_path, number_spec(), number_rows)
+    assert not leftovers[0].exists()
+    assert not stale.exists()
+    assert len(close_store(tmp_path)) == 10
+    assert not leftovers[1].exists()
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.999])
+def test_a_damaged_shard_is_named(tmp_path, kept):
+    write_store(tmp_path, number_spec(), number_rows)
+    path = shard_path(tmp_path, 2)
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"shard-00002\.arrow is damaged.*delete it"):
+        Store(tmp_path)
+
+
+def test_bfloat16_comes_back_bit_by_bit():
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    values = bits.view(torch.bfloat16)
+    spec = ArraySpec((2**16,), "bfloat16")
+    assert spec.num_bytes == 2**17
+    back = torch.from_numpy(spec.from_bytes(spec.to_bytes(values.float().numpy())))
+    known = ~values.isnan()
+    assert torch.equal(back.to(torch.bfloat16).view(torch.int16)[known], bits[known])
+    assert back.isnan().equal(values.isnan())
+    rounded = ArraySpec((1,), "bfloat16")
+    third = rounded.from_bytes(rounded.to_bytes(np.array([1 / 3])))
+    assert third.item() == torch.tensor(1 / 3).to(torch.bfloat16).item()
 
 
 def test_missing_store_names_the_remedy(tmp_path):
@@ -106,9 +179,11 @@ def test_latents_match_the_codec_and_do_not_depend_on_the_batch(
     pictures, latents, tiny_pipeline_folder, tmp_path
 ):
     other = tmp_path / "other"
-    LatentEncoding(pictures, tiny_pipeline_folder / "vae", batch_size=1).write(other)
+    vae = tiny_pipeline_folder / "vae"
+    LatentEncoding(StoredPictures(pictures), vae, batch_size=1).write(other)
     first, second = Store(latents), Store(other)
-    assert first.spec.made_by["vae"] == weights_hash(tiny_pipeline_folder / "vae")
+    codec = LatentCodec.from_pretrained(str(vae))
+    assert first.spec.made_by["vae_weights"] == weights_hash(codec.vae)
     assert tuple(first.spec.arrays["mask"].shape) == (16, 8, 8)
     for item in range(6):
         for column in ("image", "mask", "sketch"):

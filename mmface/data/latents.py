@@ -1,113 +1,315 @@
 """A store of latents: every picture, mask and sketch through the frozen VAE, once."""
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from accelerate import PartialState
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from mmface.conditions import image_pixels, mask_pixels, sketch_pixels
+from mmface.conditions import sketch_pixels, to_uint8
+from mmface.data.encoding_cost import EncodingPlan, plan_encoding
 from mmface.data.keyed import keyed_generator
-from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
+from mmface.data.pictures import FacePictures, PictureSource
+from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
 from mmface.encoders import LatentCodec
 
-LATENT_DTYPE = "float16"
+KINDS = ("image", "mask", "sketch")
+"""What is encoded of a face, and the columns of the store."""
+POSTERIOR_STD = "image_std"
+"""Column of the posterior's standard deviation, where a store holds moments."""
+POSTERIORS = ("sample", "mean", "moments")
+LATENT_DTYPES = ("float16", "bfloat16", "float32")
 
 
-def weights_hash(folder: str | Path) -> str:
-    """Hash every safetensors tensor in a folder: names, dtypes, shapes and bytes.
+def weights_hash(module: nn.Module) -> str:
+    """Hash a module's weights: names, shapes and values, whatever dtype they are kept in.
 
     Args:
-        folder: the folder of a saved model.
+        module: the module; not yet cast to fewer bits than its file has.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        for name, tensor in sorted(load_file(path).items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def vae_facts(vae: nn.Module) -> dict[str, Any]:
+    """What of a VAE decides its latents: its weights and its normalisation."""
+    config: Any = vae.config
+    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    normalisation = {name: config.get(name) for name in names}
+    return {"vae_weights": weights_hash(vae)} | {
+        name: list(value) if isinstance(value, Sequence) else value
+        for name, value in normalisation.items()
+    }
+
+
+def check_store(store: Store, vae: nn.Module, image_size: int) -> None:
+    """Refuse a store of other latents than a run is for.
+
+    Args:
+        store: the store.
+        vae: the run's VAE, as it was loaded.
+        image_size: edge of the run's square pictures in pixels.
+
+    Raises:
+        ValueError: if the store was made with another VAE, another normalisation or at another
+            resolution; names both.
+    """
+    wanted = vae_facts(vae) | {"kind": "latents", "resolution": [image_size, image_size]}
+    made_by = store.spec.made_by
+    # A store says what it says: one of an older recipe may lack some of these.
+    differing = [k for k in wanted if k in made_by and made_by[k] != wanted[k]]
+    if "kind" not in made_by or differing:
+        facts = "; ".join(
+            f"{k}: {made_by.get(k)} in the store, {wanted[k]} here" for k in differing
+        )
+        raise ValueError(
+            f"{store.folder} holds other latents than this run is for ({facts}). It was made with "
+            f"the VAE {made_by.get('vae')!r}. Give its VAE and image_size, or encode the pictures "
+            "anew: scripts/precompute.py."
+        )
+
+
+class PosteriorCodec(LatentCodec):
+    """The codec with both moments of the posterior, so that one pass serves all kinds."""
+
+    def moments(
+        self, pixels: Float32[Tensor, "batch 3 height width"]
+    ) -> tuple[Float32[Tensor, "batch c h w"], Float32[Tensor, "batch c h w"]]:
+        """Mean and standard deviation of the normalised latents.
+
+        Args:
+            pixels: pictures in [-1, 1], on the VAE's device.
+
+        Returns:
+            The two moments; mean + std * noise is what `encode` samples.
+        """
+        posterior = self.vae.encode(self._add_frame(pixels.to(self.vae.dtype))).latent_dist
+        mean = self._normalise(self._drop_frame(posterior.mean).float())
+        std = torch.exp(0.5 * self._drop_frame(posterior.logvar).float())
+        return mean, std * self._factor.to(std.device)
+
+
+class _Words(NamedTuple):
+    id: str
+    captions: Sequence[str]
+
+
+class _Batch(NamedTuple):
+    entries: list[_Words | Skipped]
+    pixels: Tensor  # uint8 [faces that could be read, kind, 3, H, W]: a quarter of float32
+
+
+class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
+    """Reads faces in worker processes; a bad one is a `Skipped`."""
+
+    def __init__(self, pictures: PictureSource) -> None:
+        self.pictures = pictures
+
+    def __getitem__(self, item: int) -> tuple[_Words | Skipped, Tensor | None]:
+        try:
+            face = self.pictures.face(item)
+        except (ValueError, FileNotFoundError) as error:
+            return Skipped(self.pictures.id(item), " ".join(str(error).split())), None
+        return _Words(face.id, face.captions), torch.from_numpy(_stacked(face))
+
+
+def _stacked(face: FacePictures) -> UInt8[np.ndarray, "3 3 height width"]:
+    sketch = to_uint8(sketch_pixels(face.sketch))
+    return np.stack([face.image, face.mask, sketch]).transpose(0, 3, 1, 2).copy()
+
+
+def _collate(faces: Sequence[tuple[_Words | Skipped, Tensor | None]]) -> _Batch:
+    readable = [pixels for _, pixels in faces if pixels is not None]
+    pixels = torch.stack(readable) if readable else torch.empty(0, dtype=torch.uint8)
+    return _Batch([entry for entry, _ in faces], pixels)
+
+
+def posterior_noise(seed: int, face_id: str, shape: Sequence[int]) -> Float32[Tensor, "..."]:
+    """The noise of a photo's posterior sample, which depends on the seed and the id alone.
+
+    Args:
+        seed: the store's seed.
+        face_id: the face's id.
+        shape: of the latents.
+
+    Returns:
+        Standard normal noise; the same face has the same in every subset and order.
+    """
+    name = int.from_bytes(hashlib.sha256(face_id.encode()).digest()[:8], "big")
+    return torch.randn(tuple(shape), generator=keyed_generator(seed, name))
 
 
 @dataclass(frozen=True)
 class LatentEncoding:
-    """Encodes a store of pictures.
+    """Encodes faces: the image, the mask and the sketch of a batch in one pass of the VAE.
+
+    Masks and sketches take the posterior's mean, as they do at sampling time.
 
     Attributes:
-        pictures: folder of the store of pictures.
-        vae: folder of the frozen VAE, in diffusers' layout.
-        batch_size: pictures in one pass of the VAE.
-        seed: seed of the posterior samples of the photographs; a face's sample depends on it and
-            on the face's number alone. Masks and sketches take the posterior's mean, as they do
-            at sampling time.
+        pictures: where the faces are read from.
+        vae: folder or name (see `encoders.VAES`) of the frozen VAE.
+        batch_size: faces in one pass of the VAE; three times as many pictures.
+        seed: seed of the photos' posterior samples, see `posterior_noise`.
+        posterior: what is stored of a photo: `sample`, `mean`, or `moments`, the mean and the
+            standard deviation, of which training draws a new sample each time.
+        dtype: what latents are stored in, one of `LATENT_DTYPES`.
+        vae_dtype: torch dtype name that the VAE computes in.
+        num_workers: processes that read pictures; 0 reads in this one.
+        shard_size: faces in a shard; what a stopped run loses at most.
+        strict: whether the first face that cannot be read ends the run; else it is listed and
+            left out.
     """
 
-    pictures: str | Path
+    pictures: PictureSource
     vae: str | Path
     batch_size: int = 16
     seed: int = 0
+    posterior: str = "sample"
+    dtype: str = "float16"
+    vae_dtype: str = "float32"
+    num_workers: int = 0
+    shard_size: int = 256
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names before the work begins."""
+        for value, known in ((self.posterior, POSTERIORS), (self.dtype, LATENT_DTYPES)):
+            if value not in known:
+                raise ValueError(f"{value!r} is not one of {', '.join(known)}")
 
     def write(self, folder: str | Path, process_index: int = 0, num_processes: int = 1) -> None:
-        """Write this process's shards of the latent store (see `write_store`)."""
-        source = Store(self.pictures)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        codec = LatentCodec.from_pretrained(str(self.vae))
-        codec.vae.to(device)
-        height, width = source.spec.arrays["labels"].shape
-        shape = (codec.channels, height // codec.downscale_factor, width // codec.downscale_factor)
-        spec = StoreSpec(
-            num_items=len(source),
-            arrays={name: ArraySpec(shape, LATENT_DTYPE) for name in ("image", "mask", "sketch")},
+        """Write this process's shards of the latent store (see `write_store`).
+
+        Args:
+            folder: the store's folder.
+            process_index: this process's number.
+            num_processes: how many processes write together.
+
+        Raises:
+            FileNotFoundError: if there is no VAE, or nothing to read the faces from.
+            ValueError: if the folder holds a store that was made otherwise, a face is bad and
+                `strict`, or a latent is too large for `dtype`.
+        """
+        spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
+        dtype = getattr(torch, self.vae_dtype)
+        codec = PosteriorCodec(LatentCodec.from_pretrained(str(self.vae), torch_dtype=dtype).vae)
+        codec.vae.to(PartialState().device)
+
+        def entries(shards: Sequence[range]) -> Iterator[list[Entry]]:
+            return self._entries(codec, spec, shards)
+
+        write_store(folder, spec, entries, process_index, num_processes)
+
+    def plan(self, folder: str | Path, num_processes: int = 1) -> EncodingPlan:
+        """Count what `write` would take, without a GPU; the arguments are its own."""
+        return plan_encoding(
+            self.pictures,
+            str(self.vae),
+            folder,
+            batch_size=self.batch_size,
+            num_processes=num_processes,
+            num_workers=self.num_workers,
+            bytes_per_value=ArraySpec((), self.dtype).num_bytes,
+            num_arrays=len(self._columns),
+            vae_dtype=getattr(torch, self.vae_dtype),
+        )
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (*KINDS, POSTERIOR_STD) if self.posterior == "moments" else KINDS
+
+    def _spec(self, codec: LatentCodec) -> StoreSpec:
+        height, width = self.pictures.size()
+        factor = codec.downscale_factor
+        shape = (codec.channels, height // factor, width // factor)
+        return StoreSpec(
+            num_items=len(self.pictures),
+            arrays={name: ArraySpec(shape, self.dtype) for name in self._columns},
             texts=("captions",),
             made_by={
                 "kind": "latents",
-                "vae": weights_hash(self.vae),
-                "scaling_factor": codec.vae.config.scaling_factor,
-                "shift_factor": codec.vae.config.shift_factor,
+                "vae": str(self.vae),
+                **vae_facts(codec.vae),
+                "vae_dtype": self.vae_dtype,
                 "resolution": [height, width],
+                "posterior": self.posterior,
                 "seed": self.seed,
-                "pictures": dict(source.spec.made_by),
+                "pictures": self.pictures.made_by(),
             },
+            shard_size=self.shard_size,
         )
 
-        def rows(items: range) -> list[dict[str, Any]]:
-            made = []
-            for first in range(items.start, items.stop, self.batch_size):
-                batch = range(first, min(first + self.batch_size, items.stop))
-                made += self._encode(codec, source, batch, device)
-            return made
+    def _entries(
+        self, codec: PosteriorCodec, spec: StoreSpec, shards: Sequence[range]
+    ) -> Iterator[list[Entry]]:
+        """Yield the entries of each shard; no batch reaches over a shard's end."""
+        batches = [
+            list(items[first : first + self.batch_size])
+            for items in shards
+            for first in range(0, len(items), self.batch_size)
+        ]
+        loader = DataLoader(
+            _Faces(self.pictures),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        stream = iter(loader)
+        for items in shards:
+            made: list[Entry] = []
+            while len(made) < len(items):
+                made += self._encoded(codec, spec, next(stream))
+            yield made
 
-        write_store(folder, spec, rows, process_index, num_processes)
+    def _encoded(self, codec: PosteriorCodec, spec: StoreSpec, batch: _Batch) -> list[Entry]:
+        skipped = [entry for entry in batch.entries if isinstance(entry, Skipped)]
+        if skipped and self.strict:
+            raise ValueError(f"{skipped[0].id}: {skipped[0].reason}")
+        words = [entry for entry in batch.entries if isinstance(entry, _Words)]
+        arrays = self._latents(codec, spec, words, batch.pixels) if words else {}
+        rows: Iterator[Entry] = (
+            {"id": each.id, "captions": each.captions}
+            | {name: values[place] for name, values in arrays.items()}
+            for place, each in enumerate(words)
+        )
+        return [each if isinstance(each, Skipped) else next(rows) for each in batch.entries]
 
     @torch.no_grad()
-    def _encode(
-        self, codec: LatentCodec, source: Store, items: range, device: str
-    ) -> list[dict[str, Any]]:
-        faces = [source.row(i, ("id", "image", "labels", "sketch", "captions")) for i in items]
-        images = torch.stack([image_pixels(face["image"]) for face in faces])
-        masks = torch.stack([mask_pixels(face["labels"]) for face in faces])
-        sketches = torch.stack([sketch_pixels(face["sketch"]) for face in faces])
-        generators = [keyed_generator(self.seed, item) for item in items]
-        latents = {
-            "image": codec.encode(images.to(device), generator=generators),
-            "mask": codec.encode(masks.to(device)),
-            "sketch": codec.encode(sketches.to(device)),
-        }
-        arrays = {name: _as_stored(values) for name, values in latents.items()}
-        return [
-            {
-                "id": face["id"],
-                "captions": face["captions"],
-                **{k: v[i] for k, v in arrays.items()},
-            }
-            for i, face in enumerate(faces)
-        ]
-
-
-def _as_stored(latents: Tensor) -> Any:
-    return latents.cpu().numpy().astype(LATENT_DTYPE)
+    def _latents(
+        self, codec: PosteriorCodec, spec: StoreSpec, words: Sequence[_Words], pixels: Tensor
+    ) -> Mapping[str, np.ndarray]:
+        """Encode faces: a column's name to float32 [face, C, h, w] that `dtype` can hold."""
+        pixels = pixels.to(codec.vae.device, non_blocking=True).flatten(0, 1)
+        moments = codec.moments(pixels.float() / 127.5 - 1)  # as conditions.image_pixels does
+        mean, std = (each.cpu().unflatten(0, (-1, len(KINDS))) for each in moments)
+        columns = {name: mean[:, place] for place, name in enumerate(KINDS)}
+        if self.posterior == "moments":
+            columns[POSTERIOR_STD] = std[:, 0]
+        elif self.posterior == "sample":
+            shape = mean.shape[2:]
+            noise = torch.stack([posterior_noise(self.seed, each.id, shape) for each in words])
+            columns["image"] = mean[:, 0] + std[:, 0] * noise
+        stored = getattr(torch, self.dtype)
+        for name, values in columns.items():
+            bad = ~values.to(stored).isfinite().flatten(1).all(1)
+            if bad.any():
+                raise ValueError(
+                    f"the latents of {words[int(bad.nonzero()[0])].id} ({name}) are not finite in "
+                    f"{self.dtype}; the VAE {self.vae} computes in {self.vae_dtype}. Set "
+                    "job.vae_dtype=float32, or job.dtype=bfloat16."
+                )
+        return {name: values.numpy() for name, values in columns.items()}

@@ -16,6 +16,7 @@ from mmface.conditions import (
     mask_pixels,
     sketch_pixels,
 )
+from mmface.data.latents import POSTERIOR_STD
 from mmface.data.store import Store
 
 
@@ -66,6 +67,8 @@ class LatentSamples:
         Returns:
             `latents`, `condition` and `noise` float32 [C, h, w], `uniform` float32 scalar in
             [0, 1) from which the objective makes the time, `modality` long scalar, `caption` str.
+            Where the store holds the posterior's mean and deviation, the latents are a new
+            sample of it.
         """
         modality = _choice(self.modalities, generator)
         column = modality.name.lower()
@@ -76,7 +79,7 @@ class LatentSamples:
             caption = ""
         if _coin(generator, self.condition_dropout[column]):
             condition = torch.zeros_like(condition)
-        return {
+        drawn = {
             "latents": latents,
             "condition": condition,
             "noise": torch.randn(latents.shape, generator=generator),
@@ -84,6 +87,10 @@ class LatentSamples:
             "modality": torch.tensor(int(modality)),
             "caption": caption,
         }
+        if POSTERIOR_STD in self.store.spec.arrays:  # last, so that the other draws stay
+            std = torch.from_numpy(self.store.row(item, (POSTERIOR_STD,))[POSTERIOR_STD]).float()
+            drawn["latents"] = latents + std * torch.randn(latents.shape, generator=generator)
+        return drawn
 
 
 def small_part_weights(labels: np.ndarray, power: float) -> np.ndarray:

@@ -3,30 +3,70 @@
 A store is a folder with `store.json`, which says what made it and the shape of its arrays, and
 `shard-NNNNN.arrow` files that `datasets` maps into memory. A shard is written aside and renamed,
 so that it is complete or absent: a writer that was stopped goes on where it was when it is
-started again, and processes never meet because each writes its own shards.
+started again, and processes never meet because each writes its own shards. Items that could not
+be read have no row; `shard-NNNNN.skipped.jsonl` lists them, and is there before its shard is.
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 DESCRIPTION_FILE = "store.json"
+SKIPPED_FILE = "skipped.jsonl"
+BFLOAT16 = "bfloat16"
+"""A dtype that numpy lacks: such an array goes in and comes out as float32, rounded once."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """The fixed shape and numpy dtype of one array column."""
+    """The fixed shape and dtype of one array column: a numpy dtype, or `BFLOAT16`."""
 
     shape: Sequence[int]
     dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of one array."""
+        width = 2 if self.dtype == BFLOAT16 else np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * width
+
+    def to_bytes(self, values: np.ndarray) -> bytes:
+        """Write an array of this shape as bytes, cast to the dtype."""
+        assert values.shape == tuple(self.shape), (values.shape, self.shape)
+        if self.dtype == BFLOAT16:
+            single = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+            return single.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+        return np.ascontiguousarray(values, dtype=self.dtype).tobytes()
+
+    def from_bytes(self, stored: bytes) -> np.ndarray:
+        """Read what `to_bytes` wrote, as a writable array."""
+        if self.dtype == BFLOAT16:
+            upper = np.frombuffer(stored, dtype=np.uint16).astype(np.uint32)
+            return (upper << 16).view(np.float32).reshape(self.shape)
+        return np.frombuffer(stored, dtype=self.dtype).reshape(self.shape).copy()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that has no row, and why."""
+
+    id: str
+    reason: str
+
+
+Entry = dict[str, Any] | Skipped
+"""An item's row, or why it has none. A row has `id`, an array for every name in
+`StoreSpec.arrays` and a list of strings for every name in `StoreSpec.texts`."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +74,12 @@ class StoreSpec:
     """What a store holds.
 
     Attributes:
-        num_items: number of rows in the whole store.
+        num_items: number of items; those that could be read are the rows.
         arrays: array columns by name, each of one shape.
         texts: columns that hold a list of strings.
         made_by: whatever decides the contents (seeds, weights' hash, resolution); a writer
             refuses to continue a store that was begun with other values.
-        shard_size: rows in a shard.
+        shard_size: items in a shard.
     """
 
     num_items: int
@@ -52,6 +92,16 @@ class StoreSpec:
     def num_shards(self) -> int:
         """Number of shard files of the complete store."""
         return -(-self.num_items // self.shard_size)
+
+    def items_of(self, shard: int) -> range:
+        """Numbers of the items that belong to one shard."""
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.num_items))
+
+    @property
+    def array_bytes(self) -> int:
+        """Size of all arrays of the whole store."""
+        return self.num_items * sum(array.num_bytes for array in self.arrays.values())
 
     def as_json(self) -> dict[str, Any]:
         """A JSON form that `from_json` reads back."""
@@ -76,10 +126,15 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.arrow"
 
 
+def skipped_path(folder: Path, shard: int) -> Path:
+    """The list of the items that one shard lacks; there is none if it lacks none."""
+    return folder / f"shard-{shard:05d}.{SKIPPED_FILE}"
+
+
 def write_store(
     folder: str | Path,
     spec: StoreSpec,
-    make_rows: Callable[[range], list[dict[str, Any]]],
+    make_entries: Callable[[Sequence[range]], Iterable[Sequence[Entry]]],
     process_index: int = 0,
     num_processes: int = 1,
 ) -> None:
@@ -88,9 +143,8 @@ def write_store(
     Args:
         folder: the store's folder; made if it is missing.
         spec: what the store is to hold.
-        make_rows: gives the rows of a range of item numbers, each a mapping with `id`, one numpy
-            array for every name in `spec.arrays` and a list of strings for every name in
-            `spec.texts`.
+        make_entries: is given the item numbers of each shard to write, and yields the entries of
+            each in this order, one an item.
         process_index: this process's number.
         num_processes: how many processes write together; process i writes shards i, i + n, ...
 
@@ -102,10 +156,33 @@ def write_store(
     _agree_on_description(folder, spec)
     mine = range(process_index, spec.num_shards, num_processes)
     missing = [shard for shard in mine if not shard_path(folder, shard).exists()]
-    for shard in tqdm(missing, desc=folder.name, unit="shard", disable=not missing):
-        first = shard * spec.shard_size
-        rows = make_rows(range(first, min(first + spec.shard_size, spec.num_items)))
-        _write_shard(shard_path(folder, shard), spec, rows)
+    items = [spec.items_of(shard) for shard in missing]
+    total = sum(map(len, items))
+    with tqdm(desc=folder.name, total=total, unit="item", disable=not missing) as progress:
+        for shard, wanted, entries in zip(missing, items, make_entries(items), strict=True):
+            assert len(entries) == len(wanted), (shard, len(entries), wanted)
+            _write_shard(folder, shard, spec, entries)
+            progress.update(len(wanted))
+
+
+def close_store(folder: str | Path) -> "Store":
+    """Tidy a store that all processes have written: drop leftovers, gather the lists of skipped.
+
+    Args:
+        folder: the store's folder.
+
+    Returns:
+        The store, opened; `skipped.jsonl` beside its shards lists what all of them lack.
+
+    Raises:
+        FileNotFoundError: if there is no store in the folder.
+        ValueError: if shards are missing or damaged.
+    """
+    store = Store(folder)
+    for leftover in store.folder.glob("*.partial-*"):
+        leftover.unlink()
+    _write_skipped(store.folder / SKIPPED_FILE, store.skipped)
+    return store
 
 
 def _agree_on_description(folder: Path, spec: StoreSpec) -> None:
@@ -113,31 +190,72 @@ def _agree_on_description(folder: Path, spec: StoreSpec) -> None:
     if path.exists():
         found, wanted = json.loads(path.read_text()), json.loads(json.dumps(spec.as_json()))
         if found != wanted:
-            differing = {k: (found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
+            differing = _difference(found, wanted)
             raise ValueError(
                 f"{folder} holds a store that was made otherwise (found, wanted): {differing}. "
                 "Give another folder, or delete this one to make it anew."
             )
         return
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(spec.as_json(), indent=1))
+    _write_aside(path, json.dumps(spec.as_json(), indent=1))
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Pairs of what two descriptions say differently, by the innermost key."""
+    pairs: dict[str, Any] = {}
+    for key in sorted(found.keys() | wanted.keys()):
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            pairs |= {f"{key}.{k}": pair for k, pair in _difference(one, other).items()}
+        elif one != other:
+            pairs[key] = (one, other)
+    return pairs
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial-{os.getpid()}")
+
+
+def _write_aside(path: Path, text: str) -> None:
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
-def _write_shard(path: Path, spec: StoreSpec, rows: list[dict[str, Any]]) -> None:
+def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Write a list of skipped items; none is no file, and an older file goes."""
+    if skipped:
+        lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in skipped]
+        _write_aside(path, "".join(lines))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_skipped(path: Path) -> list[Skipped]:
+    if not path.exists():
+        return []
+    return [Skipped(**json.loads(line)) for line in path.open(encoding="utf-8")]
+
+
+def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[Entry]) -> None:
+    path = shard_path(folder, shard)
+    for leftover in folder.glob(f"{path.stem}.*partial-*"):
+        leftover.unlink()  # of a writer that was killed
+    skipped = [entry for entry in entries if isinstance(entry, Skipped)]
+    _write_skipped(skipped_path(folder, shard), skipped)
     columns: dict[str, Any] = {"id": Value("string")}
     columns |= {name: Value("binary") for name in spec.arrays}
     columns |= {name: List(Value("string")) for name in spec.texts}
-    partial = path.with_suffix(f".partial-{os.getpid()}")
+    partial = _partial(path)
     with ArrowWriter(path=str(partial), features=Features(columns)) as writer:
-        for row in rows:
+        for row in entries:
+            if isinstance(row, Skipped):
+                continue
             record = {"id": row["id"], **{name: list(row[name]) for name in spec.texts}}
-            for name, array in spec.arrays.items():
-                value = np.ascontiguousarray(row[name], dtype=array.dtype)
-                assert value.shape == tuple(array.shape), (name, value.shape, array.shape)
-                record[name] = value.tobytes()
+            record |= {name: array.to_bytes(row[name]) for name, array in spec.arrays.items()}
             writer.write(record)
         writer.finalize()
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())  # or a machine that goes down may keep the name and lose the rows
     partial.replace(path)
 
 
@@ -152,7 +270,7 @@ class Store:
 
         Raises:
             FileNotFoundError: if there is no store in the folder.
-            ValueError: if shards are still missing.
+            ValueError: if shards are missing or damaged.
         """
         self.folder = Path(folder)
         description = self.folder / DESCRIPTION_FILE
@@ -162,18 +280,41 @@ class Store:
                 "scripts/precompute.py makes one"
             )
         self.spec = StoreSpec.from_json(json.loads(description.read_text()))
-        paths = [shard_path(self.folder, shard) for shard in range(self.spec.num_shards)]
+        shards = range(self.spec.num_shards)
+        paths = [shard_path(self.folder, shard) for shard in shards]
         missing = [path.name for path in paths if not path.exists()]
         if missing:
             raise ValueError(
                 f"{self.folder} is not complete: {len(missing)} of {len(paths)} shards are missing "
                 f"({missing[0]}, ...); run the command that makes it again"
             )
-        self.rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+        self.rows = concatenate_datasets([self._open(shard) for shard in shards])
+
+    def _open(self, shard: int) -> Dataset:
+        path = shard_path(self.folder, shard)
+        remedy = "delete it, and run the command that makes the store again"
+        try:
+            rows = Dataset.from_file(str(path))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+        num_items = len(self.spec.items_of(shard))
+        num_skipped = len(_read_skipped(skipped_path(self.folder, shard)))
+        if len(rows) + num_skipped != num_items:
+            raise ValueError(
+                f"{path} is damaged: it holds {len(rows)} rows and {num_skipped} are listed as "
+                f"skipped, of {num_items} items; {remedy}"
+            )
+        return rows
 
     def __len__(self) -> int:
-        """Number of rows."""
-        return self.spec.num_items
+        """Number of rows: the items that could be read."""
+        return len(self.rows)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The items that have no row, in order."""
+        shards = range(self.spec.num_shards)
+        return [each for s in shards for each in _read_skipped(skipped_path(self.folder, s))]
 
     def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
         """Read some columns of one row, arrays as writable numpy arrays of their stated shape."""
@@ -181,8 +322,6 @@ class Store:
         row: dict[str, Any] = {}
         for name in columns:
             value = table.column(name)[index].as_py()
-            if name in self.spec.arrays:
-                array = self.spec.arrays[name]
-                value = np.frombuffer(value, dtype=array.dtype).reshape(array.shape).copy()
-            row[name] = value
+            array = self.spec.arrays.get(name)
+            row[name] = value if array is None else array.from_bytes(value)
         return row

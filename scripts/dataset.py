@@ -1,7 +1,8 @@
-"""Make manifests of data sets: one JSON-lines file of pictures, masks, sketches and captions.
+"""Make and check manifests: one JSON-lines file of pictures, masks, sketches and captions.
 
 python scripts/dataset.py import celebamask-hq CelebAMask-HQ --out celebahq.jsonl
 python scripts/dataset.py merge celebahq.jsonl ffhq.jsonl --out faces.jsonl
+python scripts/dataset.py doctor faces.jsonl --report report.json --sheet worst.png
 """
 
 import sys
@@ -47,15 +48,39 @@ def merge(manifests: list[Path], out: Out) -> None:
     typer.echo(f"{len(written.records)} faces\n{written.path}")
 
 
+@app.command()
+def doctor(
+    manifest: Annotated[Path | None, typer.Argument(help="The manifest to examine.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="A mended manifest to write.")] = None,
+    report: Annotated[Path | None, typer.Option(help="JSON of all findings to write.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="PNG of the worst faces to write.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Latents made of it: are they stale?")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder; captions in tokens.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels that are wanted.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Else one a processor.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say what it can find.")] = False,
+) -> int:
+    """Say what is wrong with a data set; status 1 if training would fail or learn wrong."""
+    from mmface.data import doctor
+
+    if list_:
+        typer.echo(doctor.kinds_table())
+        return 0
+    if manifest is None:
+        raise typer.BadParameter("give the manifest to examine")
+    diagnosis = doctor.examine(manifest, size, tokenizer, store, workers)
+    typer.echo(doctor.write_results(diagnosis, report, sheet, fix))
+    return int(diagnosis.has_errors)
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one line on stderr and status 2."""
     try:
-        app(arguments, standalone_mode=False)
+        return app(arguments, standalone_mode=False) or 0
     except (ValueError, OSError, *USAGE_ERRORS) as error:
         message = getattr(error, "format_message", error.__str__)()
         typer.echo(f"error: {' '.join(message.split())}", err=True)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class Manifest:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; scripts/dataset.py makes a manifest.")
-        reader = _Reader(path)
+        reader = ManifestReader(path)
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 reader.line(number, line)
@@ -248,7 +248,7 @@ def merge(manifests: Sequence[Manifest], path: str | Path) -> Manifest:
     )
 
 
-class _Reader:
+class ManifestReader:
     """Takes a manifest line by line and keeps what is wrong with it."""
 
     def __init__(self, path: Path) -> None:

@@ -1,0 +1,254 @@
+"""One face under examination: its files read once, and the small forms that the checks look at."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmface.conditions import LoadedMask, load_mask, load_sketch
+from mmface.data.manifest import PATH_FIELDS, Record
+from mmface.evaluation.agreement import edge_strength
+from mmface.face_anatomy import Part, parts_of
+from mmface.picture_files import MAX_PIXELS, flat_rgb, open_picture
+
+SIDE = 128
+"""Edge of the square in which pictures, masks and sketches are compared, in pixels."""
+
+WORKING_SIDE = 256
+"""Longest edge at which masks and sketches are judged, in pixels; larger ones are made smaller."""
+
+_ORIENTATION = 0x0112
+_THUMB = 16
+
+
+class BadFile(NamedTuple):
+    """Why a file is no picture.
+
+    Attributes:
+        kind: `missing`, `unreadable` or `truncated`.
+        words: Why, in words.
+    """
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What masks, or sketches, of other faces of the set look like.
+
+    Attributes:
+        ids: Names of the faces.
+        edges: float32 [faces, SIDE * SIDE]: the photos' edges, see `Face.edges`.
+        outlines: float32 [faces, SIDE * SIDE], see `Face.outline`.
+        agreement: float32 [faces, faces]: of each photo with each outline.
+        spread: Deviation of the excess of photos with others' outlines, see `alignment`.
+        typical_excess: Upper quartile of the own outlines' excess in units of `spread`.
+    """
+
+    ids: tuple[str, ...]
+    edges: np.ndarray
+    outlines: np.ndarray
+    agreement: np.ndarray
+    spread: float
+    typical_excess: float
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What all faces are examined with.
+
+    Attributes:
+        folder: The manifest's folder.
+        size_px: Edge that the pictures are wanted for, or None.
+        tokenizer: The text encoder's tokenizer, or None.
+        references: By `mask` and `sketch`, other faces; none where there are too few.
+    """
+
+    folder: Path
+    size_px: int | None = None
+    tokenizer: Any = None
+    references: Mapping[str, Reference] = field(default_factory=dict)
+
+
+@dataclass
+class Face:
+    """One face.
+
+    Attributes:
+        record: What the manifest says.
+        examination: What it is examined with.
+        bad: What is wrong with its files, by field.
+        sizes: Width and height of its pictures, upright, by field.
+        sha256: Of the photo's file, or None.
+    """
+
+    record: Record
+    examination: Examination
+    bad: dict[str, BadFile] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sha256: str | None = None
+    _pictures: dict[str, Image.Image] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read the files."""
+        for name in PATH_FIELDS:
+            if getattr(self.record, name) is not None:
+                self._read(name)
+
+    def path(self, name: str) -> Path:
+        """The file of one of the face's pictures."""
+        return self.examination.folder / getattr(self.record, name)
+
+    def _read(self, name: str) -> None:
+        try:
+            content = self.path(name).read_bytes()
+        except FileNotFoundError:
+            self.bad[name] = BadFile("missing", "there is no such file")
+            return
+        except OSError as error:
+            self.bad[name] = BadFile("unreadable", f"it cannot be read ({error.strerror})")
+            return
+        if name == "image":
+            self.sha256 = hashlib.sha256(content).hexdigest()
+        opened = _opened(content, smaller=name == "image")
+        if isinstance(opened, BadFile):
+            self.bad[name] = opened
+        else:
+            self._pictures[name], self.sizes[name] = opened
+
+    @cached_property
+    def photo(self) -> np.ndarray | None:
+        """uint8 [SIDE, SIDE, 3]: the photo, not cropped, or None."""
+        if "image" not in self._pictures:
+            return None
+        picture = self._pictures["image"]
+        if picture.has_transparency_data:
+            picture = Image.fromarray(flat_rgb(picture, "white"))
+        small = picture.convert("RGB").resize(
+            (SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2
+        )
+        return np.asarray(small)
+
+    @cached_property
+    def thumb(self) -> np.ndarray | None:
+        """uint8 [16, 16, 3]: the photo as duplicates are compared, or None."""
+        if self.photo is None:
+            return None
+        whole = Image.fromarray(self.photo)
+        return np.asarray(whole.resize((_THUMB, _THUMB), Image.Resampling.BOX))
+
+    @cached_property
+    def edges(self) -> np.ndarray | None:
+        """float32 [SIDE * SIDE]: third power of the rank of each pixel's gradient, or None.
+
+        Ranks, in [0, 1), do not depend on contrast; the power favours the strongest.
+        """
+        if self.photo is None:
+            return None
+        strength = edge_strength(self.photo).ravel()
+        ranks = np.empty(strength.size, dtype=np.float32)
+        ranks[strength.argsort()] = np.arange(strength.size, dtype=np.float32) / strength.size
+        return ranks**3
+
+    @cached_property
+    def mask(self) -> LoadedMask | ValueError | None:
+        """The mask at `WORKING_SIDE` at most, why it is none in its format, or None."""
+        if "mask" not in self._pictures:
+            return None
+        small = shrunk(self._pictures["mask"], Image.Resampling.NEAREST)
+        try:
+            return load_mask(small, (small.height, small.width), self.record.label_format)
+        except ValueError as error:
+            return error
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """uint8 [H, W] of class indices in the order of `LABELS`, or None."""
+        return self.mask.labels if isinstance(self.mask, LoadedMask) else None
+
+    @cached_property
+    def parts(self) -> Mapping[int, Part]:
+        """Where the classes lie in the mask; none if it has no mask."""
+        return {} if self.labels is None else parts_of(self.labels)
+
+    def sketch(self, polarity: str) -> np.ndarray | ValueError | None:
+        """Read the sketch as one of a polarity: uint8 [H, W], why it is none, or None."""
+        if "sketch" not in self._pictures:
+            return None
+        small = shrunk(self._pictures["sketch"], Image.Resampling.BILINEAR)
+        try:
+            return load_sketch(small, (small.height, small.width), polarity)
+        except ValueError as error:
+            return error
+
+    @cached_property
+    def own_sketch(self) -> np.ndarray | ValueError | None:
+        """The sketch in the polarity that the manifest says."""
+        return self.sketch(self.record.sketch_polarity)
+
+    def outline(self, name: str) -> np.ndarray | None:
+        """Give the borders between a mask's classes, or a sketch's lines.
+
+        Args:
+            name: `mask` or `sketch`.
+
+        Returns:
+            float32 [SIDE * SIDE] of sum 1, or None if there is no usable one.
+        """
+        whole = self.labels if name == "mask" else self.own_sketch
+        if not isinstance(whole, np.ndarray):
+            return None
+        resampling = Image.Resampling.NEAREST if name == "mask" else Image.Resampling.BILINEAR
+        small = np.asarray(Image.fromarray(whole).resize((SIDE, SIDE), resampling))
+        if name == "mask":
+            strength = np.zeros(small.shape, dtype=np.float32)
+            strength[:-1] = small[1:] != small[:-1]
+            strength[:, :-1] = np.maximum(strength[:, :-1], small[:, 1:] != small[:, :-1])
+        else:
+            strength = edge_strength(np.repeat(small[..., None], 3, axis=2))
+        total = float(strength.sum())
+        return strength.ravel() / total if total else None
+
+
+def shrunk(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    """Shrink a picture to `WORKING_SIDE`; classes and palettes stay what they are."""
+    scale = WORKING_SIDE / max(picture.size)
+    if scale >= 1:
+        return picture
+    if resampling != Image.Resampling.NEAREST and picture.mode in ("1", "P"):
+        picture = picture.convert("RGBA")
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, resampling)
+
+
+def _opened(content: bytes, smaller: bool) -> tuple[Image.Image, tuple[int, int]] | BadFile:
+    """Decode a file: the picture upright, which may be `smaller`, and its full size upright."""
+    if not content:
+        return BadFile("unreadable", "it is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        words = "it is no picture" if "identify" in str(error) else f"it is no picture ({error})"
+        return BadFile("unreadable", words)
+    size = picture.size
+    if picture.width * picture.height > MAX_PIXELS:
+        return BadFile("unreadable", f"it has more than {MAX_PIXELS // 10**6} million pixels")
+    if smaller:
+        picture.draft("RGB", (2 * SIDE, 2 * SIDE))  # a large JPEG is decoded small, all of it
+    try:
+        upright = open_picture(picture)
+    except ValueError as error:
+        cause = error.__cause__ or error
+        return BadFile("truncated", f"it breaks off or is damaged ({cause})")
+    turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+    return upright, size[::-1] if turned else size

@@ -14,6 +14,7 @@ from mmface.data.keyed import Samples
 from mmface.data.latents import check_store
 from mmface.data.samples import LatentSamples
 from mmface.encoders import LatentCodec, TextEncoder
+from mmface.example_rows import sample_examples
 from mmface.grid import labelled_grid
 from mmface.initial_weights import load_initial_weights
 from mmface.metering import time_buckets, training_flops
@@ -21,7 +22,7 @@ from mmface.model_card import model_card
 from mmface.objectives import objective_named
 from mmface.pipeline import MMFacePipeline
 from mmface.recomputation import recompute_blocks
-from mmface.sampling import Settings, sample_rows
+from mmface.sampling_settings import Settings
 from mmface.training_task import RunFacts, TrainingTask, cast_copy
 from mmface.transformer import MMFaceDiT
 
@@ -132,7 +133,9 @@ class FaceDiffusion(TrainingTask):
         """Sample every example with two fixed seeds into one labelled grid."""
         pipeline = self._pipeline(trained)
         pipeline.set_progress_bar_config(disable=True)
-        rows = sample_rows(pipeline, self.examples, PREVIEW_SEEDS, Settings(steps=PREVIEW_STEPS))
+        rows = sample_examples(
+            pipeline, self.examples, PREVIEW_SEEDS, Settings(steps=PREVIEW_STEPS)
+        )
         titles = [f"step {step}, seed {seed}" for seed in PREVIEW_SEEDS]
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 

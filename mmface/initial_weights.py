@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmface.objectives import NUM_TRAIN_TIMESTEPS, objective_named
 from mmface.transformer import MMFaceDiT
@@ -66,14 +66,16 @@ def translate_objective(model: MMFaceDiT, objective: str) -> None:
     # The signal's share rises with time in the one and falls in the other: numpy wants it rising.
     share, order = old.signal_share(steps).sort()
     same_noise = np.interp(new.signal_share(steps), share, steps[order]).astype(np.float32)
+    first, _, last = model.time_mlp
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
         wanted = time_embedding(model, torch.from_numpy(same_noise))
-        hidden = F.silu(model.time_mlp[0](model.frequencies(steps)))
+        hidden = F.silu(first(model.frequencies(steps)))
         inputs = torch.cat((hidden, torch.ones(len(steps), 1)), dim=1)
         # gelsd, because neighbouring timesteps look so alike that the inputs lack full rank.
         fit = torch.linalg.lstsq(inputs.double(), wanted.double(), driver="gelsd").solution
-        model.time_mlp[2].weight.copy_(fit[:-1].T)
-        model.time_mlp[2].bias.copy_(fit[-1])
+        last.weight.copy_(fit[:-1].T)
+        last.bias.copy_(fit[-1])
         if old.noise_sign != new.noise_sign:
             model.final_linear.weight.neg_()
             model.final_linear.bias.neg_()

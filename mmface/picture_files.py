@@ -56,7 +56,10 @@ def open_picture(source: Picture) -> Image.Image:
         ) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as a picture ({error}).") from error
-    return ImageOps.exif_transpose(picture)
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # broken EXIF does not say how the picture lies; Pillow fails in many ways
+        return picture.copy()
 
 
 def picture_name(source: Picture) -> str:

@@ -4,10 +4,11 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -15,6 +16,21 @@ STOPPED_STATUS = 75
 """Exit status of a run that a signal stopped (EX_TEMPFAIL): start it again and it goes on."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def computes_on_cpu() -> bool:
+    """Whether there is no accelerator; accelerate joins processes on CPUs only if it is told so."""
+    return not torch.accelerator.is_available()
+
+
+def joined_processes() -> PartialState:
+    """Join the processes that a launcher started, or stand alone.
+
+    Returns:
+        accelerate's state, with the device, this process's number and how many there are. One that
+        is ready waits for the others up to a week, where torch's own limit is ten minutes.
+    """
+    return PartialState(cpu=computes_on_cpu(), timeout=timedelta(days=7))
 
 
 class Processes:

@@ -1,63 +1,48 @@
 """From words on a command line to picture files: what `scripts/sample.py` does."""
 
-import os
+import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from pathlib import Path
 
 import diffusers
-import torch
+import numpy as np
 import transformers
 from PIL import Image
 
-import mmface
-from mmface.conditions import (
-    COLOR_TOLERANCE,
-    Modality,
-    colorize,
-    load_mask,
-    load_sketch,
-)
-from mmface.data.examples import Example, read_examples
+from mmface.adherence import Adherence, check_measurable, measure_adherence
+from mmface.conditions import Modality
+from mmface.data.examples import EXAMPLES, read_examples
 from mmface.grid import GridRow, labelled_grid
 from mmface.inputs import check_whole
-from mmface.pipeline import MMFacePipeline
+from mmface.model_loading import open_model
+from mmface.sampling_conditions import (
+    BUILTIN_PREFIX,
+    Locate,
+    check_asked,
+    located,
+    open_parser,
+    say,
+)
+from mmface.sampling_jobs import run_jobs
+from mmface.sampling_recipe import (
+    SamplingRecipe,
+    check_output,
+    current_versions,
+    file_sha256,
+    read_recipe,
+    write_pictures,
+    write_text_aside,
+)
+from mmface.sampling_rows import STEPS, Row, ready_row, recipe_of, sample_rows, seeds_from
+from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-STEPS = 50
 DEMO_STEPS = 25
 DEMO_NUM = 3
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a command line asks for besides prompt and condition; None leaves it to the model.
-
-    Attributes:
-        seed: Seed of the first picture; the next ones follow it.
-        num: Number of pictures.
-        steps: Sampling steps.
-        guidance: Guidance scale.
-        negative: What the face should not look like.
-        height: Height in pixels.
-        width: Width in pixels.
-    """
-
-    seed: int = 0
-    num: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    negative: str = ""
-    height: int | None = None
-    width: int | None = None
-
-
-def say(note: str) -> None:
-    """Tell the person at the terminal something that does not stop the work."""
-    print(f"note: {note}", file=sys.stderr)
+MAX_RERUN_PIXELS = 1 << 28
+"""Above this, all faces together, a picture's recipe is not followed."""
 
 
 def quiet() -> None:
@@ -68,203 +53,237 @@ def quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def example_of(prompt: str | None, mask: Path | None, sketch: Path | None) -> Example | None:
-    """Put together what a person asks for.
+def sample(
+    settings: Settings, draws: Draws, choice: ModelChoice, run: Run
+) -> tuple[list[Path], int]:
+    """Do what a command line asks for.
 
     Args:
-        prompt: What the face should look like, or None.
-        mask: A mask's path, or None.
-        sketch: A sketch's path, or None.
+        settings: The face; without prompt and conditions, the built-in examples.
+        draws: Seeds.
+        choice: The model.
+        run: What to do with the faces. `out` is a file, for one face as it is or a labelled grid
+            of several; or a folder, for a file `seed_<seed>.png` of each.
 
     Returns:
-        The condition with its prompt; None if nothing is asked for, which is the demo.
+        What was written, and the exit status: 0, or 1 if some jobs failed.
 
     Raises:
-        ValueError: If the prompt is missing, or not exactly one of mask and sketch is given.
+        FileNotFoundError: If a file is not there.
+        ValueError: If what is asked for does not fit; nothing was written then.
     """
-    if prompt is None and mask is None and sketch is None:
-        return None
-    if prompt is None or not prompt.strip():
-        raise ValueError("The prompt is empty; say what the face should look like (--prompt).")
-    if mask is not None and sketch is None:
-        return Example(prompt, Modality.MASK, mask)
-    if sketch is not None and mask is None:
-        return Example(prompt, Modality.SKETCH, sketch)
-    found = "Neither mask nor sketch is" if mask is None else "Both mask and sketch are"
-    raise ValueError(f"{found} given; give exactly one (--mask FILE or --sketch FILE).")
+    if run.rerun is not None:
+        return _rerun(settings, draws, choice, run), 0
+    if run.jobs is not None:
+        return run_jobs(settings, draws, choice, run)
+    return _sample_one(settings, draws, choice, run), 0
 
 
-def open_pipeline(name: str) -> MMFacePipeline:
-    """Load a pipeline, on the GPU if there is one.
-
-    Args:
-        name: A built-in pipeline's name, a folder that `save_pretrained` wrote, or a hub id.
-
-    Returns:
-        The pipeline.
-
-    Raises:
-        ValueError: If there is no such pipeline, or it cannot be loaded.
-    """
-    folder = Path(name)
-    if not folder.exists() and "/" not in name:
-        folder = mmface.builtin(name)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"{name} is not a saved pipeline: it has no model_index.json. Give a folder that "
-            "save_pretrained wrote; the authors' weights load with MMFacePipeline.from_released."
-        )
-    try:
-        pipeline = MMFacePipeline.from_pretrained(folder if folder.exists() else name)
-    except (OSError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"The pipeline {name} cannot be loaded: {reason}") from error
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def check_output(out: str | Path) -> Path:
-    """Check where pictures are to go, before time is spent on making them.
-
-    Args:
-        out: A picture file, or a folder.
-
-    Returns:
-        The same as a path.
-
-    Raises:
-        ValueError: If the suffix is not one of a picture, or something is in the way.
-    """
-    out = Path(out)
-    if out.suffix and not out.is_dir() and out.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"{out} ends in no picture suffix: {', '.join(PICTURE_SUFFIXES)}.")
-    if (out.suffix and out.is_dir()) or (not out.suffix and out.is_file()):
-        raise ValueError(f"{out} is in the way: a picture needs a suffix, a folder has none.")
-    for parent in out.absolute().parents:
-        if parent.exists():
-            if not (parent.is_dir() and os.access(parent, os.W_OK)):
-                raise ValueError(f"{out} cannot be written: {parent} is no writable folder.")
-            break
-    return out
-
-
-def write_pictures(pictures: Mapping[Path, Image.Image]) -> None:
-    """Write pictures: all of them aside first, then each to its place, so that none is half there.
-
-    Args:
-        pictures: Each picture by its path, whose suffix tells the format.
-    """
-    aside: dict[Path, Path] = {}
-    try:
-        for path, picture in pictures.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside[path] = path.with_name(f".{os.getpid()}_{path.name}")
-            picture.save(aside[path])
-        for path, written in aside.items():
-            written.replace(path)
-    finally:
-        for written in aside.values():
-            written.unlink(missing_ok=True)
-
-
-def open_condition(example: Example, size: tuple[int, int]) -> Image.Image:
-    """Read a mask or a sketch as the model will see it, and say so if a mask had soft edges.
-
-    Args:
-        example: The condition with its prompt.
-        size: Height and width in pixels.
-
-    Returns:
-        An RGB or grey picture.
-    """
-    if example.modality == Modality.SKETCH:
-        return Image.fromarray(load_sketch(example.path, size))
-    mask = load_mask(example.path, size)
-    if mask.off_palette_fraction:
-        say(
-            f"{example.path}: {mask.off_palette_fraction:.1%} of the pixels were farther than "
-            f"{COLOR_TOLERANCE:g} from every palette colour and took a neighbour's class; "
-            f"the mask has {', '.join(mask.classes)}"
-        )
-    return Image.fromarray(colorize(mask.labels))
-
-
-def sample_rows(
-    pipeline: MMFacePipeline, examples: Sequence[Example], seeds: Sequence[int], settings: Settings
-) -> list[GridRow]:
-    """Sample each example with each seed, all in one batch, and say what of prompts is cut.
-
-    Args:
-        pipeline: What samples.
-        examples: Conditions with their prompts.
-        seeds: The seeds of each example's pictures.
-        settings: What was asked for.
-
-    Returns:
-        A row an example, with a face a seed.
-
-    Raises:
-        ValueError: If a condition, a prompt or a setting does not fit.
-    """
-    side = pipeline.config.image_size
-    height = side if settings.height is None else settings.height
-    size = (height, side if settings.width is None else settings.width)
-    if min(size) < 1:
-        raise ValueError(f"height and width must be above 0, got {size}.")
-    pairs = [(example, open_condition(example, size)) for example in examples]
-    for prompt in [*(example.prompt for example in examples), settings.negative]:
-        if cut := pipeline.text.truncated(prompt):
-            limit = pipeline.text.max_length
-            say(f"a prompt is longer than the {limit} tokens that are read; this was cut: {cut!r}")
-    steps = DEMO_STEPS if len(examples) > 1 else STEPS
-    output = pipeline(
-        [example.prompt for example in examples],
-        mask=[each if one.modality == Modality.MASK else None for one, each in pairs],
-        sketch=[each if one.modality == Modality.SKETCH else None for one, each in pairs],
-        negative_prompt=settings.negative,
-        num_inference_steps=steps if settings.steps is None else settings.steps,
-        guidance_scale=settings.guidance,
-        num_images_per_prompt=len(seeds),
-        height=size[0],
-        width=size[1],
-        seed=list(seeds) * len(examples),
-    )
-    faces, each = list(output.images), len(seeds)
-    return [
-        GridRow(condition, example.prompt, faces[index * each : (index + 1) * each])
-        for index, (example, condition) in enumerate(pairs)
-    ]
-
-
-def sample_to(
-    out: str | Path | None, pipeline: str, example: Example | None, settings: Settings
-) -> list[Path]:
-    """Sample one example, or all built-in ones, and write the faces.
-
-    Args:
-        out: A file, for one face as it is or a labelled grid of several; or a folder, for a file
-            `seed_<seed>.png` of each, or the built-in examples' `mmface_demo.png`.
-        pipeline: As for `open_pipeline`.
-        example: The condition with its prompt; None for the built-in examples.
-        settings: What else was asked for.
-
-    Returns:
-        What was written.
-    """
-    num = (DEMO_NUM if example is None else 1) if settings.num is None else settings.num
-    check_whole("The number of pictures", num, 1, 1000)
-    seeds = range(settings.seed, settings.seed + num)
-    default = "mmface_demo.png" if example is None else "faces.png"
-    path = check_output(default if out is None else out)
-    examples = read_examples() if example is None else [example]
-    rows = sample_rows(open_pipeline(pipeline), examples, seeds, settings)
-    is_folder = not path.suffix or path.is_dir()
-    if example is not None and is_folder:
-        named = zip(seeds, rows[0].faces, strict=True)
-        files = {path / f"seed_{seed}.png": face for seed, face in named}
-    elif example is not None and num == 1:
-        files = {path: rows[0].faces[0]}
+def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
+    """Sample one request, or all built-in ones, and write the faces."""
+    is_demo = settings.prompt is None and not settings.paths
+    num = (DEMO_NUM if is_demo else 1) if draws.num is None else draws.num
+    if run.best_of is not None:
+        check_whole("best_of", run.best_of, 2, 1000)
+        if is_demo or num != 1:
+            raise ValueError("--best-of keeps one face of one request: leave --num out.")
+        num = run.best_of
+    seeds = seeds_from(draws.seed, num)
+    asked = _demo(settings) if is_demo else [settings]
+    for each in asked:
+        check_asked(each)
+    default = "mmface_demo.png" if is_demo else "faces.png"
+    out = check_output(default if run.out is None else run.out)
+    model = open_model(choice, run.offload)
+    steps = DEMO_STEPS if is_demo else STEPS
+    rows = [ready_row(each, model.pipeline, _locate, steps) for each in asked]
+    measured = run.report or run.best_of is not None
+    for row in rows if measured else []:
+        check_measurable(row.conditions.sketch)
+    faces = sample_rows(model.pipeline, rows, [seeds] * len(rows), run.max_batch)
+    recipe = recipe_of(model, rows, seeds)
+    scores = [_adherences(row, own) for row, own in zip(rows, faces, strict=True) if measured]
+    kept = [range(num)] * len(rows)
+    if run.best_of is not None:
+        kept = [_best(seeds, scores[0])]
+    if is_demo or (len(kept[0]) > 1 and not _is_folder(out)):
+        path = out / default if _is_folder(out) else out
+        files = {path: (_grid(rows, seeds, faces), recipe)}
     else:
-        path = path / default if is_folder else path
-        files = {path: labelled_grid(rows, [f"seed {seed}" for seed in seeds])}
+        paths = {k: out / f"seed_{seeds[k]}.png" if _is_folder(out) else out for k in kept[0]}
+        files = {paths[k]: (faces[0][k], recipe.of_picture(k)) for k in kept[0]}
     write_pictures(files)
-    return list(files)
+    if not run.report:
+        return list(files)
+    return [*files, _write_report(out, rows, seeds, scores, kept)]
+
+
+def _demo(settings: Settings) -> list[Settings]:
+    """Give the built-in examples, with what else was asked for."""
+    asked = []
+    for example in read_examples():
+        path = BUILTIN_PREFIX + example.path.relative_to(EXAMPLES.parent).as_posix()
+        mask, sketch = (path, None) if example.modality == Modality.MASK else (None, path)
+        asked.append(replace(settings, prompt=example.prompt, mask=mask, sketch=sketch))
+    return asked
+
+
+def _locate(option: str, path: str) -> Path:
+    return located(path, Path())
+
+
+def _is_folder(out: Path) -> bool:
+    return not out.suffix or out.is_dir()
+
+
+def _grid(
+    rows: Sequence[Row], seeds: Sequence[int], faces: Sequence[Sequence[Image.Image]]
+) -> Image.Image:
+    """Draw the labelled grid of all faces."""
+    lines = [
+        GridRow(row.conditions.drawn(), str(row.settings.prompt), own)
+        for row, own in zip(rows, faces, strict=True)
+    ]
+    return labelled_grid(lines, [f"seed {seed}" for seed in seeds])
+
+
+def _adherences(row: Row, faces: Sequence[Image.Image]) -> list[Adherence]:
+    """Measure how the faces of a row follow its mask and its sketch."""
+    labels, sketch = row.conditions.labels, row.conditions.sketch
+    parser = None if labels is None else open_parser(row.settings.parser)
+    return [measure_adherence(np.array(face), labels, sketch, parser) for face in faces]
+
+
+def _best(seeds: Sequence[int], scores: Sequence[Adherence]) -> range:
+    """Find the face that follows its conditions best, the first of equals, and say the scores."""
+    best = max(range(len(seeds)), key=lambda k: scores[k].score)
+    listed = ", ".join(f"{seed} {each.score:.3f}" for seed, each in zip(seeds, scores, strict=True))
+    say(f"adherence by seed: {listed}; seed {seeds[best]} is kept")
+    return range(best, best + 1)
+
+
+def _write_report(
+    out: Path,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    scores: Sequence[Sequence[Adherence]],
+    kept: Sequence[Sequence[int]],
+) -> Path:
+    """Print a table a face, and write all of them beside the pictures."""
+    entries = []
+    for row, own, places in zip(rows, scores, kept, strict=True):
+        for k in places:
+            prompt = row.settings.prompt
+            print(f"seed {seeds[k]}, {prompt!r}\n{own[k].table()}", file=sys.stderr)
+            entries.append({"prompt": prompt, "seed": seeds[k], "adherence": own[k].to_json()})
+    path = out / "report.json" if _is_folder(out) else out.with_name(f"{out.stem}_report.json")
+    write_text_aside(path, json.dumps({"pictures": entries}, indent=1) + "\n")
+    return path
+
+
+def _rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
+    """Make a picture again as its recipe says, and say what is not as it was."""
+    assert run.rerun is not None
+    source = Path(run.rerun)
+    recipe, picture = read_recipe(source)
+    _check_only_places(settings, draws, choice, run)
+    _check_size(recipe, picture, source)
+    out = check_output(f"{source.stem}_rerun.png" if run.out is None else run.out)
+    out = out / f"{source.stem}_rerun.png" if _is_folder(out) else out
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{out} is the picture itself; give another --out.")
+    locate = _recorded_files(recipe, settings.paths, source.parent)
+    model = open_model(_recorded_model(recipe, choice, locate), run.offload, None, recipe.weights)
+    rows = [ready_row(each, model.pipeline, locate) for each in recipe.rows]
+    if any(row.settings != each for row, each in zip(rows, recipe.rows, strict=True)):
+        raise ValueError(f"The recipe in {source} leaves open what a written one says.")
+    faces = sample_rows(model.pipeline, rows, [recipe.seeds] * len(rows), run.max_batch)
+    k = recipe.picture
+    made = _grid(rows, recipe.seeds, faces) if k is None else faces[0][k]
+    again = replace(recipe, versions=current_versions())
+    write_pictures({out: (made, again)})
+    for difference in recipe.other_versions(again.versions):
+        say(f"made with {difference}")
+    say(_compared(made, picture, source))
+    return [out]
+
+
+def _check_only_places(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> None:
+    """Raise ValueError if a rerun is asked for anything but where things lie."""
+    places = {"mask", "sketch", "photo", "image", "region", "condition_region"}
+    places |= {"pipeline", "released", "checkpoint", "lora"}
+    places |= {"out", "rerun", "max_batch", "offload"}
+    for group in (settings, draws, choice, run):
+        for each in fields(group):
+            if each.name not in places and getattr(group, each.name) != each.default:
+                name = each.name.replace("_", "-")
+                raise ValueError(
+                    f"--rerun takes --{name} from the picture; leave it out. What may be given "
+                    "are --out and, where files have moved, their places."
+                )
+
+
+def _check_size(recipe: SamplingRecipe, picture: Image.Image, source: Path) -> None:
+    """Raise ValueError unless a recipe can be that of its picture, and is worth following."""
+    sizes = [(row.width or 0, row.height or 0) for row in recipe.rows]
+    if recipe.picture is not None and sizes[0] != picture.size:
+        raise ValueError(f"The recipe in {source} is for {sizes[0]}, not for {picture.size}.")
+    if len(recipe.seeds) * sum(width * height for width, height in sizes) > MAX_RERUN_PIXELS:
+        raise ValueError(f"The recipe in {source} asks for too many or too large faces.")
+
+
+def _recorded_files(recipe: SamplingRecipe, given: Mapping[str, str], beside: Path) -> Locate:
+    """Give what finds a recipe's files: where they are said to be, or beside the picture."""
+
+    def locate(option: str, path: str) -> Path:
+        places = [Path(given[option])] if option in given else []
+        places += [located(path, Path()), beside / path]
+        found = [place for place in places if place.is_file()]
+        for place in found:
+            if file_sha256(place) == recipe.files[path]:
+                return place
+        flag = option.replace("_", "-")
+        if found:
+            raise ValueError(
+                f"{found[0]} is not the file that the picture was made from (its SHA-256 is "
+                f"another one); say where that lies with --{flag}."
+            )
+        raise FileNotFoundError(f"{path} is not there; say where it lies with --{flag}.")
+
+    return locate
+
+
+def _recorded_model(recipe: SamplingRecipe, given: ModelChoice, locate: Locate) -> ModelChoice:
+    """Give the model of a recipe, from where it lies; nothing is downloaded for a recipe's sake."""
+    model, default = recipe.model, ModelChoice()
+    if given.released is not None:
+        model = replace(model, released=given.released, checkpoint=given.checkpoint)
+    elif given.pipeline != default.pipeline:
+        model = replace(model, pipeline=given.pipeline, released=None, checkpoint=None)
+    elif model.released is None and "/" in model.pipeline and not Path(model.pipeline).exists():
+        raise ValueError(
+            f"The picture was made by {model.pipeline}, which is not here; give it as --pipeline."
+        )
+    for row in recipe.rows:
+        is_local = "/" not in row.parser or Path(row.parser).is_dir()
+        if row.photo is not None and not is_local:
+            raise ValueError(f"The face parser {row.parser} of the picture is not here.")
+    if model.lora is None:
+        return model
+    places = {"lora": given.lora} if given.lora else {}
+    lora = _recorded_files(recipe, places, Path())("lora", model.lora)
+    return replace(model, lora=str(lora))
+
+
+def _compared(made: Image.Image, picture: Image.Image, source: Path) -> str:
+    """Say whether a picture came out as it was."""
+    if source.suffix.lower() != ".png":
+        return f"{source} is not lossless, so it was not compared"
+    one, other = (np.array(each.convert("RGB")).astype(int) for each in (made, picture))
+    if one.shape != other.shape:
+        return f"it is not like {source}, which has another size"
+    difference = np.abs(one - other)
+    if not difference.any():
+        return f"bit-equal to {source}"
+    share = (difference.max(axis=-1) > 0).mean()
+    return f"{share:.2%} of the pixels differ from {source}, by at most {difference.max()} of 255"

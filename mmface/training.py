@@ -2,8 +2,7 @@
 
 Every random draw and the order of the data are keyed on (seed, step, place in the global batch);
 see `data/keyed.py`. A checkpoint is complete or absent. Re-running a command goes on from the
-newest checkpoint. SIGTERM, SIGINT and SIGUSR1 save one and end the run; a second SIGINT ends it at
-once.
+newest one. SIGTERM, SIGINT and SIGUSR1 save one and end the run; a second SIGINT ends it at once.
 """
 
 import contextlib
@@ -44,7 +43,7 @@ from mmface.optimization import (
     optimizer_bytes,
     parameter_groups,
 )
-from mmface.processes import Processes
+from mmface.processes import Processes, computes_on_cpu
 from mmface.recipe import Cadence, Hardware, Recipe
 from mmface.run_state import gather_moments, gather_weights, restore
 from mmface.training_task import RunFacts, TrainingTask
@@ -104,6 +103,7 @@ class Trainer:
             self.settings["num_items"] = len(samples)
         start = self.checkpoints.start(resume)
         self.accelerator = Accelerator(
+            cpu=computes_on_cpu(),
             mixed_precision=hardware.mixed_precision,
             log_with=installed_trackers(trackers),
             project_dir=self.output_dir,

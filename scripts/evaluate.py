@@ -1,17 +1,28 @@
-"""Measure a pipeline on held-out rendered faces: python scripts/evaluate.py [key=value ...]."""
+"""Measure methods: python scripts/evaluate.py [protocol=tiny|paper table=1|2|3|vae] [key=value].
+
+Start it through `accelerate launch` to share the work between processes; start it again after an
+interruption to go on.
+"""
+
+import sys
 
 import hydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-
-from mmface.evaluation.held_out import as_table
 
 
 @hydra.main(config_path="../configs", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Run the evaluation that the composed config describes."""
-    print(as_table(instantiate(config).run()))
-    print(f"result: {config.output}")
+    """Run the evaluation that the composed config describes, and print its table."""
+    try:
+        report = instantiate(config.job, _convert_="all").report()
+    except InstantiationException as error:
+        sys.exit(f"error: {error.__cause__ or error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if report:
+        print(report)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
 """Make a store that training reads: python scripts/precompute.py experiment=NAME [key=value].
 
-Start it through `accelerate launch` to share the work between processes and machines; start it
-again after an interruption to go on. With plan=true it says what it would take, and ends.
+Start it through `accelerate launch`, or without a GPU through `torchrun`, to share the work between
+processes and machines; start it again after an interruption to go on. With plan=true it says what
+it would take, and ends.
 """
 
 import sys
-from datetime import timedelta
 
 import hydra
-from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mmface.data.store import SKIPPED_FILE, close_store
+from mmface.processes import joined_processes
 
 
 @hydra.main(config_path="../configs", config_name="precompute", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Build the job that the composed config describes, and write this process's share."""
-    # A process that is ready waits for the others longer than torch's ten minutes.
-    state = PartialState(timeout=timedelta(days=7))
+    state = joined_processes()
     job = instantiate(config.job, _convert_="all")
     try:
         if config.plan:

@@ -1,55 +1,62 @@
-"""Sample faces from a mask or a sketch plus a prompt; without arguments, a built-in demo.
+"""Sample faces from a mask, a sketch or a photo plus a prompt; without arguments, a built-in demo.
 
 python scripts/sample.py
 python scripts/sample.py --prompt "a man with a red beard" --mask mask.png --out face.png
+accelerate launch scripts/sample.py --jobs faces.jsonl --out faces
 """
 
+import inspect
 import sys
-from pathlib import Path
-from typing import Annotated
+from dataclasses import Field, fields
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
+
 # typer's own UsageError, which newer versions no longer share with click.
 USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
+GROUPS: tuple[Any, ...] = (Settings, Draws, ModelChoice, Run)
+PANELS = ("Face", "Output", "Control", "Vary and edit", "Model")
 
 
-def main(
-    prompt: Annotated[str | None, typer.Option(help="What the face should look like.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Segmentation mask.")] = None,
-    sketch: Annotated[Path | None, typer.Option(help="Sketch, dark lines on white.")] = None,
-    pipeline: Annotated[str, typer.Option(help="Built-in name, folder or hub id.")] = "tiny-flow",
-    seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
-    num: Annotated[int | None, typer.Option(help="Number of pictures.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    negative: Annotated[str, typer.Option(help="What the face should not look like.")] = "",
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Picture file, or folder.")] = None,
-) -> None:
-    """Sample faces from a mask or a sketch plus a prompt; without arguments, a built-in demo."""
+def main(**values: Any) -> int:
+    """Sample faces from a mask, a sketch or a photo plus a prompt; without arguments, a demo.
+
+    The same command gives the same picture, and a picture says how it was made (--rerun).
+    """
     # Loading torch takes seconds, which `--help` need not wait for.
     from mmface import sampling
 
+    chosen = [kind(**{each.name: values[each.name] for each in fields(kind)}) for kind in GROUPS]
     sampling.quiet()
-    example = sampling.example_of(prompt, mask, sketch)
-    settings = sampling.Settings(seed, num, steps, guidance, negative, height, width)
-    for path in sampling.sample_to(out, pipeline, example, settings):
+    paths, status = sampling.sample(*chosen)
+    for path in paths:
         typer.echo(path)
+    return status
+
+
+def parameter(kind: Any, each: Field[Any]) -> inspect.Parameter:
+    """Make a parameter of the command line of an option's field."""
+    shown = typer.Option(help=each.metadata["help"], rich_help_panel=each.metadata["panel"])
+    hint: Any = Annotated[get_type_hints(kind)[each.name], shown]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(each.name, keyword, default=each.default, annotation=hint)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one line on stderr and status 2."""
+    parameters = [parameter(kind, each) for kind in GROUPS for each in fields(kind)]
+    parameters.sort(key=lambda one: PANELS.index(one.annotation.__metadata__[0].rich_help_panel))
+    main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:
-        app(arguments, standalone_mode=False)
+        return app(arguments, standalone_mode=False) or 0
     except (ValueError, OSError, *USAGE_ERRORS) as error:
         message = getattr(error, "format_message", error.__str__)()
         typer.echo(f"error: {' '.join(message.split())}", err=True)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,18 +4,26 @@ import importlib.util
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import IMAGE_SIZE, MAX_TOKENS
+import torch
+from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_vae
 from PIL import Image, ImageFont
+from safetensors.torch import save_file
 
-from mmface import sampling
 from mmface.conditions import load_mask, load_sketch
 from mmface.data.examples import read_examples, write_examples
+from mmface.data.rendered import render_face
+from mmface.evaluation.agreement import edge_agreement
 from mmface.grid import GridRow, labelled_grid, wrapped
+from mmface.sampling_conditions import photo_conditions
+from mmface.sampling_recipe import SamplingRecipe, check_output, read_recipe, write_pictures
+from mmface.sampling_settings import ModelChoice, Settings
+from mmface.transformer import MMFaceDiT
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "sample.py"
 
@@ -29,6 +37,7 @@ class Result(NamedTuple):
 @pytest.fixture
 def run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys):
     """Run the script in an empty folder, with the tiny pipeline and two steps."""
+    monkeypatch.setenv("COLUMNS", "100")
     spec = importlib.util.spec_from_file_location("sample_script", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -96,14 +105,156 @@ def test_soft_masks_and_cut_prompts_are_said_aloud(run, face_mask, tmp_path):
     assert re.search(
         r"note: .*soft\.png: \d+\.\d% of the pixels .* background, skin", result.stderr
     )
-    assert f"{MAX_TOKENS} tokens that are read; this was cut: 'nobody hears this'" in result.stderr
+    assert (
+        f"{MAX_TOKENS} tokens that are read; this was cut: 'a nobody hears this'" in result.stderr
+    )
+
+
+def changed(one: Path, other: Path) -> float:
+    pixels = [np.array(Image.open(path)).astype(int) for path in (one, other)]
+    return float(np.abs(pixels[0] - pixels[1]).mean())
+
+
+CONTROLS = {
+    "condition strength": ["--condition-strength", 0.3],
+    "condition window": ["--condition-window", 0, 0.5],
+    "condition guidance": ["--condition-guidance", 2],
+    "condition region": ["--condition-region", "REGION"],
+    "guidance interval": ["--guidance-interval", 0, 0.5],
+    "guidance rescale": ["--guidance-rescale", 0.7],
+    "negative": ["--negative", "b"],
+    "solver": ["--solver", "unipc"],
+    "image": ["--image", "PHOTO", "--strength", 0.5],
+    "sketch too": ["--sketch", "SKETCH"],
+}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, control):
+    given = {"SKETCH": sketch_file, **files}
+    options = [given.get(option, option) for option in CONTROLS[control]]
+    base = ("--prompt", "a", "--mask", mask_file, "--guidance", 4)
+    for name, extra in (("plain.png", []), ("controlled.png", options)):
+        result = run(*base, *extra, "--out", name)
+        assert result.exit_code == 0, result.stderr
+    assert changed("plain.png", "controlled.png") > 0.01
+    field = str(options[0])[2:].replace("-", "_")
+    (row,) = read_recipe("controlled.png")[0].rows
+    assert getattr(row, field) != getattr(read_recipe("plain.png")[0].rows[0], field)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    region = np.zeros((64, 64), np.uint8)
+    region[16:48, 16:48] = 255
+    pictures = {"REGION": region, "PHOTO": render_face(1_000_020, 64).image}
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    return {name: tmp_path / f"{name}.png" for name in pictures}
+
+
+def test_an_edit_leaves_the_rest_of_the_picture(run, mask_file, files):
+    Image.open(files["PHOTO"]).resize((IMAGE_SIZE, IMAGE_SIZE)).save("small.png")
+    edit = ("--image", "small.png", "--region", files["REGION"], "--out", "edited.png")
+    assert run("--prompt", "a", "--mask", mask_file, *edit).exit_code == 0
+    before, after = (np.array(Image.open(name)).astype(int) for name in ("small.png", "edited.png"))
+    inside = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
+    inside[7:25, 7:25] = True
+    assert np.array_equal(before[~inside], after[~inside])
+    assert np.abs(before[inside] - after[inside]).mean() > 5
+
+
+def test_a_photo_gives_mask_and_sketch(run, files):
+    face = render_face(1_000_020, 64)
+    labels, sketch = photo_conditions(files["PHOTO"], (64, 64), "tiny-parser")
+    assert (labels == face.labels).mean() > 0.9
+    lines = sketch < 128
+    assert 0.01 < lines.mean() < 0.3
+    assert edge_agreement(face.image, sketch) > 0.6
+    base = ("--prompt", "a", "--photo", files["PHOTO"])
+    for wanted in ("both", "mask", "sketch"):
+        assert run(*base, "--from-photo", wanted, "--out", f"{wanted}.png").exit_code == 0
+    assert changed("both.png", "mask.png") > 0.01
+    assert changed("mask.png", "sketch.png") > 0.01
+    recipe, _ = read_recipe("both.png")
+    assert recipe.files == {str(files["PHOTO"]): sha256(files["PHOTO"].read_bytes()).hexdigest()}
+
+
+def test_a_blank_photo_is_named(run, tmp_path):
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "blank.png")
+    result = run("--prompt", "a", "--photo", tmp_path / "blank.png")
+    assert result.exit_code == 2
+    assert "blank.png shows nothing" in result.stderr
+
+
+def test_arithmetic_and_tiles_are_asked_for(run, mask_file):
+    base = ("--prompt", "a", "--mask", mask_file)
+    for name, extra in {"a": [], "b": ["--dtype", "bfloat16"], "c": ["--vae-tiling"]}.items():
+        assert run(*base, *extra, "--out", f"{name}.png").exit_code == 0
+    assert 0 < changed("a.png", "b.png") < 20
+    assert changed("a.png", "c.png") == 0  # one tile holds so small a picture
+    assert run(*base, "--max-batch", 1, "--out", "d.png").exit_code == 0
+    assert changed("a.png", "d.png") < 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what it does without a GPU")
+@pytest.mark.parametrize("option", [["--offload"], ["--quantize", "8bit"], ["--quantize", "4bit"]])
+def test_what_needs_a_gpu_says_so(run, mask_file, option):
+    result = run("--prompt", "a", "--mask", mask_file, *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} needs a CUDA GPU" in result.stderr
+
+
+def test_the_authors_layout_is_opened(run, tiny_pipeline, mask_file, tmp_path):
+    folder, checkpoint = tmp_path / "released", "dit-unified-flux-vae-256-rfm/checkpoint-7"
+    text = folder / "stable-diffusion-2-1-base"
+    build_vae().save_pretrained(folder / "VAE")
+    tiny_pipeline.tokenizer.save_pretrained(text / "tokenizer")
+    tiny_pipeline.text_encoder.save_pretrained(text / "text_encoder")
+    (folder / checkpoint).mkdir(parents=True)
+    # As many heads as the released models have, which their weights do not tell.
+    model = MMFaceDiT(hidden_size=64, depth=1, num_heads=16, text_dim=TEXT_DIM)
+    save_file(model.to_released(), folder / checkpoint / "dit_model_weights_ema.safetensors")
+    asked = ("--prompt", "a", "--mask", mask_file, "--height", 32, "--width", 32)
+    result = run(*asked, "--released", folder, "--checkpoint", checkpoint)
+    assert result.exit_code == 0, result.stderr
+    recipe, picture = read_recipe("faces.png")
+    assert (recipe.model.released, recipe.model.checkpoint) == (str(folder), checkpoint)
+    assert picture.size == (32, 32)
+    result = run(*asked, "--released", folder, "--quantize", "4bit")
+    assert result.exit_code == 2
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, face_mask):
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "builtin(" in block
+    )
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(face_mask).save("mask.png")
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(names["faces"]) == 4
+    assert all(face.size == (128, 128) for face in names["faces"])
 
 
 MISTAKES = {
     "no prompt": (["--mask", "MASK"], "prompt is empty"),
     "empty prompt": (["--prompt", " ", "--mask", "MASK"], "prompt is empty"),
     "no condition": (["--prompt", "a"], "Neither mask nor sketch"),
-    "both": (["--prompt", "a", "--mask", "MASK", "--sketch", "SKETCH"], "Both mask and sketch"),
+    "photo and mask": (["--prompt", "a", "--mask", "MASK", "--photo", "MASK"], "give either"),
+    "words": (["--prompt", "a", "--mask", "MASK", "--dtype", "int4"], "dtype must be float32 or"),
+    "solver": (["--prompt", "a", "--mask", "MASK", "--solver", "magic"], "choose one of euler"),
+    "window": (["--prompt", "a", "--mask", "MASK", "--condition-window", "1", "0"], "below its"),
+    "strength": (["--prompt", "a", "--mask", "MASK", "--strength", "0.5"], "without an image"),
+    "region": (["--prompt", "a", "--mask", "MASK", "--image", "MASK", "--region", "x"], "x does"),
+    "parser": (["--prompt", "a", "--photo", "MASK", "--parser", "none"], "parser none cannot be"),
+    "best of": (["--prompt", "a", "--mask", "MASK", "--best-of", "3", "--num", "2"], "one face"),
+    "lora": (["--prompt", "a", "--mask", "MASK", "--lora", "x.safetensors"], "does not exist"),
+    "checkpoint": (["--prompt", "a", "--mask", "MASK", "--checkpoint", "x"], "without released"),
+    "released": (["--prompt", "a", "--mask", "MASK", "--released", "."], "has no folder VAE"),
     "missing file": (["--prompt", "a", "--mask", "none.png"], "none.png does not exist"),
     "no picture": (["--prompt", "a", "--mask", str(SCRIPT)], "cannot be read as a picture"),
     "sketch as mask": (["--prompt", "a", "--mask", "SKETCH"], "not a mask"),
@@ -116,7 +267,7 @@ MISTAKES = {
     "num": (["--prompt", "a", "--mask", "MASK", "--num", "0"], "number of pictures must be"),
     "steps": (["--prompt", "a", "--mask", "MASK", "--steps", "0"], "num_inference_steps must be"),
     "guidance": (["--prompt", "a", "--mask", "MASK", "--guidance", "-1"], "guidance_scale must be"),
-    "height": (["--prompt", "a", "--mask", "MASK", "--height", "0"], "must be above 0"),
+    "height": (["--prompt", "a", "--mask", "MASK", "--height", "0"], "height must be a whole"),
     "negative seed": (["--prompt", "a", "--mask", "MASK", "--seed", "-1"], "seed must be"),
     "seed": (["--prompt", "a", "--mask", "MASK", "--seed", 2**63], "seed must be"),
 }
@@ -150,13 +301,17 @@ def test_output_in_the_way_is_refused(tmp_path):
     (tmp_path / "faces.png").mkdir()
     for out in ("faces", "faces.png", "faces/face.png"):
         with pytest.raises(ValueError, match=r"in the way|cannot be written"):
-            sampling.check_output(tmp_path / out)
+            check_output(tmp_path / out)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     picture = Image.new("RGB", (4, 4))
-    with pytest.raises(ValueError, match="unknown file extension"):
-        sampling.write_pictures({tmp_path / "a.png": picture, tmp_path / "b.nothing": picture})
+    settings = Settings(prompt="a" * 19_000, negative="a" * 19_000, solver="a" * 19_000)
+    recipe = SamplingRecipe(ModelChoice(), "", (settings, settings), (0,), None, {}, {})
+    with pytest.raises(ValueError, match=r"c\.jpg has no room"):
+        write_pictures(
+            {tmp_path / "a.png": (picture, recipe), tmp_path / "c.jpg": (picture, recipe)}
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from accelerate import PartialState
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -31,6 +30,7 @@ from mmface.annotation.outputs import (
 from mmface.annotation.rewriting import REWRITER, Rewriter, RewriterSettings
 from mmface.annotation.sketches import POLARITY, PencilSketch, U2NetPortrait
 from mmface.data.manifest import Manifest, Record
+from mmface.processes import joined_processes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MANIFEST_FILE = "manifest.jsonl"
@@ -119,7 +119,7 @@ class Work:
     @property
     def torch_device(self) -> str:
         """The device to compute on."""
-        return self.device or str(PartialState().device)
+        return self.device or str(joined_processes().device)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -129,7 +129,7 @@ class Work:
             ValueError: if the shard is not written `i/n` with 0 <= i < n.
         """
         if self.shard is None:
-            state = PartialState()
+            state = joined_processes()
             return state.process_index, state.num_processes
         index, _, count = self.shard.partition("/")
         if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):

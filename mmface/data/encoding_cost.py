@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmface.data.pictures import PictureSource
 from mmface.encoders import VAES, LatentCodec
+from mmface.processes import joined_processes
 
 PICTURES_PER_FACE = 3
 PAPER_FACES = 94_000
@@ -265,7 +265,7 @@ def _measured_speed(
             f"the VAE {vae} is not here: time from its FLOPs, assumed to pass at "
             f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s a device"
         )
-    device = PartialState().device
+    device = joined_processes().device
     codec.vae.to(device)
     speed = encoding_speed(codec, height, width, batch_size)
     return speed.batched, f"measured on this {device.type}: {speed}"

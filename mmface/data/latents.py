@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +18,7 @@ from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
 from mmface.encoders import LatentCodec
+from mmface.processes import joined_processes
 
 KINDS = ("image", "mask", "sketch")
 """What is encoded of a face, and the columns of the store."""
@@ -206,7 +206,7 @@ class LatentEncoding:
         spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
         dtype = getattr(torch, self.vae_dtype)
         codec = PosteriorCodec(LatentCodec.from_pretrained(str(self.vae), torch_dtype=dtype).vae)
-        codec.vae.to(PartialState().device)
+        codec.vae.to(joined_processes().device)
 
         def entries(shards: Sequence[range]) -> Iterator[list[Entry]]:
             return self._entries(codec, spec, shards)

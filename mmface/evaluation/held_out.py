@@ -136,6 +136,10 @@ class HeldOutEvaluation:
         output.write_text(json.dumps({"settings": settings, "results": results}, indent=1))
         return results
 
+    def report(self) -> str:
+        """Evaluate, and lay the results out for a terminal."""
+        return f"{as_table(self.run())}\nresult: {self.output}"
+
     def _batches(self) -> range:
         return range(0, self.num_faces, self.batch_size)
 

@@ -1,0 +1,120 @@
+"""What numbers mean: rows of pictures whose agreement is known to be best, or worst.
+
+Real pictures give the parser's ceiling and a caption's own score; reconstructions are the most
+that a latent model can reach; real pictures of other faces, and pictures sampled with another
+face's prompt or condition, are what not listening looks like.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from mmface.conditions import image_pixels, to_uint8
+from mmface.encoders import VAES, LatentCodec
+from mmface.evaluation.backbones import Skipped, or_skipped
+from mmface.evaluation.methods import GeneratingMethod, PipelineMethod, digest_of_folder
+from mmface.evaluation.references import Order, References
+
+
+class RealPictures(GeneratingMethod):
+    """The true pictures; their ACC and mIoU are the parser's ceiling."""
+
+    def __init__(self, name: str = "Real pictures") -> None:
+        """Name the row."""
+        super().__init__(name)
+
+    def unavailable(self) -> Skipped | None:
+        """They are always there."""
+        return None
+
+    def made_by(self) -> dict[str, Any]:
+        """Nothing but the references."""
+        return {"method": type(self).__name__}
+
+    def generate(
+        self, orders: Sequence[Order], device: torch.device
+    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+        """Give the true pictures."""
+        return [order.face.image for order in orders]
+
+
+class OtherFaces(RealPictures):
+    """Real pictures against the prompt, condition and picture of the next face."""
+
+    def __init__(self, name: str = "Real pictures of other faces") -> None:
+        """Name the row."""
+        super().__init__(name)
+
+    def order(self, references: References, item: int, seed: int) -> Order:
+        """Take the next face's picture under this face's name."""
+        other = references.order((item + 1) % len(references), seed)
+        return replace(references.order(item, seed), face=other.face)
+
+
+class VaeReconstruction(GeneratingMethod):
+    """The true pictures through a VAE and back."""
+
+    def __init__(
+        self, vae: str | Path, subfolder: str | None = None, name: str = "VAE reconstruction"
+    ) -> None:
+        """Name a VAE; it is loaded when the first picture is asked for.
+
+        Args:
+            vae: a name in `mmface.encoders.VAES`, a folder or a hub id.
+            subfolder: the folder inside that one.
+            name: the row's name.
+        """
+        super().__init__(name)
+        self.vae = str(vae)
+        self.subfolder = subfolder
+        self._codec: LatentCodec | None = None
+
+    def _load(self) -> LatentCodec:
+        if self._codec is None:
+            self._codec = LatentCodec.from_pretrained(self.vae, self.subfolder)
+        return self._codec
+
+    def unavailable(self) -> Skipped | None:
+        """Whether the VAE cannot be loaded."""
+        source = VAES[self.vae].hub_id if self.vae in VAES else self.vae
+        codec = or_skipped(self._load, f"hf download {source}, or give its folder")
+        return codec if isinstance(codec, Skipped) else None
+
+    def made_by(self) -> dict[str, Any]:
+        """The VAE: a folder by its content, others by name."""
+        folder = Path(self.vae) / (self.subfolder or "")
+        weights = digest_of_folder(folder) if folder.is_dir() else str(folder)
+        return {"method": type(self).__name__, "weights": weights}
+
+    @torch.no_grad()
+    def generate(
+        self, orders: Sequence[Order], device: torch.device
+    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+        """Encode by the posterior's mean, and decode."""
+        codec = self._load()
+        codec.vae.to(device)
+        pixels = torch.stack([image_pixels(order.face.image) for order in orders])
+        return list(to_uint8(codec.decode(codec.encode(pixels.to(device)))))
+
+
+class ShuffledPrompts(PipelineMethod):
+    """A pipeline that is given the next face's prompt, and measured against the face's own."""
+
+    def order(self, references: References, item: int, seed: int) -> Order:
+        """Ask with the next face's prompt."""
+        other = references.order((item + 1) % len(references), seed)
+        return replace(references.order(item, seed), prompt=other.prompt)
+
+
+class ShuffledConditions(PipelineMethod):
+    """A pipeline that is given the next face's condition, and measured against the face's own."""
+
+    def order(self, references: References, item: int, seed: int) -> Order:
+        """Ask with the next face's mask or sketch."""
+        other = references.order((item + 1) % len(references), seed)
+        return replace(references.order(item, seed), face=other.face)

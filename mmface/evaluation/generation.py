@@ -1,0 +1,177 @@
+"""The first stage: pictures of every method, on disk, one an id.
+
+They lie in `METHOD/seed_K/images/ID.png`, and `METHOD/seed_K/results.jsonl` lists them with id,
+prompt, seed, modality, image and sha256.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from mmface.evaluation.methods import RESULTS_FILE, FolderMethod, GeneratingMethod, Method
+from mmface.evaluation.parted_work import PartedWork, as_json, write_aside
+from mmface.evaluation.references import References
+from mmface.picture_files import flat_rgb, open_picture
+from mmface.processes import Processes
+
+IMAGES = "images"
+
+
+def _relative_path(id_: str) -> str:
+    parts = PurePosixPath(id_).parts
+    if not parts or ".." in parts or parts[0] == "/":
+        raise ValueError(f"the id {id_!r} cannot be a file's name; change it in the manifest")
+    return f"{IMAGES}/{id_}.png"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one method and one seed.
+
+    Attributes:
+        paths: the files by id.
+        size_px: edge of the square that they are brought to.
+    """
+
+    paths: dict[str, Path]
+    size_px: int
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids, in the order of the references."""
+        return list(self.paths)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ids, files and size: what features and scores rest on."""
+        digest = hashlib.sha256(f"{self.size_px}".encode())
+        for id_, path in self.paths.items():
+            digest.update(id_.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def read(self, id_: str) -> UInt8[np.ndarray, "size size 3"]:
+        """Read a picture.
+
+        Args:
+            id_: whose.
+
+        Returns:
+            RGB; resized with LANCZOS if it is of another size.
+
+        Raises:
+            ValueError: if it is no square picture.
+        """
+        picture = Image.fromarray(flat_rgb(open_picture(self.paths[id_]), "white"))
+        if picture.width != picture.height:
+            raise ValueError(
+                f"{self.paths[id_]} is {picture.width}x{picture.height}; crop pictures to the "
+                "square that the references show"
+            )
+        if picture.width != self.size_px:
+            side = (self.size_px, self.size_px)
+            picture = picture.resize(side, Image.Resampling.LANCZOS)
+        return np.array(picture)
+
+    def batch(self, ids: Sequence[str], device: torch.device) -> UInt8[Tensor, "batch 3 _ _"]:
+        """Read pictures as metrics take them."""
+        stacked = np.stack([self.read(id_) for id_ in ids])
+        return torch.from_numpy(stacked).movedim(-1, 1).contiguous().to(device)
+
+    def num_resized(self) -> int:
+        """How many pictures are of another size."""
+        count = 0
+        for path in self.paths.values():
+            with Image.open(path) as picture:
+                count += picture.width != self.size_px
+        return count
+
+
+class Generation:
+    """Makes, or finds, the pictures of one method with one seed."""
+
+    def __init__(
+        self, method: Method, references: References, folder: Path, seed: int, batch_size: int
+    ) -> None:
+        """Plan the work; nothing is loaded yet.
+
+        Args:
+            method: what makes the pictures, or has them.
+            references: what is asked for.
+            folder: where pictures go.
+            seed: of this run.
+            batch_size: pictures made at once.
+        """
+        self.method = method
+        self.references = references
+        self.folder = folder
+        self.seed = seed
+        self.batch_size = batch_size
+
+    @cached_property
+    def _work(self) -> PartedWork:
+        made_by = {
+            "stage": "generate",
+            "references": self.references.made_by(),
+            "seed": self.seed,
+            **self.method.made_by(),
+        }
+        # Parts of another make are refused, as they may have taken days.
+        parts = self.folder / "parts"
+        count = len(self.references)
+        return PartedWork(parts, made_by, count, self.batch_size, replaces=False)
+
+    def run(self, processes: Processes) -> None:
+        """Make what is absent; nothing to do for a method that has its pictures."""
+        if isinstance(self.method, FolderMethod):
+            processes.on_main(self._check)
+            return
+        title = f"{self.method.name}: pictures"
+        device = processes.accelerator.device
+        self._work.run(lambda items: self._part(items, device), processes, title)
+        processes.on_main(self._close)
+
+    def pictures(self) -> Pictures | None:
+        """Give the finished pictures; None if the stage is not finished."""
+        size = self.references.size_px
+        if isinstance(self.method, FolderMethod):
+            return Pictures(self.method.pictures(self.references.ids), size)
+        if not self._work.is_complete():
+            return None
+        ids = self.references.ids
+        return Pictures({id_: self.folder / _relative_path(id_) for id_ in ids}, size)
+
+    def _check(self) -> None:
+        self.pictures()
+
+    def _close(self) -> None:
+        write_aside(self.folder / RESULTS_FILE, b"".join(self._work.contents()))
+
+    def _part(self, items: range, device: torch.device) -> bytes:
+        assert isinstance(self.method, GeneratingMethod)
+        orders = [self.method.order(self.references, item, self.seed) for item in items]
+        lines = []
+        for order, picture in zip(orders, self.method.generate(orders, device), strict=True):
+            content = io.BytesIO()
+            Image.fromarray(picture).save(content, "PNG")
+            relative = _relative_path(order.id)
+            write_aside(self.folder / relative, content.getvalue())
+            row: dict[str, Any] = {
+                "id": order.id,
+                "prompt": order.prompt,
+                "seed": order.seed,
+                "modality": order.modality.name.lower(),
+                "image": relative,
+                "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
+            }
+            lines.append(as_json(row) + "\n")
+        return "".join(lines).encode()

@@ -1,0 +1,303 @@
+"""Methods to be measured: a pipeline of ours, or a folder of pictures that anything made.
+
+A method that makes pictures gets orders and gives pictures. A method that only has pictures says
+where they lie. What is not there gives `Skipped` with the command that makes it.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from mmface.conditions import Modality
+from mmface.evaluation.backbones import Skipped
+from mmface.evaluation.references import Order, References
+from mmface.pipeline import MMFacePipeline
+from mmface.sampling_recipe import PICTURE_SUFFIXES
+
+RESULTS_FILE = "results.jsonl"
+_SHOWN = 5
+
+
+class Method(ABC):
+    """Something that has a row in a table, and perhaps a remark for below it."""
+
+    remark = ""
+
+    def __init__(self, name: str) -> None:
+        """Name the row.
+
+        Args:
+            name: the row's name; a published one stands beside the paper's numbers.
+        """
+        self.name = name
+
+    @abstractmethod
+    def unavailable(self) -> Skipped | None:
+        """Why the method cannot be measured here, or None."""
+
+    @abstractmethod
+    def made_by(self) -> dict[str, Any]:
+        """What decides the pictures, in plain values."""
+
+
+class GeneratingMethod(Method):
+    """A method that makes pictures."""
+
+    def order(self, references: References, item: int, seed: int) -> Order:
+        """Ask for a face, as this method is asked for it."""
+        return references.order(item, seed)
+
+    @abstractmethod
+    def generate(
+        self, orders: Sequence[Order], device: torch.device
+    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+        """Make pictures.
+
+        Args:
+            orders: what is asked for; one batch.
+            device: where to compute.
+
+        Returns:
+            One RGB picture an order.
+        """
+
+
+def digest_of_folder(folder: str | Path) -> str:
+    """SHA-256 of a folder's files by name and content, hidden ones aside."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+class PipelineMethod(GeneratingMethod):
+    """A saved `MMFacePipeline`."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: str | Path,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        how: str = "give the folder of a saved pipeline",
+    ) -> None:
+        """Name a pipeline; it is loaded when the first picture is asked for.
+
+        Args:
+            name: the row's name.
+            folder: what `save_pretrained` wrote.
+            num_inference_steps: steps of the solver.
+            guidance_scale: scale of guidance; None takes the pipeline's.
+            how: the command that makes the folder.
+        """
+        super().__init__(name)
+        self.folder = Path(folder)
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.how = how
+
+    def unavailable(self) -> Skipped | None:
+        """Whether the folder is missing."""
+        if self.folder.is_dir():
+            return None
+        return Skipped(f"not made: there is no {self.folder}", self.how)
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of_folder(self.folder)
+
+    def made_by(self) -> dict[str, Any]:
+        """The weights by their content, and the sampler's settings."""
+        return {
+            "method": type(self).__name__,
+            "weights": self._digest,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
+
+    def with_guidance(self, scale: float) -> "PipelineMethod":
+        """The same pipeline at another scale of guidance, as a row of its own."""
+        name = f"{self.name}, guidance {scale:g}"
+        return type(self)(name, self.folder, self.num_inference_steps, scale, self.how)
+
+    def _load(self) -> MMFacePipeline:
+        return MMFacePipeline.from_pretrained(self.folder)
+
+    @cached_property
+    def pipeline(self) -> MMFacePipeline:
+        """The loaded pipeline."""
+        pipeline = self._load()
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def generate(
+        self, orders: Sequence[Order], device: torch.device
+    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+        """Sample.
+
+        Args:
+            orders: what is asked for; one batch.
+            device: where to compute.
+
+        Returns:
+            One RGB picture an order.
+
+        Raises:
+            ValueError: if the pipeline was trained at another size than the references'.
+        """
+        size, own = orders[0].face.image.shape[0], self.pipeline.config.image_size
+        if size != own:
+            raise ValueError(
+                f"{self.name} makes pictures of {own} px, but the protocol's are {size} px; "
+                "choose another method or protocol"
+            )
+        conditions = [order.condition for order in orders]
+        modality = "mask" if orders[0].modality is Modality.MASK else "sketch"
+        output = self.pipeline.to(device)(
+            [order.prompt for order in orders],
+            **{modality: conditions},
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            seed=[order.seed for order in orders],
+        )
+        return [np.array(image) for image in output.images]
+
+
+class ReleasedMethod(PipelineMethod):
+    """A checkpoint in a copy of the authors' hub repository."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: str | Path,
+        checkpoint: str,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+    ) -> None:
+        """Name a checkpoint.
+
+        Args:
+            name: the row's name.
+            folder: the copy of the repository.
+            checkpoint: the checkpoint's folder inside it.
+            num_inference_steps: steps of the solver.
+            guidance_scale: scale of guidance; None takes the release's.
+        """
+        how = f"hf download BharathK333/MMFace-DiT-Models --local-dir {folder}"
+        super().__init__(name, folder, num_inference_steps, guidance_scale, how)
+        self.checkpoint = checkpoint
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of_folder(self.folder / self.checkpoint)
+
+    def with_guidance(self, scale: float) -> "ReleasedMethod":
+        """The same checkpoint at another scale of guidance, as a row of its own."""
+        name = f"{self.name}, guidance {scale:g}"
+        return ReleasedMethod(name, self.folder, self.checkpoint, self.num_inference_steps, scale)
+
+    def _load(self) -> MMFacePipeline:
+        return MMFacePipeline.from_released(self.folder, checkpoint=self.checkpoint)
+
+
+class FolderMethod(Method):
+    """Pictures that lie in a folder, named by the references' ids.
+
+    Either `results.jsonl`, as `scripts/sample.py --jobs` writes it, says which picture is whose, by
+    the fields `id` and `image`; or a picture's path below the folder, without its suffix, is its
+    id: `celebahq/00012.png`. Where an id has a prefix that no file has, the rest is enough.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str | Path | None,
+        allow_missing: bool = False,
+        how: str = "give it with folder=DIR",
+    ) -> None:
+        """Name a folder.
+
+        Args:
+            name: the row's name.
+            folder: the folder; None if there is none yet.
+            allow_missing: whether some pictures may be missing. Distances between sets are then
+                not measured.
+            how: how to make the folder.
+        """
+        super().__init__(name)
+        self.folder = None if folder is None else Path(folder)
+        self.allow_missing = allow_missing
+        self.how = how
+
+    def unavailable(self) -> Skipped | None:
+        """Whether the folder is missing."""
+        if self.folder is None:
+            return Skipped(f"there is no folder of {self.name}'s pictures", self.how)
+        if not self.folder.is_dir():
+            return Skipped(f"{self.folder} does not exist", self.how)
+        return None
+
+    def made_by(self) -> dict[str, Any]:
+        """The folder's kind; the pictures count by their own content."""
+        return {"method": type(self).__name__, "allow_missing": self.allow_missing}
+
+    def pictures(self, ids: Sequence[str]) -> dict[str, Path]:
+        """Find the picture of each id.
+
+        Args:
+            ids: the references' ids.
+
+        Returns:
+            The paths by id, in the order of the ids.
+
+        Raises:
+            ValueError: if some ids have no picture and `allow_missing` is not set, or none has.
+        """
+        assert self.folder is not None
+        listed = self.folder / RESULTS_FILE
+        named = _listed_pictures(listed) if listed.is_file() else _named_pictures(self.folder)
+        found = {id_: named.get(id_, named.get(id_.rpartition("/")[2])) for id_ in ids}
+        missing = [id_ for id_, path in found.items() if path is None or not path.is_file()]
+        if missing and (not self.allow_missing or len(missing) == len(ids)):
+            shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+            surplus = sorted(named.keys() - set(ids) - {id_.rpartition("/")[2] for id_ in ids})
+            others = f" Files of no id: {', '.join(surplus[:_SHOWN])}." if surplus else ""
+            raise ValueError(
+                f"{self.folder} has no picture of {len(missing)} of {len(ids)} ids: {shown}."
+                f"{others} Name pictures by their id, or allow_missing=true to leave these out."
+            )
+        return {id_: path for id_, path in found.items() if path and id_ not in missing}
+
+
+def _listed_pictures(path: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row: Mapping[str, Any] = json.loads(line)
+            id_, picture = str(row["id"]), path.parent / row["image"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number} is not a line of results ({error!r}); each needs id and image"
+            ) from None
+        if id_ in found:
+            raise ValueError(
+                f"{path}:{number} has a second picture of {id_!r}; measure one picture an id"
+            )
+        found[id_] = picture
+    return found
+
+
+def _named_pictures(folder: Path) -> dict[str, Path]:
+    pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in pictures}

@@ -1,0 +1,121 @@
+"""Work on numbered items that may be stopped at any time and shared between processes.
+
+The items are divided into parts once, whatever the number of processes; a part's file is written
+aside and renamed, so that it is complete or absent. Whoever comes later does what is absent.
+Batches are therefore the same in one process, in two, and after an interruption, and so is every
+byte. No item is done twice to fill a batch, which would bias a distance between sets.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmface.processes import Processes
+
+KEY_FILE = "made_by.json"
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file under another name, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def as_json(value: Any) -> str:
+    """Write plain values as one line of JSON, keys in order."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class PartedWork:
+    """A stage's division into parts.
+
+    Attributes:
+        folder: where the parts are kept.
+        made_by: what decides the result, in plain values.
+        num_items: how many items.
+        part_size: items in a part, the last one aside.
+        suffix: of the parts' files.
+        replaces: whether parts of another make are thrown away; if not, they are refused.
+    """
+
+    folder: Path
+    made_by: Mapping[str, Any]
+    num_items: int
+    part_size: int
+    suffix: str = ".jsonl"
+    replaces: bool = True
+
+    def parts(self) -> list[tuple[Path, range]]:
+        """Each part's file and items."""
+        starts = range(0, self.num_items, self.part_size)
+        return [
+            (
+                self.folder / f"part-{index:06d}{self.suffix}",
+                range(start, min(start + self.part_size, self.num_items)),
+            )
+            for index, start in enumerate(starts)
+        ]
+
+    def is_complete(self) -> bool:
+        """Whether all parts are there, and made by this."""
+        return self._found() == self._key() and all(path.exists() for path, _ in self.parts())
+
+    def run(self, work: Callable[[range], bytes], processes: Processes, title: str) -> None:
+        """Do this process's share of what is absent; all processes call this.
+
+        Args:
+            work: from a part's items to the content of its file.
+            processes: who shares the work.
+            title: stands beside the progress bar.
+        """
+        accelerator = processes.accelerator
+        processes.on_main(self._prepare)
+        share = self.parts()[accelerator.process_index :: accelerator.num_processes]
+        absent = [(path, items) for path, items in share if not path.exists()]
+        for path, items in tqdm(absent, desc=title, unit="part", disable=not absent):
+            write_aside(path, work(items))
+        accelerator.wait_for_everyone()
+
+    def contents(self) -> list[bytes]:
+        """The files of all parts, in order."""
+        return [path.read_bytes() for path, _ in self.parts()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of all parts, where they are JSON lines, in the order of the items."""
+        return [json.loads(line) for part in self.contents() for line in part.splitlines()]
+
+    def _key(self) -> dict[str, Any]:
+        size = {"num_items": self.num_items, "part_size": self.part_size}
+        key: dict[str, Any] = json.loads(as_json({**self.made_by, **size}))
+        return key
+
+    def _found(self) -> dict[str, Any] | None:
+        path = self.folder / KEY_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _prepare(self) -> None:
+        """Leave only parts that were made by this.
+
+        Raises:
+            ValueError: if there are others, which are not to be replaced.
+        """
+        found, key = self._found(), self._key()
+        if found is not None and found != key and not self.replaces:
+            changed = sorted(k for k in found.keys() | key.keys() if found.get(k) != key.get(k))
+            told = "; ".join(f"{k}: {found.get(k)!r} -> {key.get(k)!r}" for k in changed)
+            raise ValueError(
+                f"{self.folder} was made otherwise ({told}); give another output_dir, or delete "
+                "that folder"
+            )
+        if found != key:
+            for path in self.folder.glob("part-*"):
+                path.unlink()
+            write_aside(self.folder / KEY_FILE, (as_json(key) + "\n").encode())

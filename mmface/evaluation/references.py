@@ -1,0 +1,156 @@
+"""The faces that methods are measured against: what is asked for, and the picture that is true."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mmface.conditions import Modality, colorize, load_mask
+from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
+from mmface.data.rendered import render_face
+from mmface.evaluation.parted_work import as_json
+
+_CACHED_FACES = 1024
+"""Faces kept in memory; at 256 pixels each is 0.5 MB."""
+
+
+@dataclass(frozen=True)
+class HeldOutPictures:
+    """Rendered faces that nothing was trained on: the first ones from `HELD_OUT_SEED` up.
+
+    Attributes:
+        num_faces: how many.
+        size_px: edge of the square pictures.
+    """
+
+    num_faces: int
+    size_px: int = 128
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return self.num_faces
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of all pictures in pixels."""
+        return self.size_px, self.size_px
+
+    def made_by(self) -> dict[str, Any]:
+        """What decides the pictures."""
+        return {"kind": "held-out rendered faces", "first_seed": HELD_OUT_SEED, **vars(self)}
+
+    def id(self, item: int) -> str:
+        """Name of a face."""
+        return f"rendered/{HELD_OUT_SEED + item}"
+
+    def face(self, item: int) -> FacePictures:
+        """Draw a face."""
+        face = render_face(HELD_OUT_SEED + item, self.size_px)
+        mask = colorize(face.labels)
+        return FacePictures(self.id(item), face.image, mask, face.sketch, face.captions)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a method is asked for.
+
+    Attributes:
+        id: the face's name.
+        prompt: the caption.
+        modality: the condition to make it from.
+        seed: of the noise.
+        face: the true picture, its mask and sketch.
+    """
+
+    id: str
+    prompt: str
+    modality: Modality
+    seed: int
+    face: FacePictures
+
+    @property
+    def labels(self) -> UInt8[np.ndarray, "height width"]:
+        """The mask as class indices."""
+        height, width = self.face.mask.shape[:2]
+        return load_mask(self.face.mask, (height, width)).labels
+
+    @property
+    def condition(self) -> UInt8[np.ndarray, "height width"]:
+        """The mask as class indices, or the sketch, as the modality is."""
+        return self.labels if self.modality is Modality.MASK else self.face.sketch
+
+
+class References:
+    """The faces of a protocol, each with one of its captions."""
+
+    def __init__(
+        self,
+        source: PictureSource,
+        modality: str,
+        caption_index: int = 0,
+        num_faces: int | None = None,
+    ) -> None:
+        """Take the first faces of a source.
+
+        Args:
+            source: pictures, masks, sketches and captions.
+            modality: `mask` or `sketch`.
+            caption_index: which caption is the prompt; a face with fewer gives its last one.
+            num_faces: how many faces; None takes all.
+
+        Raises:
+            ValueError: if the source has fewer faces, or there is no such modality.
+        """
+        if modality.upper() not in Modality.__members__:
+            raise ValueError(f"there is no modality {modality!r}; take mask or sketch")
+        count = len(source) if num_faces is None else num_faces
+        if not 1 < count <= len(source):
+            raise ValueError(f"{count} faces are asked for; take 2 to {len(source)} of them")
+        self.source = source
+        self.modality = Modality[modality.upper()]
+        self.caption_index = caption_index
+        self.ids: Sequence[str] = [source.id(item) for item in range(count)]
+        self._face = lru_cache(maxsize=_CACHED_FACES)(source.face)
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.ids)
+
+    @property
+    def size_px(self) -> int:
+        """Edge of the square pictures."""
+        return self.source.size()[0]
+
+    def order(self, item: int, seed: int) -> Order:
+        """Ask for a face.
+
+        Args:
+            item: its number.
+            seed: of the run; each face has noise of its own.
+
+        Returns:
+            The order.
+        """
+        face = self._face(item)
+        caption = face.captions[min(self.caption_index, len(face.captions) - 1)]
+        # A million seeds apart, the runs of two seeds share no noise.
+        return Order(self.ids[item], caption, self.modality, seed * 1_000_000 + item, face)
+
+    def made_by(self) -> dict[str, Any]:
+        """What decides pictures and prompts, in plain values."""
+        return {
+            **self.source.made_by(),
+            "caption_index": self.caption_index,
+            "modality": self.modality.name.lower(),
+            "num_faces": len(self),
+        }
+
+    @property
+    def protocol(self) -> str:
+        """Which pictures, at what size: what two numbers must share to be compared."""
+        made_by = self.source.made_by()
+        digest = hashlib.sha256(as_json(made_by).encode()).hexdigest()[:8]
+        return f"ref={made_by['kind'].replace(' ', '-')}-{self.size_px}px-{digest}"

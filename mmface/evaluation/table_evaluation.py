@@ -1,0 +1,270 @@
+"""A table of the paper from one command: generate, features, score, table.
+
+Every stage takes up what it finds. What a method lacks is said in its cells, not left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from mmface.data.pictures import PictureSource
+from mmface.evaluation.backbones import Skipped
+from mmface.evaluation.controls import RealPictures
+from mmface.evaluation.figures import class_iou_bars, examples_grid, guidance_plot
+from mmface.evaluation.generation import Generation, Pictures
+from mmface.evaluation.methods import Method, PipelineMethod
+from mmface.evaluation.picture_measures import PictureMeasure
+from mmface.evaluation.references import References
+from mmface.evaluation.reports import check_table, controls_table, results_table, write_all
+from mmface.evaluation.scoring import SCORES_FILE, PictureRun, Scores, Scoring
+from mmface.evaluation.set_measures import SetMeasure
+from mmface.evaluation.tables import Measured
+from mmface.processes import Processes, computes_on_cpu
+
+STAGES = ("generate", "features", "score", "table")
+GUIDANCE_COLUMNS = ("fid", "accuracy", "mean_iou", "edges", "clip", "lpips")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What methods share.
+
+    Attributes:
+        source: the faces.
+        picture_measures: metrics of each picture, by name.
+        set_measures: metrics of the sets, by name.
+        caption_index: which caption is the prompt.
+        num_faces: how many faces; None takes all.
+        notes: lines for below every table; a watermark comes first.
+    """
+
+    source: PictureSource
+    picture_measures: Mapping[str, PictureMeasure]
+    set_measures: Mapping[str, SetMeasure]
+    caption_index: int = 0
+    num_faces: int | None = None
+    notes: Sequence[str] = ()
+
+
+def folder_name(name: str) -> str:
+    """A method's name as a folder's: letters, digits, dots and dashes."""
+    kept = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
+    return "_".join(part for part in kept.split("_") if part)
+
+
+@dataclass(frozen=True)
+class TableEvaluation:
+    """Measures methods under one protocol, and sets them beside a table of the paper.
+
+    Attributes:
+        table: `1`, `2`, `3` or `vae`.
+        modality: what the table's faces are made from, `mask` or `sketch`.
+        protocol: what methods share.
+        methods: the rows, by any key.
+        controls: the rows of the other table, by any key.
+        output_dir: where everything goes.
+        stages: those to run, of `STAGES`.
+        seeds: of the generation; with several, set metrics get a spread.
+        guidance_scales: scales to sample each pipeline with besides, as rows of their own.
+        batch_size: pictures made or read at once.
+        num_examples: rows of the grid of examples.
+    """
+
+    table: str | int
+    modality: str
+    protocol: Protocol
+    methods: Mapping[str, Method]
+    output_dir: str | Path
+    controls: Mapping[str, Method] = field(default_factory=dict)
+    stages: Sequence[str] = STAGES
+    seeds: Sequence[int] = (0,)
+    guidance_scales: Sequence[float] = ()
+    batch_size: int = 16
+    num_examples: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: for an unknown table or stage, no method, or two of one name.
+        """
+        check_table(str(self.table))
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown or not self.stages or not self.seeds:
+            raise ValueError(f"stages are {', '.join(STAGES)}, not {list(self.stages)}")
+        names = [each.name for each in self._rows]
+        folders = {folder_name(name) for name in names}
+        if not self.methods or len(folders) < len(names):
+            raise ValueError(f"methods need names of their own, got {names}; set name=NAME")
+
+    @property
+    def _rows(self) -> list[Method]:
+        return [*self.methods.values(), *self._scaled, *self.controls.values(), self._real]
+
+    @cached_property
+    def _real(self) -> RealPictures:
+        return RealPictures()
+
+    @cached_property
+    def _scaled(self) -> list[Method]:
+        pipelines = [m for m in self.methods.values() if isinstance(m, PipelineMethod)]
+        return [m.with_guidance(scale) for m in pipelines for scale in self.guidance_scales]
+
+    @cached_property
+    def references(self) -> References:
+        """The faces."""
+        one = self.protocol
+        return References(one.source, self.modality, one.caption_index, one.num_faces)
+
+    @cached_property
+    def processes(self) -> Processes:
+        """The processes that share the work."""
+        # A process that is ready waits for the others longer than torch's ten minutes.
+        waiting = InitProcessGroupKwargs(timeout=timedelta(days=7))
+        return Processes(Accelerator(cpu=computes_on_cpu(), kwargs_handlers=[waiting]))
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        protocol = self.protocol
+        return Scoring(
+            self.references,
+            protocol.picture_measures,
+            protocol.set_measures,
+            self.processes,
+            self.batch_size,
+        )
+
+    def run(self) -> Path:
+        """Run the stages; all processes call this.
+
+        Returns:
+            The folder of the results.
+        """
+        available = [method for method in self._rows if method.unavailable() is None]
+        if "generate" in self.stages:
+            for method in available:
+                for generation in self._generations(method):
+                    generation.run(self.processes)
+        if "features" in self.stages:
+            for method in available:
+                for run in self._runs(method):
+                    self._scoring.read_features(run, method.name)
+        if "score" in self.stages:
+            self._score(available)
+        if "table" in self.stages:
+            self.processes.on_main(self._report)
+        return Path(self.output_dir)
+
+    def report(self) -> str:
+        """Run the stages, and say what came out; empty on all processes but the main one."""
+        folder = self.run()
+        if not self.processes.accelerator.is_main_process:
+            return ""
+        if "table" not in self.stages:
+            return f"result: {folder}"
+        shown = [(folder / f"{name}.txt").read_text("utf-8") for name in ("table", "controls")]
+        return "\n".join([*shown, f"result: {folder}"])
+
+    def _folder(self, method: Method) -> Path:
+        return Path(self.output_dir) / folder_name(method.name)
+
+    def _generations(self, method: Method) -> list[Generation]:
+        # Only a pipeline's pictures differ from seed to seed.
+        seeds = self.seeds if isinstance(method, PipelineMethod) else self.seeds[:1]
+        folder = self._folder(method)
+        return [
+            Generation(method, self.references, folder / f"seed_{seed}", seed, self.batch_size)
+            for seed in seeds
+        ]
+
+    def _runs(self, method: Method) -> list[PictureRun]:
+        runs = []
+        for generation in self._generations(method):
+            pictures = generation.pictures()
+            if pictures is None:
+                raise ValueError(
+                    f"{generation.folder} does not hold all pictures of {method.name}; add "
+                    "generate to the stages"
+                )
+            runs.append(PictureRun(generation.seed, generation.folder, pictures))
+        return runs
+
+    def _score(self, available: Sequence[Method]) -> None:
+        (real,) = self._runs(self._real)
+        for method in available:
+            scores = self._scoring.score(self._runs(method), real, method.name)
+            if method is self._real:
+                scores.remarks += self._scoring.floors(real)
+            path = self._folder(method) / SCORES_FILE
+            self.processes.on_main(lambda scores=scores, path=path: scores.write(path))
+
+    def _scores(self, methods: Sequence[Method]) -> dict[str, Scores | Skipped]:
+        found: dict[str, Scores | Skipped] = {}
+        for method in methods:
+            path = self._folder(method) / SCORES_FILE
+            why = method.unavailable()
+            if why is None and not path.is_file():
+                why = Skipped(f"not scored: there is no {path}", "add score to the stages")
+            found[method.name] = why or Scores.read(path)
+        return found
+
+    def _report(self) -> None:
+        folder = Path(self.output_dir)
+        methods = [*self.methods.values(), *self._scaled]
+        scores = self._scores(methods)
+        controls = self._scores([self._real, *self.controls.values()])
+        real = controls[self._real.name]
+        floors = real.remarks if isinstance(real, Scores) else []
+        remarks = [method.remark for method in methods if method.remark]
+        notes = [*self.protocol.notes, *floors, *remarks]
+        write_all(results_table(str(self.table), scores, notes), folder / "table")
+        write_all(controls_table(controls, notes), folder / "controls")
+        self._draw(folder, scores, controls)
+
+    def _draw(
+        self,
+        folder: Path,
+        scores: Mapping[str, Scores | Skipped],
+        controls: Mapping[str, Scores | Skipped],
+    ) -> None:
+        pictures = self._first_pictures()
+        if pictures:
+            grid = examples_grid(self.references, pictures, self.num_examples)
+            grid.save(folder / "examples.png")
+        both = {**scores, **controls}
+        bars = {n: s.class_iou for n, s in both.items() if isinstance(s, Scores) and s.class_iou}
+        if bars:
+            class_iou_bars(bars).save(folder / "class_iou.png")
+        curves = self._curves(scores)
+        if curves:
+            guidance_plot(curves).save(folder / "guidance.png")
+
+    def _first_pictures(self) -> dict[str, Pictures]:
+        found = {}
+        for method in [*self.methods.values(), *self._scaled]:
+            if method.unavailable() is None:
+                pictures = self._generations(method)[0].pictures()
+                if pictures is not None:
+                    found[method.name] = pictures
+        return found
+
+    def _curves(
+        self, scores: Mapping[str, Scores | Skipped]
+    ) -> dict[str, dict[str, list[tuple[float, float]]]]:
+        curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for method in self.methods.values():
+            if not isinstance(method, PipelineMethod) or len(self.guidance_scales) < 2:
+                continue
+            for scale in self.guidance_scales:
+                found = scores[method.with_guidance(scale).name]
+                cells = found.cells if isinstance(found, Scores) else {}
+                for column in GUIDANCE_COLUMNS:
+                    cell = cells.get(column)
+                    if isinstance(cell, Measured):
+                        points = curves.setdefault(column, {}).setdefault(method.name, [])
+                        points.append((scale, cell.value))
+        return curves

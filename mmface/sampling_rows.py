@@ -1,0 +1,195 @@
+"""Requests with their files read, sampled as one batch, and the recipes of what came out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from mmface.annotation.rewriting import cap_to_tokens
+from mmface.conditions import Modality
+from mmface.guidance import ConditionControl, Guidance
+from mmface.inputs import check_whole
+from mmface.model_loading import OpenedModel
+from mmface.pipeline import MMFacePipeline
+from mmface.sampling_conditions import Conditions, Locate, load_conditions, say
+from mmface.sampling_recipe import MAX_PICTURES, SamplingRecipe, current_versions, file_sha256
+from mmface.sampling_settings import WHOLE, Settings
+
+STEPS = 50
+MAX_SIDE_PX = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A request that is ready to be sampled.
+
+    Attributes:
+        settings: What was asked for, with the model's defaults filled in.
+        conditions: Its files, read.
+        prompt: What of its prompt is heard.
+        negative: What of its negative prompt is heard.
+    """
+
+    settings: Settings
+    conditions: Conditions
+    prompt: str
+    negative: str
+
+
+def seeds_from(seed: int, num: int) -> tuple[int, ...]:
+    """Give so many seeds that follow each other; ValueError if there are none or too many."""
+    check_whole("The number of pictures", num, 1, MAX_PICTURES)
+    check_whole("seed", seed, 0, 2**63 - num)
+    return tuple(range(seed, seed + num))
+
+
+def ready_row(
+    settings: Settings, pipeline: MMFacePipeline, locate: Locate, steps: int = STEPS
+) -> Row:
+    """Fill in what a request leaves open, read its files, and check all that can be checked.
+
+    Args:
+        settings: What was asked for.
+        pipeline: What will sample.
+        locate: Where the files lie.
+        steps: Sampling steps where the request says none.
+
+    Returns:
+        The row.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a file or a number does not fit.
+    """
+    side, scale = pipeline.config.image_size, pipeline.config.guidance_scale
+    filled = replace(
+        settings,
+        steps=steps if settings.steps is None else settings.steps,
+        guidance=scale if settings.guidance is None else settings.guidance,
+        height=side if settings.height is None else settings.height,
+        width=side if settings.width is None else settings.width,
+    )
+    for name in ("height", "width"):
+        check_whole(name, getattr(filled, name), 1, MAX_SIDE_PX)
+    _guidance(filled)
+    _control(filled, None)
+    size = (filled.height or side, filled.width or side)
+    conditions = load_conditions(filled, size, locate)
+    heard = [_heard(text or "", pipeline) for text in (filled.prompt, filled.negative)]
+    return Row(filled, conditions, *heard)
+
+
+def sample_rows(
+    pipeline: MMFacePipeline,
+    rows: Sequence[Row],
+    seeds: Sequence[Sequence[int]],
+    max_batch: int | None = None,
+) -> list[list[Image.Image]]:
+    """Sample rows that share their settings, all in one batch.
+
+    Args:
+        pipeline: What samples.
+        rows: Rows whose settings are equal in `Settings.shared`.
+        seeds: Each row's seeds, of one number.
+        max_batch: The most predictions that are computed at once; None for no limit.
+
+    Returns:
+        The faces of each row, one a seed.
+
+    Raises:
+        ValueError: If a setting does not fit the model, or the memory is not enough.
+    """
+    first, conditions = rows[0].settings, [row.conditions for row in rows]
+    kinds = {Modality.MASK: "labels", Modality.SKETCH: "sketch"}
+    controls = {
+        kind: _control(first, rows[0].conditions)
+        if any(getattr(each, name) is not None for each in conditions)
+        else None
+        for kind, name in kinds.items()
+    }
+    try:
+        output = pipeline(
+            [row.prompt for row in rows],
+            mask=[each.labels for each in conditions],
+            sketch=[each.sketch for each in conditions],
+            negative_prompt=[row.negative for row in rows],
+            num_inference_steps=STEPS if first.steps is None else first.steps,
+            num_images_per_prompt=len(seeds[0]),
+            height=first.height,
+            width=first.width,
+            seed=[seed for own in seeds for seed in own],
+            guidance=_guidance(first),
+            mask_control=controls[Modality.MASK],
+            sketch_control=controls[Modality.SKETCH],
+            image=None if first.image is None else [each.image for each in conditions],
+            strength=first.strength,
+            region=None if first.region is None else [each.region for each in conditions],
+            solver=first.solver,
+            max_batch=max_batch,
+        )
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            "The GPU's memory is not enough: lower --max-batch, or use --dtype bfloat16, "
+            "--vae-tiling or --offload."
+        ) from None
+    faces, each = list(output.images), len(seeds[0])
+    return [faces[place * each : (place + 1) * each] for place in range(len(rows))]
+
+
+def recipe_of(model: OpenedModel, rows: Sequence[Row], seeds: Sequence[int]) -> SamplingRecipe:
+    """Write down what the faces of rows are made from.
+
+    Args:
+        model: What sampled.
+        rows: The rows.
+        seeds: The seeds that each of them has.
+
+    Returns:
+        The recipe of all of them as a grid; `of_picture` gives that of one.
+    """
+    files: dict[str, str] = {}
+    for row in rows:
+        files |= row.conditions.sha256
+    if (lora := model.choice.lora) is not None:
+        files[lora] = file_sha256(lora)
+    asked = tuple(row.settings for row in rows)
+    return SamplingRecipe(
+        model.choice, model.weights, asked, tuple(seeds), None, files, current_versions()
+    )
+
+
+def _guidance(settings: Settings) -> Guidance:
+    start, end = settings.guidance_interval
+    return Guidance(
+        scale=settings.guidance,
+        condition_scale=settings.condition_guidance,
+        start=start,
+        end=end,
+        rescale=settings.guidance_rescale,
+    )
+
+
+def _control(settings: Settings, conditions: Conditions | None) -> ConditionControl | None:
+    """Give how conditions bind; None if that is as trained."""
+    region = None if conditions is None else conditions.condition_region
+    asked = (settings.condition_strength, tuple(settings.condition_window), region)
+    if asked == (1.0, WHOLE, None):
+        return None
+    start, end = settings.condition_window
+    return ConditionControl(settings.condition_strength, start, end, region)
+
+
+def _heard(prompt: str, pipeline: MMFacePipeline) -> str:
+    """Cut a prompt that is too long at the end of a clause, and say what was cut."""
+    if not pipeline.text.truncated(prompt):
+        return prompt
+    limit = pipeline.text.max_length
+    words = " ".join(prompt.split())
+    try:
+        kept = cap_to_tokens(words, pipeline.tokenizer, limit).removesuffix(".")
+    except ValueError:  # one endless word, which is cut in its middle
+        kept = words.removesuffix(pipeline.text.truncated(words))
+    cut = words.removeprefix(kept).lstrip(" ,;:.!?-")
+    say(f"a prompt is longer than the {limit} tokens that are read; this was cut: {cut!r}")
+    return kept

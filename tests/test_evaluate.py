@@ -1,0 +1,403 @@
+"""Tables from generated pictures: stages, folders, controls, processes, and what is missing."""
+
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_text_model, build_tokenizer, build_vae
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    UNet2DConditionModel,
+)
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from PIL import Image
+from training_runs import FORK, in_two_processes
+from transformers import CLIPConfig, CLIPModel
+
+from mmface.evaluation.backbones import ClipBackbone, InceptionBackbone, Skipped
+from mmface.evaluation.clip_states import ClipStatesBackbone
+from mmface.evaluation.controlnet import ScribbleControlNet, SegmentationControlNet
+from mmface.evaluation.controls import OtherFaces, ShuffledPrompts, VaeReconstruction
+from mmface.evaluation.feature_cache import BackboneSource
+from mmface.evaluation.figures import guidance_plot
+from mmface.evaluation.methods import FolderMethod, PipelineMethod
+from mmface.evaluation.picture_measures import (
+    CaptionFidelity,
+    EdgeFidelity,
+    MaskFidelity,
+    MultiScaleStructure,
+    Structure,
+)
+from mmface.evaluation.published import TABLES
+from mmface.evaluation.references import HeldOutPictures, References
+from mmface.evaluation.reports import results_table
+from mmface.evaluation.scoring import Scores
+from mmface.evaluation.set_measures import Frechet, Kernel, Neighbourhoods
+from mmface.evaluation.table_evaluation import Protocol, TableEvaluation, folder_name
+from mmface.evaluation.table_formats import as_plain
+from mmface.evaluation.tables import Measured
+
+ROOT = Path(__file__).parent.parent
+ASSETS = ROOT / "mmface/assets"
+NUM_FACES = 5  # odd, in parts of two: no number of processes divides it
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Let every run find out anew how many processes there are."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tiny_clip(kind=ClipBackbone):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer()
+        vision = {"image_size": 32, "patch_size": 16}
+        sizes = {"hidden_size": TEXT_DIM, "intermediate_size": 16, "num_hidden_layers": 1}
+        sizes |= {"num_attention_heads": 2}
+        text = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
+        text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+        config = CLIPConfig(
+            text_config=sizes | text, vision_config=sizes | vision, projection_dim=8
+        )
+        return kind(CLIPModel(config), tokenizer, "untrained:clip")
+
+
+def protocol(num_faces=NUM_FACES, size_px=IMAGE_SIZE, parser=True):
+    measures = {"ssim": Structure(), "ms_ssim": MultiScaleStructure(), "edges": EdgeFidelity()}
+    measures["clip"] = CaptionFidelity(BackboneSource(tiny_clip, "build it"))
+    if parser:
+        measures["masks"] = MaskFidelity(ASSETS / "tiny-parser")
+    states = BackboneSource(partial(tiny_clip, ClipStatesBackbone), "build it")
+    absent = BackboneSource(partial(InceptionBackbone.from_file, "absent.pth"), "download it")
+    sets = {
+        "fid": Frechet(states, "clip"),
+        "kid": Kernel(states, "clip"),
+        "neighbourhoods": Neighbourhoods(states, "clip"),
+        "clean_fid": Frechet(absent, "inception", "clean_fid"),
+    }
+    return Protocol(HeldOutPictures(num_faces, size_px), measures, sets, notes=["TINY"])
+
+
+def evaluation(folder, methods, modality="mask", **changes):
+    settings = {"table": 1 if modality == "mask" else 2, "batch_size": 2, "num_examples": 2}
+    settings |= {"protocol": changes.pop("protocol", None) or protocol()}
+    return TableEvaluation(
+        modality=modality,
+        methods={str(i): method for i, method in enumerate(methods)},
+        output_dir=folder,
+        **settings | changes,
+    )
+
+
+def sampled(folder, name="MMFace-DiT (F)", **settings):
+    return PipelineMethod(name, folder, **{"num_inference_steps": 1} | settings)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def cells(folder, name):
+    return Scores.read(folder / folder_name(name) / "scores.json").cells
+
+
+def whole_run(folder, pipeline):
+    missing = sampled("no/such", "MMFace-DiT (D)", how="python scripts/train.py")
+    evaluation(folder, [sampled(pipeline), missing], controls={"others": OtherFaces()}).run()
+
+
+@pytest.fixture(scope="module")
+def done(tiny_pipeline_folder, tmp_path_factory):
+    """One whole run in one process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("evaluation") / "done"
+    whole_run(folder, tiny_pipeline_folder)
+    return folder
+
+
+def test_two_processes_leave_the_bytes_of_one(done, tiny_pipeline_folder, tmp_path):
+    def work():
+        whole_run(tmp_path / "two", tiny_pipeline_folder)
+        assert PartialState().num_processes == 2
+
+    in_two_processes(work)
+    assert contents(tmp_path / "two") == contents(done)
+
+
+def killed_run(folder, pipeline, after):
+    """A whole run that dies in the middle of writing its `after`-th file."""
+    from mmface.evaluation import parted_work
+
+    written = 0
+    replace = Path.replace
+
+    def dying(self, target):
+        nonlocal written
+        written += 1
+        if written == after:
+            os._exit(9)
+        return replace(self, target)
+
+    parted_work.Path.replace = dying
+    whole_run(folder, pipeline)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(done, tiny_pipeline_folder, tmp_path):
+    folder = tmp_path / "killed"
+    for after in (3, 50):  # among the pictures, and among the scores
+        process = FORK.Process(target=killed_run, args=(folder, tiny_pipeline_folder, after))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 9
+    assert list(folder.rglob("scores/*/part-*"))
+    assert not list(folder.rglob("scores.json"))
+    whole_run(folder, tiny_pipeline_folder)
+    left = {k: v for k, v in contents(folder).items() if not Path(k).name.startswith(".")}
+    assert left == contents(done)
+
+
+def test_a_table_says_what_is_measured_missing_and_skipped(done):
+    table = json.loads((done / "table.json").read_text())
+    rows = {row["method"]: row["cells"] for row in table["rows"]}
+    flow = rows["MMFace-DiT (F)"]
+    assert flow["fid"]["published"] == 16.63
+    assert flow["fid"]["measured"]["pictures"] == NUM_FACES
+    accuracy = flow["accuracy"]["measured"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert flow["clip_distance"]["measured"]["value"] == pytest.approx(
+        1 - flow["clip"]["measured"]["value"] / 100
+    )
+    assert "176 px" in flow["ms_ssim"]["skipped"]["reason"]
+    assert flow["clean_fid"]["skipped"]["remedy"] == "download it"
+    assert rows["MMFace-DiT (D)"]["fid"]["skipped"]["remedy"] == "python scripts/train.py"
+    assert rows["CD"]["fid"] == {"published": 49.0, "measured": None}
+    footer = "\n".join(table["footer"])
+    assert "UNTRAINED" in footer
+    assert f"{NUM_FACES} of {NUM_FACES} captions are longer than {MAX_TOKENS} tokens" in footer
+    assert "FID between two halves of the real pictures" in footer
+    assert {"table.txt", "table.md", "table.tex", "table.csv", "controls.txt"} <= contents(
+        done
+    ).keys()
+    assert Image.open(done / "examples.png").width > 4 * 224
+    assert Image.open(done / "class_iou.png").size[1] > 300
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"table {table.number}")
+def test_published_numbers_stand_in_their_table_as_printed(table):
+    lines = as_plain(results_table(str(table.number), {}, [])).splitlines()
+    for row in table.rows:
+        (line,) = [line for line in lines if line.startswith(f"{row.method} ")]
+        printed = line.removeprefix(row.method).split()[::3]
+        assert printed == [str(row.values[metric]) for metric in table.metrics]
+
+
+def test_stages_take_up_what_is_there(done, tiny_pipeline_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("part-*")}
+    removed = folder / "MMFace-DiT_F/seed_0/scores/masks/part-000001.jsonl"
+    removed.unlink()
+    methods = [sampled(tiny_pipeline_folder)]
+    controls = {"others": OtherFaces()}
+    evaluation(folder, methods, controls=controls, stages=["score", "table"]).run()
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("part-*")}
+    assert [path for path in after if after[path] != before[path]] == [removed]
+    scored = folder / "MMFace-DiT_F/scores.json"
+    scored.unlink()
+    evaluation(folder, methods, stages=["table"]).run()
+    assert "not scored" in (folder / "table.txt").read_text()
+    with pytest.raises(ValueError, match="num_inference_steps: 1 -> 2"):
+        evaluation(folder, [sampled(tiny_pipeline_folder, num_inference_steps=2)]).run()
+    with pytest.raises(ValueError, match="add generate"):
+        evaluation(tmp_path / "new", methods, stages=["score"]).run()
+    with pytest.raises(ValueError, match="stages are"):
+        evaluation(folder, methods, stages=["scores"])
+
+
+def test_a_folder_of_pictures_scores_as_the_method_that_made_them(done, tmp_path):
+    images = done / "MMFace-DiT_F/seed_0/images/rendered"
+    named = FolderMethod("CD", images)
+    listed = FolderMethod("UaC", done / "MMFace-DiT_F/seed_0")
+    evaluation(tmp_path, [named, listed]).run()
+    assert cells(tmp_path, "CD") == cells(tmp_path, "UaC") == cells(done, "MMFace-DiT (F)")
+
+
+def test_missing_pictures_are_listed_and_refused(done, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(done / "MMFace-DiT_F/seed_0/images/rendered", folder)
+    (folder / "1000003.png").rename(folder / "other.png")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"1 of 5 ids: rendered/1000003\. Files of no id: other\."):
+        evaluation(out, [FolderMethod("CD", folder)]).run()
+    evaluation(out, [FolderMethod("CD", folder, allow_missing=True)]).run()
+    scores = cells(out, "CD")
+    assert scores["ssim"].pictures == 4
+    assert isinstance(scores["fid"], Skipped)
+    assert "1 of 5 pictures of CD are missing" in scores["fid"].reason
+    results = folder / "results.jsonl"
+    results.write_text('{"id": "a", "image": "a.png"}\n{"id": "a", "image": "b.png"}\n')
+    with pytest.raises(ValueError, match=r"results\.jsonl:2 has a second picture of 'a'"):
+        FolderMethod("CD", folder).pictures(["a"])
+
+
+def test_controls_stand_in_their_order(tmp_path):
+    reconstruction = VaeReconstruction(ASSETS / "tiny-flow", "vae")
+    controls = {"reconstruction": reconstruction, "others": OtherFaces()}
+    absent = FolderMethod("CD", None)
+    evaluation(tmp_path, [absent], protocol=protocol(4, 128), controls=controls).run()
+    names = ("Real pictures", "VAE reconstruction", "Real pictures of other faces")
+    for column in ("accuracy", "mean_iou", "ssim"):
+        values = [cells(tmp_path, name)[column].value for name in names]
+        assert values[0] > values[1] > values[2] + 5 * (column != "ssim"), column
+    assert cells(tmp_path, names[0])["fid"].value < cells(tmp_path, names[1])["fid"].value
+    assert "Real pictures of other faces" in (tmp_path / "controls.md").read_text()
+
+
+def test_seeds_and_scales_of_guidance_are_rows_and_spreads(tiny_pipeline_folder, tmp_path):
+    method = sampled(tiny_pipeline_folder, "tiny")
+    settings = {
+        "seeds": [0, 1],
+        "guidance_scales": [1.0, 2.0],
+        "protocol": protocol(3, parser=False),
+    }
+    evaluation(tmp_path, [method], "sketch", **settings).run()
+    fid, edges = (cells(tmp_path, "tiny")[name] for name in ("fid", "edges"))
+    assert fid.seeds == 2
+    assert fid.spread > 0
+    assert edges.pictures == 3
+    assert "accuracy" not in cells(tmp_path, "tiny")
+    assert "tiny, guidance 2" in (tmp_path / "table.txt").read_text()
+    assert Image.open(tmp_path / "guidance.png").width > 500
+    first, second = (
+        np.asarray(Image.open(tmp_path / f"tiny/seed_{seed}/images/rendered/1000000.png"))
+        for seed in (0, 1)
+    )
+    assert (first != second).any()
+
+
+def test_shuffled_prompts_ask_for_the_next_face(tiny_pipeline_folder):
+    references = References(HeldOutPictures(3, IMAGE_SIZE), "mask")
+    method = ShuffledPrompts("shuffled", tiny_pipeline_folder)
+    asked = [method.order(references, item, seed=0) for item in range(3)]
+    own = [references.order(item, seed=0) for item in range(3)]
+    assert [a.prompt for a in asked] == [own[i].prompt for i in (1, 2, 0)]
+    assert all(np.array_equal(a.labels, o.labels) for a, o in zip(asked, own, strict=True))
+    with pytest.raises(ValueError, match="2 to 3"):
+        References(HeldOutPictures(3, IMAGE_SIZE), "mask", num_faces=4)
+
+
+@pytest.fixture(scope="module")
+def controlnet_folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("controlnet")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=4,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            norm_num_groups=2,
+            attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=TEXT_DIM,
+        )
+        controlnet = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=(4, 4, 8, 8)
+        )
+        for parameter in controlnet.parameters():  # the zero convolutions too
+            torch.nn.init.normal_(parameter, std=0.2)
+        tokenizer = build_tokenizer()
+        StableDiffusionControlNetPipeline(
+            vae=build_vae(4),
+            text_encoder=build_text_model(tokenizer),
+            tokenizer=tokenizer,
+            unet=unet,
+            controlnet=controlnet,
+            scheduler=DDIMScheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+        ).save_pretrained(folder / "base")
+        controlnet.save_pretrained(folder / "controlnet")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [SegmentationControlNet, ScribbleControlNet])
+def test_controlnet_samples_by_seed(controlnet_folders, kind):
+    modality = "mask" if kind is SegmentationControlNet else "sketch"
+    references = References(HeldOutPictures(3, IMAGE_SIZE), modality)
+    folders = (controlnet_folders / "controlnet", controlnet_folders / "base")
+    method = kind("ControlNet", *folders, num_inference_steps=1, size_px=IMAGE_SIZE)
+    assert method.unavailable() is None
+    orders = [references.order(item, seed=0) for item in range(3)]
+    pictures = method.generate(orders, torch.device("cpu"))
+    assert len(pictures) == 3
+    again = kind("ControlNet", *folders, num_inference_steps=1, size_px=IMAGE_SIZE)
+    for one, other in zip(pictures, again.generate(orders, torch.device("cpu")), strict=True):
+        np.testing.assert_array_equal(one, other)
+    condition = np.asarray(method.condition_picture(orders[0]))
+    if kind is ScribbleControlNet:  # white lines on black
+        np.testing.assert_array_equal(condition[..., 0], 255 - orders[0].face.sketch)
+        assert np.median(condition) < 128 < condition.max()
+    else:
+        np.testing.assert_array_equal(condition, orders[0].face.mask)
+    absent = kind("ControlNet", "no/such/controlnet", "no/such/base").unavailable()
+    assert isinstance(absent, Skipped)
+    assert "hf download" in absent.remedy
+
+
+METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("table", [1, 2])
+@pytest.mark.parametrize("protocol_name", ["tiny", "paper", "paper_judged"])
+def test_every_protocol_and_method_composes(protocol_name, table):
+    left_out = {1: "released", 2: "ours"}[table]  # two that fill the same row
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose(
+            "evaluate",
+            [
+                f"protocol={protocol_name}",
+                f"table={table}",
+                f"method=[{','.join(name for name in METHODS if name != left_out)}]",
+                *([] if protocol_name == "tiny" else ["manifest=faces.jsonl"]),
+            ],
+            return_hydra_config=True,
+        )
+        HydraConfig.instance().set_config(config)
+        job = instantiate(config.job, _convert_="all")
+    assert job.modality == {1: "mask", 2: "sketch"}[table]
+    names = {method.name for method in job.methods.values()}
+    assert {"TediGAN", "UaC", "CD", "DDGI", "MM2Latent", "ControlNet"} <= names
+    assert {row.method for row in TABLES[2].rows} <= names
+    assert ("judge" in job.protocol.picture_measures) == (protocol_name == "paper_judged")
+
+
+def test_a_plot_needs_a_curve():
+    curves = {"fid": {"a": [(1.0, 3.0), (2.0, 2.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
+    assert (np.asarray(guidance_plot(curves)) == (31, 119, 180)).all(-1).sum() > 100
+    with pytest.raises(ValueError, match="guidance_scales"):
+        guidance_plot({})
+
+
+def test_scores_are_read_as_they_were_written(tmp_path):
+    measured = Measured(1.5, 4, "p", 1.0, 2.0)
+    scores = Scores({"fid": measured, "kid": Skipped("a", "b")}, ["note"], {"hair": None})
+    scores.write(tmp_path / "scores.json")
+    assert Scores.read(tmp_path / "scores.json") == scores

@@ -1,0 +1,136 @@
+"""LoRA: a zero one is the identity, a real one adds scale * alpha / r * B A, and it goes again."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_transformer
+from PIL import Image
+from safetensors.torch import save_file
+from script_runs import load_script
+
+from mmface.lora import load_lora, read_lora, unload_lora
+
+pytest.importorskip("peft", reason="needs the extra lora")
+LAYERS = ("blocks.0.image.qkv", "blocks.1.text.mlp.2", "text_embedder")
+
+
+def write_lora(path, model, layers=LAYERS, rank=2, zero=False, prefix="transformer.", **metadata):
+    generator, modules, state = torch.Generator().manual_seed(3), dict(model.named_modules()), {}
+    for name in layers:
+        up = torch.randn(modules[name].out_features, rank, generator=generator)
+        state[f"{prefix}{name}.lora_B.weight"] = up * 0 if zero else up
+        down = torch.randn(rank, modules[name].in_features, generator=generator)
+        state[f"{prefix}{name}.lora_A.weight"] = down
+    save_file(state, path, metadata)
+    return path
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 2, 16, 4, 4, generator=generator)
+    text = torch.randn(2, 5, 12, generator=generator)
+    return *latents, torch.tensor([3.0, 700.0]), text, text[:, 0], torch.tensor([0, 1])
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_transformer()
+
+
+@torch.no_grad()
+def test_zero_is_the_identity_and_unloading_restores_the_bits(model, tmp_path):
+    plain, state = model(*inputs()), {k: v.clone() for k, v in model.state_dict().items()}
+    assert load_lora(model, write_lora(tmp_path / "zero", model, zero=True)) == 3
+    assert torch.equal(model(*inputs()), plain)
+    with pytest.raises(ValueError, match="has a LoRA already"):
+        load_lora(model, tmp_path / "zero")
+    unload_lora(model)
+    load_lora(model, write_lora(tmp_path / "real", model))
+    assert (model(*inputs()) - plain).abs().max() > 0.01
+    unload_lora(model)
+    assert torch.equal(model(*inputs()), plain)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("scale", "alpha", "prefix"), [(1.0, None, ""), (0.5, 6.0, "transformer.")]
+)
+def test_it_adds_what_the_formula_says(model, tmp_path, scale, alpha, prefix):
+    config = {} if alpha is None else {"transformer.lora_alpha": alpha, "transformer.r": 2}
+    metadata = {"lora_adapter_metadata": json.dumps(config)} if config else {}
+    path = write_lora(tmp_path / "lora", model, prefix=prefix, **metadata)
+    pairs = read_lora(path)
+    load_lora(model, path, scale)
+    found = model(*inputs())
+    unload_lora(model)
+    for name, pair in pairs.items():
+        assert pair.alpha == (2 if alpha is None else alpha)
+        weight = model.get_submodule(name).weight
+        weight += scale * pair.alpha / 2 * pair.up @ pair.down
+    torch.testing.assert_close(found, model(*inputs()))
+
+
+def test_misfits_are_named(model, tmp_path):
+    path = tmp_path / "lora"
+    pair = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
+    nan = pair | {"a.lora_A.weight": torch.full((2, 3), torch.nan)}
+    layer = "blocks.0.image.qkv"
+    wide = {f"{layer}.lora_A.weight": torch.ones(2, 3), f"{layer}.lora_B.weight": torch.ones(3, 2)}
+    conv = {name.replace(layer, "patch_embedder"): tensor for name, tensor in wide.items()}
+    for state, metadata, message in (
+        (pair, {}, "layer 'a', which is no linear layer"),
+        (conv, {}, "'patch_embedder', which is no linear layer"),
+        (wide, {}, r"is \[3, 3\] for 'blocks.0.image.qkv', which is \[48, 16\]"),
+        (nan, {}, "not finite"),
+        ({"a.lora_A.weight": torch.ones(2, 3)}, {}, "no matching pair for 'a'"),
+        (pair | {"a.lora_B.weight": torch.ones(3, 4)}, {}, "no matching pair"),
+        ({"a.weight": torch.ones(2)}, {}, "not lora_A or lora_B"),
+        ({}, {}, "is empty"),
+        (pair, {"lora_adapter_metadata": "{"}, "config that cannot be read"),
+        (pair, {"lora_adapter_metadata": '{"lora_alpha": 2, "use_dora": true}'}, "not plain LoRA"),
+    ):
+        save_file(state, path, metadata or None)
+        with pytest.raises(ValueError, match=message):
+            load_lora(model, path)
+        assert not hasattr(model, "peft_config")
+    with pytest.raises(ValueError, match="must be finite"):
+        load_lora(model, path, float("nan"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_lora(model, "nowhere")
+
+
+def test_pickles_are_not_opened(model, tmp_path):
+    path = tmp_path / "lora.pt"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="can run code"):
+        load_lora(model, path)
+
+
+def test_the_command_line_adds_it(
+    tiny_pipeline, tiny_pipeline_folder, tmp_path, face_mask, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = load_script("sample")
+    Image.fromarray(face_mask).save("mask.png")
+    write_lora("a.safetensors", tiny_pipeline.transformer)
+    base = ["--pipeline", str(tiny_pipeline_folder), "--steps", "2", "--prompt", "a"]
+    base += ["--mask", "mask.png"]
+    pictures = []
+    for extra in (
+        [],
+        ["--lora", "a.safetensors"],
+        ["--lora", "a.safetensors", "--lora-scale", "0"],
+    ):
+        assert run([*base, *extra]) == 0
+        pictures.append(np.array(Image.open("faces.png")).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).mean() > 0.05
+    assert np.abs(pictures[0] - pictures[2]).max() <= 1
+    assert Path("faces.png").exists()

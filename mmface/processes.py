@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -83,6 +84,16 @@ class Processes:
         if outcome[1]:
             raise RuntimeError(f"the main process failed: {outcome[1]}")
         return outcome[0]
+
+    def part(self) -> None:
+        """Close the trackers and the group of processes; all of them call this.
+
+        torch's gloo group joins its threads when it is destroyed, which Python does while it holds
+        its lock; a thread that still waits for that lock, to let go of the last message, would
+        never end. A moment without the lock lets it through.
+        """
+        time.sleep(0.1)
+        self.accelerator.end_training()
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:

@@ -163,7 +163,7 @@ class Trainer:
                 self.processes.on_main(self._draw_losses)
                 return self.export() if self.finished else checkpoint
             finally:
-                self.accelerator.end_training()
+                self.processes.part()
 
     def _run_steps(self) -> None:
         recipe, cadence = self.recipe, self.cadence

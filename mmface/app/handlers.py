@@ -1,0 +1,355 @@
+"""What the page's buttons do. Mistakes become one sentence in the page, never a stack trace."""
+
+import functools
+import inspect
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmface.annotation.masks import PictureParser
+from mmface.app import painting, reporting
+from mmface.app.canvas import CANVAS_PX
+from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
+from mmface.conditions import Modality, load_mask, load_sketch
+from mmface.data.examples import read_examples
+from mmface.picture_files import flat_rgb
+
+REMEMBERED_RUNS = 8
+"""Runs of one visitor that can be compared."""
+
+_CANVAS = (CANVAS_PX, CANVAS_PX)
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn a failure into a sentence for the page; what nobody expected goes to the log."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except StoppedRunError:
+        raise gr.Error("The run was stopped.", print_exception=False) from None
+    except (ValueError, FileNotFoundError) as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except Exception as error:
+        _log.exception("A request of the page failed.")
+        raise gr.Error(
+            f"The server could not do this ({type(error).__name__}); its log says more.",
+            print_exception=False,
+        ) from None
+
+
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a handler so that its failures are sentences in the page."""
+    if inspect.isgeneratorfunction(inspect.unwrap(function)):
+
+        @functools.wraps(function)
+        def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _in_words():
+                yield from function(*args, **kwargs)
+
+        return stream
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _in_words():
+            return function(*args, **kwargs)
+
+    return call
+
+
+class Handlers:
+    """The page's handlers, around one model for all visitors."""
+
+    def __init__(self, maker: FaceMaker, parser: PictureParser) -> None:
+        """Take over what makes the faces.
+
+        Args:
+            maker: Makes them.
+            parser: Takes masks from photos.
+        """
+        self.maker, self.parser = maker, parser
+        self.examples = read_examples()
+        self._stops: dict[str, threading.Event] = {}
+
+    @told
+    def take_example(self, event: gr.SelectData) -> tuple[Any, ...]:
+        """Give mode, mask, sketch and prompt of the example that was clicked."""
+        example = self.examples[int(event.index)]
+        if example.modality == Modality.MASK:
+            labels = load_mask(example.path, _CANVAS).labels
+            return "mask", painting.mask_url(labels), gr.skip(), example.prompt
+        sketch = load_sketch(example.path, _CANVAS)
+        return "sketch", gr.skip(), painting.sketch_url(sketch), example.prompt
+
+    @told
+    def upload_mask(self, path: str) -> tuple[str, str]:
+        """Give an uploaded mask's canvas value, and as what it was read."""
+        found = painting.read_mask(path)
+        return painting.mask_url(found.labels), reporting.note_html(found.evidence)
+
+    @told
+    def upload_sketch(self, path: str) -> str:
+        """Give an uploaded sketch's canvas value."""
+        return painting.sketch_url(painting.read_sketch(path))
+
+    @told
+    def upload_photo(self, path: str, mode: str) -> tuple[Any, ...]:
+        """Give canvas values of the mask and sketch of a photo, and a note."""
+        labels, sketch = painting.from_photo(path, self.parser, mode)
+        source = self.parser.source
+        note = f"The mask was read off the photo by {source}." if labels is not None else ""
+        return (
+            gr.skip() if labels is None else painting.mask_url(labels),
+            gr.skip() if sketch is None else painting.sketch_url(sketch),
+            reporting.note_html(note),
+        )
+
+    @told
+    def show_classes(self, mask: str | None) -> str:
+        """Show the painted mask as the model sees it."""
+        if painting.from_data_url(mask) is None:
+            return ""
+        try:
+            size = (self.maker.size, self.maker.size)
+            return reporting.legend_html(painting.painted_labels(mask, size))
+        except ValueError:
+            return reporting.note_html("The mask is all background.")
+
+    @told
+    def upload_start(self, path: str) -> tuple[Image.Image, str]:
+        """Take an uploaded picture as start, at the model's size and as a backdrop to paint on."""
+        picture = Image.fromarray(flat_rgb(painting.open_upload(path), "white"))
+        size = (self.maker.size, self.maker.size)
+        return self._start(ImageOps.fit(picture, size, Image.Resampling.LANCZOS))
+
+    @told
+    def start_from_face(self, runs: list[FaceRun], place: int) -> tuple[Image.Image, str]:
+        """Take the chosen face of the newest run as start."""
+        if not runs:
+            raise ValueError("There is no face yet: generate one, or upload a picture.")
+        pictures = runs[-1].pictures
+        return self._start(Image.open(pictures[min(place, len(pictures) - 1)]).convert("RGB"))
+
+    def _start(self, picture: Image.Image) -> tuple[Image.Image, str]:
+        shown = picture.resize(_CANVAS, Image.Resampling.BICUBIC)
+        return picture, "backdrop:" + painting.to_data_url(shown)
+
+    def request(
+        self,
+        mode: str,
+        mask: str | None,
+        sketch: str | None,
+        values: dict[str, Any],
+        start: Image.Image | None,
+        region: str | None,
+    ) -> FaceRequest:
+        """Put together what the controls say.
+
+        Args:
+            mode: `mask`, `sketch` or `both`.
+            mask: The mask canvas's value.
+            sketch: The sketch canvas's value.
+            values: Fields of `FaceRequest` that are as they are.
+            start: The picture to start from, or None.
+            region: The region canvas's value.
+
+        Returns:
+            The request.
+
+        Raises:
+            ValueError: If a canvas is empty or a number out of range.
+        """
+        size = (self.maker.size, self.maker.size)
+        return FaceRequest(
+            labels=None if mode == "sketch" else painting.painted_labels(mask, size),
+            sketch=None if mode == "mask" else painting.painted_sketch(sketch, size),
+            image=start,
+            region=None if start is None else painting.painted_region(region),
+            **values,
+        )
+
+    @told
+    def generate(
+        self,
+        mode: str,
+        mask: str | None,
+        sketch: str | None,
+        prompt: str,
+        negative: str,
+        numbers: tuple[Any, ...],
+        start: tuple[Image.Image | None, float, str | None],
+        runs: list[FaceRun],
+        request: gr.Request,
+    ) -> Iterator[dict[str, Any]]:
+        """Run the model, and tell the page of each step.
+
+        Args:
+            mode: `mask`, `sketch` or `both`.
+            mask: The mask canvas's value.
+            sketch: The sketch canvas's value.
+            prompt: What the face should look like.
+            negative: What it should not look like.
+            numbers: Steps, guidance, condition strength, pictures, seed, and how to seed.
+            start: The picture to start from or None, how far to go, and the region canvas's value.
+            runs: The visitor's earlier runs.
+            request: Who asks.
+
+        Yields:
+            Values of the page's parts by their names.
+        """
+        steps, guidance, condition_strength, num, seed, seeding = numbers
+        if seeding == "random":
+            seed = secrets.randbelow(MAX_SEED)
+        values = {
+            "prompt": prompt,
+            "negative": negative,
+            "steps": int(steps),
+            "guidance": guidance,
+            "condition_strength": condition_strength,
+            "num": int(num),
+            "seed": int(seed if seed is not None else 0),
+            "strength": start[1] if start[0] is not None else None,
+        }
+        wanted = self.request(mode, mask, sketch, values, start[0], start[2])
+        if cut := self.maker.unheard(prompt):
+            gr.Warning(f"The prompt is longer than the model reads; this end is not heard: {cut}")
+        preview = ""
+        yield {"status": reporting.note_html("Starting ...")}
+        with self._stoppable(request) as stop:
+            for each in self.maker.stream(wanted, stop):
+                if isinstance(each, FaceRun):
+                    yield self._finished(each, [*runs, each][-REMEMBERED_RUNS:])
+                    return
+                if each.preview is not None:
+                    preview = painting.to_data_url(each.preview)
+                yield {"status": reporting.progress_html(each, preview)}
+
+    def _finished(self, run: FaceRun, runs: list[FaceRun]) -> dict[str, Any]:
+        titles = [(reporting.run_title(k + 1, each), k) for k, each in enumerate(runs)]
+        seeds = ", ".join(map(str, run.seeds))
+        return {
+            "status": reporting.note_html(f"Done: seed {seeds}. Each PNG carries its recipe."),
+            "gallery": [
+                (str(path), f"seed {seed}")
+                for path, seed in zip(run.pictures, run.seeds, strict=True)
+            ],
+            "report": reporting.adherence_html(run, 0, self.parser.source),
+            "runs": runs,
+            "chosen": 0,
+            "seed": run.seeds[0],
+            "download": gr.update(value=str(run.archive), interactive=True),
+            "left": gr.update(choices=titles, value=max(0, len(runs) - 2)),
+            "right": gr.update(choices=titles, value=len(runs) - 1),
+        }
+
+    @contextmanager
+    def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
+        """Let a visitor stop the run inside."""
+        stop, visitor = threading.Event(), str(request.session_hash)
+        self._stops[visitor] = stop
+        try:
+            yield stop
+        finally:
+            self._stops.pop(visitor, None)
+
+    def cancel(self, request: gr.Request) -> str:
+        """Stop the visitor's run within a step; one that is still waiting leaves the queue."""
+        stop = self._stops.get(str(request.session_hash))
+        if stop is None:
+            return reporting.note_html("Nothing of yours is running.")
+        stop.set()
+        return reporting.note_html("Cancelled.")
+
+    def leave(self, request: gr.Request) -> None:
+        """Stop the run of a visitor who closed the page."""
+        if stop := self._stops.get(str(request.session_hash)):
+            stop.set()
+
+    @told
+    def choose_face(self, runs: list[FaceRun], event: gr.SelectData) -> tuple[int, str]:
+        """Show how the face that was clicked follows its conditions."""
+        place = int(event.index)
+        if not runs or place >= len(runs[-1].pictures):
+            return 0, ""
+        return place, reporting.adherence_html(runs[-1], place, self.parser.source)
+
+    @told
+    def compare(
+        self, runs: list[FaceRun], left: int | None, right: int | None
+    ) -> tuple[list[str], list[str], str]:
+        """Show two runs side by side, and what was asked for differently."""
+        if left is None or right is None or not max(left, right) < len(runs):
+            raise ValueError("There are no two runs to compare yet; generate some faces first.")
+        one, other = runs[left], runs[right]
+        for run in (one, other):
+            if not all(path.exists() for path in run.pictures):
+                raise ValueError("The pictures of that run were cleaned away; generate them anew.")
+        return (
+            [str(path) for path in one.pictures],
+            [str(path) for path in other.pictures],
+            reporting.differences_html(one.request, other.request),
+        )
+
+    @told
+    def sample(
+        self,
+        prompt: str,
+        mask: str | None,
+        sketch: str | None,
+        negative: str,
+        steps: float,
+        guidance: float | None,
+        condition_strength: float,
+        seed: float,
+        num: float,
+        request: gr.Request,
+    ) -> tuple[list[str], list[dict[str, Any] | None]]:
+        """Sample faces from a mask, a sketch or both plus a prompt.
+
+        Args:
+            prompt: What the face should look like.
+            mask: A mask's file, in any known label format, or None.
+            sketch: A sketch's file, or None.
+            negative: What the face should not look like.
+            steps: Sampling steps, 1 to 100.
+            guidance: Guidance scale on the prompt, 0 to 20; None takes the model's.
+            condition_strength: How strongly mask and sketch bind, 0 to 2.
+            seed: Seed of the first picture; the next ones follow it.
+            num: Number of pictures, 1 to 4.
+            request: Who asks.
+
+        Returns:
+            The PNG files with their recipes, and how each follows its conditions.
+        """
+        size = (self.maker.size, self.maker.size)
+        wanted = FaceRequest(
+            prompt=prompt,
+            labels=None if mask is None else painting.read_mask(mask, size).labels,
+            sketch=None if sketch is None else painting.read_sketch(sketch, size),
+            negative=negative,
+            steps=_whole("Steps", steps),
+            guidance=guidance,
+            condition_strength=condition_strength,
+            seed=_whole("Seed", seed),
+            num=_whole("The number of pictures", num),
+        )
+        with self._stoppable(request) as stop:
+            run = self.maker.run(wanted, stop)
+        found = [None if each is None else each.to_json() for each in run.adherence]
+        return [str(path) for path in run.pictures], found
+
+
+def _whole(name: str, value: float | None) -> int:
+    """Give a number that came over the wire as a whole one."""
+    if value is None or not np.isfinite(value) or value != int(value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+    return int(value)

@@ -1,0 +1,341 @@
+"""The page's layout: the controls, where they stand, and which handler each of them calls."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from mmface.app.canvas import paint_canvas
+from mmface.app.handlers import Handlers
+from mmface.app.painting import class_colors
+from mmface.app.running import MAX_GUIDANCE, MAX_PICTURES, MAX_SEED, MAX_STEPS, MAX_STRENGTH
+from mmface.blending import VARIATION_STRENGTH
+
+STYLE = Path(__file__).with_name("theme.css")
+MAX_WAITING = 32
+CACHE_SECONDS = (1800, 7200)
+"""How often pictures that the page showed are looked over, and from which age they are removed."""
+
+_PICTURES = ["image"]
+_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+_LEFT = "Left and right are the subject's own: the left eye is on the picture's right."
+
+
+def theme() -> gr.themes.Base:
+    """Give the theme; its fonts are the system's own, so that nothing is downloaded."""
+    return gr.themes.Base(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
+
+
+class Page:
+    """The components of one page; the names are those that handlers answer with."""
+
+    def __init__(self, handlers: Handlers, title: str) -> None:
+        """Lay out the page and connect it.
+
+        Args:
+            handlers: What the controls call.
+            title: Which model it is, for the heading.
+        """
+        self.handlers = handlers
+        self.guidance_scale = float(handlers.maker.model.pipeline.config.guidance_scale)
+        with gr.Blocks(
+            title="mmface", analytics_enabled=False, delete_cache=CACHE_SECONDS
+        ) as self.blocks:
+            side = handlers.maker.size
+            gr.HTML(
+                "<h1>mmface</h1><p>Faces from a segmentation mask or a sketch, plus a prompt. "
+                f"Model: {title}, {side} x {side} pixels.</p>",
+                elem_classes="app-title",
+            )
+            self.runs, self.chosen = gr.State([]), gr.State(0)
+            self.start = gr.State(None)
+            with gr.Row(equal_height=False, elem_classes="sides"):
+                with gr.Column(scale=6, min_width=320):
+                    self._lay_out_conditions()
+                with gr.Column(scale=5, min_width=320):
+                    self._lay_out_prompt()
+                    self._lay_out_results()
+            self._lay_out_comparison()
+            self._lay_out_endpoint()
+            self._connect_conditions()
+            self._connect_start()
+            self._connect_runs()
+
+    def _lay_out_conditions(self) -> None:
+        """Lay out the canvases, and what they can start from."""
+        self.mode = gr.Radio(
+            [("Mask", "mask"), ("Sketch", "sketch"), ("Mask and sketch", "both")],
+            value="mask",
+            label="Condition",
+            elem_id="mode",
+        )
+        gr.HTML("<p class='run-note'>Start from an example, which brings its prompt:</p>")
+        self.examples = gr.Gallery(
+            [str(example.path) for example in self.handlers.examples],
+            label="Examples",
+            show_label=False,
+            columns=6,
+            rows=1,
+            height="auto",
+            allow_preview=False,
+            object_fit="contain",
+            interactive=False,
+            buttons=[],
+            elem_id="examples",
+        )
+        with gr.Row():
+            self.mask_file = gr.UploadButton("Upload a mask", file_types=_PICTURES, size="sm")
+            self.sketch_file = gr.UploadButton(
+                "Upload a sketch", file_types=_PICTURES, size="sm", visible=False
+            )
+            self.photo = gr.UploadButton("Take it from a photo", file_types=_PICTURES, size="sm")
+        with gr.Column(visible=True) as self.mask_part:
+            self.mask = paint_canvas("mask", "Mask", class_colors(), "#000000", 40)
+            self.mask_note = gr.HTML(f"<p class='run-note'>{_LEFT}</p>", elem_id="mask-note")
+            self.classes = gr.HTML("", elem_id="classes")
+        with gr.Column(visible=False) as self.sketch_part:
+            colors = {"pencil": "#202020", "paper": "#ffffff"}
+            self.sketch = paint_canvas("sketch", "Sketch", colors, "#ffffff", 4)
+        self._lay_out_start()
+
+    def _lay_out_start(self) -> None:
+        """Lay out variations and edits of a picture."""
+        with gr.Accordion("Vary or edit a picture", open=False, elem_id="start-part") as part:
+            gr.Markdown(
+                "Start from a face instead of from noise. Paint over a part of it to make only "
+                "that part anew; every pixel outside stays as it is."
+            )
+            with gr.Row():
+                self.start_face = gr.Button("Use the selected face", size="sm")
+                self.start_file = gr.UploadButton(
+                    "Upload a picture", file_types=_PICTURES, size="sm"
+                )
+                self.start_none = gr.Button("Start from noise again", size="sm")
+            self.distance = gr.Slider(
+                0.05,
+                1,
+                value=VARIATION_STRENGTH,
+                step=0.05,
+                label="How far to go from it",
+                info="Small keeps the picture, 1 makes it anew.",
+            )
+            with gr.Column(visible=False) as self.region_part:
+                self.region = paint_canvas(
+                    "region", "Region to make anew", {"anew": "#ff3d9a"}, "", 64
+                )
+        self.start_part = part
+
+    def _lay_out_prompt(self) -> None:
+        """Lay out the prompt and the numbers."""
+        self.prompt = gr.Textbox(
+            value="",
+            label="Prompt",
+            placeholder="a woman with long, wavy red hair in a green sweater, blue background",
+            lines=3,
+            max_length=2000,
+            elem_id="prompt",
+        )
+        with gr.Row():
+            self.go = gr.Button("Generate", variant="primary", scale=2, elem_id="generate")
+            self.cancel = gr.Button("Cancel", variant="stop", scale=1, elem_id="cancel")
+        with gr.Accordion("Settings", open=False):
+            self.negative = gr.Textbox(value="", label="Negative prompt", max_length=2000)
+            self.num = gr.Slider(1, MAX_PICTURES, value=2, step=1, label="Pictures")
+            self.steps = gr.Slider(1, MAX_STEPS, value=25, step=1, label="Steps")
+            self.guidance = gr.Slider(
+                0,
+                MAX_GUIDANCE,
+                value=self.guidance_scale,
+                step=0.5,
+                label="Guidance",
+                info="How much the prompt counts; 1 is none extra.",
+            )
+            self.condition_strength = gr.Slider(
+                0,
+                MAX_STRENGTH,
+                value=1,
+                step=0.05,
+                label="Condition strength",
+                info="How strongly mask and sketch bind; 1 is as trained.",
+            )
+            with gr.Row():
+                self.seed = gr.Number(
+                    value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", elem_id="seed"
+                )
+                self.seeding = gr.Radio(["keep", "random"], value="random", label="Seed of a run")
+
+    def _lay_out_results(self) -> None:
+        """Lay out progress, faces and what is told of them."""
+        self.status = gr.HTML(
+            "<p class='run-note'>No faces yet: click an example or paint, then Generate.</p>",
+            elem_id="status",
+            min_height=40,
+        )
+        self.gallery = gr.Gallery(
+            label="Faces",
+            columns=2,
+            object_fit="contain",
+            format="png",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            height="auto",
+            elem_id="faces",
+        )
+        self.download = gr.DownloadButton(
+            "Download all, with mask, sketch and recipes", interactive=False, size="sm"
+        )
+        with gr.Accordion("How well the selected face follows its condition", open=True):
+            self.report = gr.HTML(
+                "<p class='run-note'>Appears with the first face: agreement by class, and the "
+                "wanted contours drawn on the face.</p>",
+                elem_id="report",
+            )
+
+    def _lay_out_comparison(self) -> None:
+        """Lay out two runs side by side."""
+        with gr.Accordion("Compare two runs", open=False, elem_id="compare-part"):
+            with gr.Row():
+                self.left = gr.Dropdown([], label="Left run", type="value")
+                self.right = gr.Dropdown([], label="Right run", type="value")
+                self.compare = gr.Button("Compare", scale=0, min_width=120)
+            with gr.Row():
+                options: dict[str, Any] = {
+                    "columns": 2,
+                    "format": "png",
+                    "interactive": False,
+                    "buttons": [],
+                }
+                self.left_faces = gr.Gallery(label="Left", object_fit="contain", **options)
+                self.right_faces = gr.Gallery(label="Right", object_fit="contain", **options)
+            self.differences = gr.HTML("")
+
+    def _lay_out_endpoint(self) -> None:
+        """Put the endpoint `/sample` into the page, for programs; nothing of it is seen."""
+        with gr.Row(visible=False):
+            inputs = [
+                gr.Textbox(value="", label="prompt"),
+                gr.File(label="mask"),
+                gr.File(label="sketch"),
+                gr.Textbox(value="", label="negative"),
+                gr.Number(value=25, label="steps"),
+                gr.Number(value=self.guidance_scale, label="guidance"),
+                gr.Number(value=1, label="condition_strength"),
+                gr.Number(value=0, label="seed"),
+                gr.Number(value=1, label="num"),
+            ]
+            outputs = [gr.File(label="faces", file_count="multiple"), gr.JSON(label="adherence")]
+            gr.Button("sample").click(
+                self.handlers.sample, inputs, outputs, api_name="sample", **_MODEL
+            )
+
+    def _connect_conditions(self) -> None:
+        """Connect what fills the canvases."""
+        handlers = self.handlers
+        shown: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+        see: dict[str, Any] = {
+            "fn": handlers.show_classes,
+            "inputs": self.mask,
+            "outputs": self.classes,
+            **shown,
+        }
+        parts = [self.mask_part, self.sketch_part, self.mask_file, self.sketch_file]
+
+        def switch(mode: str) -> list[Any]:
+            with_mask, with_sketch = mode != "sketch", mode != "mask"
+            return [gr.update(visible=each) for each in (with_mask, with_sketch) * 2]
+
+        self.mode.change(switch, self.mode, parts, **shown)
+        self.mask.input(**see, trigger_mode="always_last")
+        self.examples.select(
+            handlers.take_example,
+            None,
+            [self.mode, self.mask, self.sketch, self.prompt],
+            **shown,
+        ).then(**see)
+        self.mask_file.upload(
+            handlers.upload_mask, self.mask_file, [self.mask, self.mask_note], **shown
+        ).then(**see)
+        self.sketch_file.upload(handlers.upload_sketch, self.sketch_file, self.sketch, **shown)
+        self.photo.upload(
+            handlers.upload_photo,
+            [self.photo, self.mode],
+            [self.mask, self.sketch, self.mask_note],
+            **shown,
+            **_MODEL,
+        ).then(**see)
+
+    def _connect_start(self) -> None:
+        """Connect what a run starts from."""
+        handlers = self.handlers
+        shown: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+        outputs = [self.start, self.region]
+
+        def reveal(start: Image.Image | None) -> Any:
+            return gr.update(visible=start is not None)
+
+        def forget() -> tuple[None, str]:
+            return None, ""
+
+        for event in (
+            self.start_file.upload(handlers.upload_start, self.start_file, outputs, **shown),
+            self.start_face.click(
+                handlers.start_from_face, [self.runs, self.chosen], outputs, **shown
+            ),
+            self.start_none.click(forget, None, outputs, **shown),
+        ):
+            event.then(reveal, self.start, self.region_part, **shown)
+
+    def _connect_runs(self) -> None:
+        """Connect generation, cancelling and what is told of runs."""
+        handlers = self.handlers
+        numbers = [self.steps, self.guidance, self.condition_strength, self.num, self.seed]
+        inputs = [self.mode, self.mask, self.sketch, self.prompt, self.negative, *numbers]
+        inputs += [self.seeding, self.start, self.distance, self.region, self.runs]
+        names = ("status", "gallery", "report", "runs", "chosen", "seed", "download")
+        parts = {name: getattr(self, name) for name in (*names, "left", "right")}
+
+        def generate(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
+            mode, mask, sketch, prompt, negative, *rest = values
+            told = handlers.generate(
+                mode,
+                mask,
+                sketch,
+                prompt,
+                negative,
+                tuple(rest[:6]),
+                tuple(rest[6:9]),
+                rest[9],
+                request,
+            )
+            for each in told:
+                yield {parts[name]: value for name, value in each.items()}
+
+        # Unwrapped: a type checker's wrapper would hide from gradio that this is a generator.
+        run = self.go.click(
+            inspect.unwrap(generate),
+            inputs,
+            list(parts.values()),
+            show_progress_on=self.status,
+            show_progress="minimal",
+            **_MODEL,
+            **_PRIVATE,
+        )
+        self.cancel.click(
+            handlers.cancel, None, self.status, cancels=[run], queue=False, api_name="cancel"
+        )
+        self.gallery.select(handlers.choose_face, self.runs, [self.chosen, self.report], **_PRIVATE)
+        self.compare.click(
+            handlers.compare,
+            [self.runs, self.left, self.right],
+            [self.left_faces, self.right_faces, self.differences],
+            **_PRIVATE,
+        )
+        self.blocks.unload(handlers.leave)

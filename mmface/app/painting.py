@@ -1,0 +1,269 @@
+"""What comes from a canvas or an upload, as label maps, sketches and regions; and the way back."""
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageOps
+
+from mmface.adherence import Parser
+from mmface.annotation.sketches import PencilSketch
+from mmface.app.canvas import CANVAS_PX
+from mmface.conditions import load_mask, load_sketch
+from mmface.label_formats import guess_label_format
+from mmface.palette import LABELS, PALETTE, colorize
+from mmface.picture_files import flat_rgb
+
+MAX_UPLOAD_PIXELS = 16_000_000
+"""Larger uploads are refused before they are decompressed; a phone's photo has 12 million."""
+
+MAX_CANVAS_CHARACTERS = 4_000_000
+_MIN_SKIN = 0.02  # share of a photo that is skin where there is a face to speak of
+_URL_START = "data:image/png;base64,"
+_SIZE = (CANVAS_PX, CANVAS_PX)
+
+Labels = UInt8[np.ndarray, "_ _"]
+Sketch = UInt8[np.ndarray, "_ _"]
+
+CLASS_TITLES: dict[str, str] = {
+    "background": "background",
+    "skin": "skin",
+    "hair": "hair",
+    "l_brow": "left brow",
+    "r_brow": "right brow",
+    "l_eye": "left eye",
+    "r_eye": "right eye",
+    "nose": "nose",
+    "u_lip": "upper lip",
+    "mouth": "mouth",
+    "l_lip": "lower lip",
+    "l_ear": "left ear",
+    "r_ear": "right ear",
+    "neck": "neck",
+    "cloth": "clothes",
+    "eye_g": "glasses",
+    "hat": "hat",
+    "ear_r": "earring",
+    "neck_l": "necklace",
+}
+"""What the page calls each class, in the order of its buttons. Left and right are the subject's."""
+
+
+def class_colors() -> dict[str, str]:
+    """Give the palette's hex colours by the classes' titles, skin first and background last."""
+    names = sorted(CLASS_TITLES, key=lambda name: name == "background")
+    return {CLASS_TITLES[name]: hex_color(LABELS.index(name)) for name in names}
+
+
+def hex_color(index: int) -> str:
+    """Write a class's colour as CSS does."""
+    return "#" + bytes(PALETTE[index].tolist()).hex()
+
+
+def to_data_url(picture: Image.Image) -> str:
+    """Write a picture as a PNG data URL."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return _URL_START + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def from_data_url(value: str | None) -> Image.Image | None:
+    """Read what a canvas sent.
+
+    Args:
+        value: Its value; nothing in it is trusted.
+
+    Returns:
+        An RGBA picture; None if nothing was painted.
+
+    Raises:
+        ValueError: If it is no PNG of at most the canvas's size.
+    """
+    if not value or value.startswith("backdrop:"):
+        return None
+    if not value.startswith(_URL_START) or len(value) > MAX_CANVAS_CHARACTERS:
+        raise ValueError("The canvas sent no painting; reload the page.")
+    try:
+        content = base64.b64decode(value.removeprefix(_URL_START), validate=True)
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            if max(picture.size) > CANVAS_PX:
+                raise ValueError("it is too large")
+            return picture.convert("RGBA")
+    except (binascii.Error, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"The painting cannot be read ({error}); reload the page.") from None
+
+
+def painted_labels(value: str | None, size: tuple[int, int]) -> Labels:
+    """Snap a painted mask to classes.
+
+    Args:
+        value: The mask canvas's value.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        The label map.
+
+    Raises:
+        ValueError: If nothing was painted, or its colours are no mask's.
+    """
+    painting = from_data_url(value)
+    if painting is not None:
+        labels = load_mask(np.array(painting), size).labels
+        if labels.any():
+            return labels
+    raise ValueError("The mask is empty: paint one, or start from an example, a file or a photo.")
+
+
+def painted_sketch(value: str | None, size: tuple[int, int]) -> Sketch:
+    """Read a drawn sketch.
+
+    Args:
+        value: The sketch canvas's value.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        Dark lines on white.
+
+    Raises:
+        ValueError: If nothing was drawn.
+    """
+    drawing = from_data_url(value)
+    if drawing is not None:
+        rgb = flat_rgb(drawing, "white")
+        if np.ptp(rgb) >= 32:
+            return load_sketch(rgb, size)
+    raise ValueError("The sketch is empty: draw one, or start from an example, a file or a photo.")
+
+
+def painted_region(value: str | None) -> Bool[np.ndarray, "_ _"] | None:
+    """Read which part of a picture is to be made anew; None if nothing was painted."""
+    painting = from_data_url(value)
+    inside = None if painting is None else np.array(painting)[..., 3] > 127
+    return inside if inside is not None and inside.any() else None
+
+
+def mask_url(labels: Labels) -> str:
+    """Draw a label map for the mask canvas."""
+    picture = Image.fromarray(colorize(labels))
+    return to_data_url(picture.resize((CANVAS_PX, CANVAS_PX), Image.Resampling.NEAREST))
+
+
+def sketch_url(sketch: Sketch) -> str:
+    """Draw a sketch for the sketch canvas."""
+    return to_data_url(Image.fromarray(sketch).resize((CANVAS_PX, CANVAS_PX)).convert("RGB"))
+
+
+def open_upload(path: str | Path) -> Image.Image:
+    """Open an uploaded picture, upright and whole.
+
+    Args:
+        path: The uploaded file.
+
+    Returns:
+        The picture in its own mode.
+
+    Raises:
+        ValueError: If it is no picture, is broken, or has more than `MAX_UPLOAD_PIXELS`.
+    """
+    # The file's path is the server's own: messages do not show it.
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")) as picture:
+            if picture.width * picture.height > MAX_UPLOAD_PIXELS:
+                raise Image.DecompressionBombError
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except Image.DecompressionBombError:
+        limit = MAX_UPLOAD_PIXELS // 10**6
+        raise ValueError(
+            f"The file has more than {limit} million pixels; make it smaller first."
+        ) from None
+    except (OSError, SyntaxError, ValueError):
+        raise ValueError("The file cannot be read as a picture; give a PNG or a JPEG.") from None
+
+
+@dataclass(frozen=True, eq=False)
+class ReadMask:
+    """An uploaded mask, and how it was read.
+
+    Attributes:
+        labels: The label map.
+        evidence: As which label format, and why, in a sentence.
+    """
+
+    labels: Labels
+    evidence: str
+
+
+def read_mask(path: str | Path, size: tuple[int, int] = _SIZE) -> ReadMask:
+    """Read an uploaded mask in whatever known label format it is.
+
+    Args:
+        path: The uploaded file.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        The mask and the evidence for its format.
+
+    Raises:
+        ValueError: If it is no picture, or no mask in a known format.
+    """
+    picture = open_upload(path)
+    guess = guess_label_format([picture])
+    if guess.format is not None:
+        name, evidence = guess.format.name, f"Read as {guess.format.title}: {guess.evidence}."
+    else:
+        name = guess.alternatives[0] if guess.alternatives else "celebamask_hq"
+        evidence = f"Read as {name}, which is a guess: {guess.evidence}."
+    try:
+        return ReadMask(load_mask(picture, size, name).labels, evidence)
+    except ValueError as error:
+        raise ValueError(str(error).replace("The picture", "The file")) from None
+
+
+def read_sketch(path: str | Path, size: tuple[int, int] = _SIZE) -> Sketch:
+    """Read an uploaded sketch; light lines on dark are inverted.
+
+    Args:
+        path: The uploaded file.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        Dark lines on white.
+
+    Raises:
+        ValueError: If it is no picture, or no sketch.
+    """
+    picture = open_upload(path)
+    is_dark = np.median(np.array(picture.convert("L"))) < 128
+    try:
+        return load_sketch(picture, size, "white_on_dark" if is_dark else "dark_on_white")
+    except ValueError as error:
+        raise ValueError(str(error).replace("The picture", "The file")) from None
+
+
+def from_photo(
+    path: str | Path, parser: Parser, wanted: str
+) -> tuple[Labels | None, Sketch | None]:
+    """Extract a mask, a sketch or both from an uploaded photo, at the canvas's size.
+
+    Args:
+        path: The uploaded file.
+        parser: Reads the mask.
+        wanted: `mask`, `sketch` or `both`.
+
+    Returns:
+        The label map and the sketch; None for what is not wanted.
+
+    Raises:
+        ValueError: If it is no picture, or the parser finds no face in it.
+    """
+    photo = Image.fromarray(flat_rgb(open_upload(path), "white"))
+    rgb = np.array(ImageOps.fit(photo, (CANVAS_PX, CANVAS_PX), Image.Resampling.LANCZOS))
+    labels = parser([rgb])[0] if wanted != "sketch" else None
+    if labels is not None and (labels == LABELS.index("skin")).mean() < _MIN_SKIN:
+        raise ValueError("No face was found in the photo; take one in which a face fills most.")
+    return labels, PencilSketch()([rgb])[0] if wanted != "mask" else None

@@ -1,0 +1,183 @@
+"""What the page tells of a run, as HTML: progress, adherence, contours, legends and differences."""
+
+from collections.abc import Mapping
+from html import escape
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from mmface.app.painting import CLASS_TITLES, hex_color, to_data_url
+from mmface.app.running import FaceRequest, FaceRun, StepReport
+from mmface.palette import LABELS, colorize
+
+OVERLAY_PX = 512
+"""Shortest side to which a picture is enlarged before contours are drawn on it."""
+
+_INK = np.array([255, 0, 170], dtype=np.uint8)
+
+
+def progress_html(report: StepReport, preview_url: str) -> str:
+    """Show how far a run is.
+
+    Args:
+        report: Where it is.
+        preview_url: The newest preview as a data URL, or "".
+
+    Returns:
+        HTML.
+    """
+    rough = f"<img src='{preview_url}' alt='Rough preview of the first face'>"
+    return (
+        f"<div class='run-progress'><label>Step {report.done} of {report.total}"
+        f"<progress value='{report.done}' max='{report.total}'></progress></label>"
+        f"{rough if preview_url else ''}</div>"
+    )
+
+
+def note_html(text: str) -> str:
+    """Show a sentence."""
+    return f"<p class='run-note'>{escape(text)}</p>" if text else ""
+
+
+def legend_html(labels: UInt8[np.ndarray, "_ _"]) -> str:
+    """Show a class map as the model sees it, with the classes that occur and their shares."""
+    picture = Image.fromarray(colorize(labels))
+    counts = np.bincount(labels.ravel(), minlength=len(LABELS)) / labels.size
+    items = "".join(
+        f"<li><span style='background:{hex_color(index)}'></span>{CLASS_TITLES[LABELS[index]]} "
+        f"<small>{counts[index]:.1%}</small></li>"
+        for index in np.argsort(-counts).tolist()
+        if counts[index]
+    )
+    size = f"{labels.shape[1]} x {labels.shape[0]}"
+    return (
+        f"<figure class='class-map'><img src='{to_data_url(picture)}' "
+        f"alt='The mask as the model sees it'><figcaption><strong>As the model sees it</strong> "
+        f"<small>({size})</small><ul>{items}</ul></figcaption></figure>"
+    )
+
+
+def adherence_html(run: FaceRun, place: int, parser_name: str) -> str:
+    """Show how one face follows its conditions: bars, and the wanted contours on the face.
+
+    Args:
+        run: A finished run.
+        place: Which of its faces.
+        parser_name: What read the face's classes.
+
+    Returns:
+        HTML.
+    """
+    found = run.adherence[place]
+    if found is None:
+        return note_html("This face has no mask and no dark line to be compared with.")
+    overlay = to_data_url(contours_on(run, place))
+    bars = _bars({"edges (F-score)": found.edges}, {}) if found.edges is not None else ""
+    note = ""
+    if found.class_iou is not None:
+        colors = {CLASS_TITLES[name]: hex_color(LABELS.index(name)) for name in found.class_iou}
+        values = {CLASS_TITLES[name]: value for name, value in found.class_iou.items()}
+        whole = {"mean IoU": found.mean_iou, "pixel accuracy": found.pixel_accuracy}
+        bars = _bars(whole, {}) + bars + _bars(values, colors)
+        note = f" Classes are read off the face by {escape(parser_name)}."
+    return (
+        "<div class='adherence'><figure><img "
+        f"src='{overlay}' alt='The face with the wanted contours on it'>"
+        f"<figcaption>Seed {run.seeds[place]}, with the wanted contours</figcaption></figure>"
+        f"<div class='bars'>{bars}<p class='run-note'>1 is full agreement.{note}</p></div></div>"
+    )
+
+
+def _bars(values: Mapping[str, float | None], colors: Mapping[str, str]) -> str:
+    """Draw values in [0, 1] as bars, a line each."""
+    rows = []
+    for name, value in values.items():
+        known = value or 0.0
+        color = colors.get(name)
+        swatch = f"<span class='swatch' style='background:{color}'></span>" if color else ""
+        rows.append(
+            f"<div class='bar'><span>{swatch}{name}</span>"
+            f"<meter min='0' max='1' value='{known:.4f}' aria-label='{name}'></meter>"
+            f"<output>{known:.2f}</output></div>"
+        )
+    return "".join(rows)
+
+
+def contours_on(run: FaceRun, place: int) -> Image.Image:
+    """Draw the borders of the wanted classes, or the wanted lines, on a face.
+
+    Args:
+        run: A finished run.
+        place: Which of its faces.
+
+    Returns:
+        An RGB picture, enlarged to at least `OVERLAY_PX`.
+    """
+    face = Image.open(run.pictures[place]).convert("RGB")
+    scale = -(-OVERLAY_PX // min(face.size))
+    size = (face.width * scale, face.height * scale)
+    pixels = np.array(face.resize(size, Image.Resampling.BICUBIC))
+    request = run.request
+    if request.labels is not None:
+        labels = np.array(Image.fromarray(request.labels).resize(size, Image.Resampling.NEAREST))
+        border = np.zeros(labels.shape, dtype=bool)
+        border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+        border[1:] |= labels[1:] != labels[:-1]
+        pixels[border] = _INK
+    if request.sketch is not None:
+        sketch = Image.fromarray(request.sketch).resize(size, Image.Resampling.BICUBIC)
+        ink = (255 - np.array(sketch, dtype=np.float32)[..., None]) / 255
+        pixels = (pixels * (1 - ink) + _INK * ink).round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def run_title(number: int, run: FaceRun) -> str:
+    """Name a run in a list of them."""
+    words = " ".join(run.request.prompt.split())
+    short = words if len(words) <= 48 else words[:45].rstrip() + "..."
+    return f"{number}: {run.request.kind}, seed {run.seeds[0]}, {short}"
+
+
+def differences(one: FaceRequest, other: FaceRequest) -> list[tuple[str, str, str]]:
+    """List what two runs were asked for differently: the name, and both values in words."""
+    names = {
+        "kind": "condition",
+        "prompt": "prompt",
+        "negative": "negative prompt",
+        "steps": "steps",
+        "guidance": "guidance",
+        "condition_strength": "condition strength",
+        "seed": "seed",
+        "num": "pictures",
+        "strength": "distance from the start",
+    }
+    found = [
+        (title, str(getattr(one, name)), str(getattr(other, name)))
+        for name, title in names.items()
+        if getattr(one, name) != getattr(other, name)
+    ]
+    for name, title in (("labels", "mask"), ("sketch", "sketch"), ("region", "region")):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if not np.array_equal(mine, theirs):
+            found.append((title, _presence(mine), _presence(theirs)))
+    return found
+
+
+def _presence(array: np.ndarray | None) -> str:
+    return "none" if array is None else "another"
+
+
+def differences_html(one: FaceRequest, other: FaceRequest) -> str:
+    """Show what two runs were asked for differently."""
+    rows = differences(one, other)
+    if not rows:
+        return note_html("Both runs were asked for the same.")
+    cells = "".join(
+        f"<tr><th scope='row'>{name}</th><td>{escape(mine)}</td><td>{escape(theirs)}</td></tr>"
+        for name, mine, theirs in rows
+    )
+    return (
+        "<table class='differences'><thead><tr><th></th><th>Left</th><th>Right</th></tr></thead>"
+        f"<tbody>{cells}</tbody></table>"
+    )

@@ -1,0 +1,393 @@
+"""Runs of the model for the page: progress, previews, a stop that works, and tidy files."""
+
+import math
+import queue
+import secrets
+import shutil
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+from torch import Tensor
+
+from mmface.adherence import Adherence, Parser, measure_adherence
+from mmface.blending import checked_strength
+from mmface.conditions import image_pixels, to_uint8
+from mmface.data.rendered import render_face
+from mmface.encoders import LatentCodec
+from mmface.guidance import ConditionControl
+from mmface.inputs import check_number, check_whole
+from mmface.model_loading import OpenedModel
+from mmface.objectives import RectifiedFlow
+from mmface.palette import colorize
+from mmface.sampling_recipe import write_pictures
+from mmface.sampling_rows import Row, ready_row, recipe_of, seeds_from
+from mmface.sampling_settings import Settings, check_text
+
+MAX_PICTURES = 4
+MAX_STEPS = 100
+MAX_GUIDANCE = 20.0
+MAX_STRENGTH = 2.0
+MAX_SEED = 2**32 - 1
+MAX_PROMPT = 2000
+KEPT_RUNS = 100
+"""Folders of runs that the server keeps; older ones are removed."""
+
+NUM_PREVIEWS = 8
+
+
+class StoppedRunError(Exception):
+    """A run was stopped by the person who asked for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class FaceRequest:
+    """What a person asks of the page.
+
+    Attributes:
+        prompt: What the face should look like.
+        labels: The mask, or None.
+        sketch: Dark lines on white, or None.
+        negative: What the face should not look like.
+        steps: Sampling steps.
+        guidance: Guidance scale on the prompt; None takes the model's.
+        condition_strength: How strongly mask and sketch bind.
+        seed: Seed of the first picture.
+        num: Number of pictures.
+        image: A picture to start from, or None.
+        strength: How far to go from it, above 0 to 1.
+        region: Which part of it is made anew; None for all of it.
+    """
+
+    prompt: str
+    labels: UInt8[np.ndarray, "_ _"] | None = None
+    sketch: UInt8[np.ndarray, "_ _"] | None = None
+    negative: str = ""
+    steps: int = 25
+    guidance: float | None = None
+    condition_strength: float = 1.0
+    seed: int = 0
+    num: int = 1
+    image: Image.Image | None = None
+    strength: float | None = None
+    region: Bool[np.ndarray, "_ _"] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless this can be sampled, and is not too much for a shared page."""
+        if not check_text("The prompt", self.prompt).strip():
+            raise ValueError("The prompt is empty; say what the face should look like.")
+        if (
+            max(len(self.prompt), len(check_text("The negative prompt", self.negative)))
+            > MAX_PROMPT
+        ):
+            raise ValueError(f"The prompt is longer than {MAX_PROMPT} characters; shorten it.")
+        if self.labels is None and self.sketch is None:
+            raise ValueError("There is neither a mask nor a sketch; give one or both.")
+        check_whole("Steps", self.steps, 1, MAX_STEPS)
+        check_whole("The number of pictures", self.num, 1, MAX_PICTURES)
+        check_whole("Seed", self.seed, 0, MAX_SEED)
+        check_number("Condition strength", self.condition_strength, 0, MAX_STRENGTH)
+        if self.guidance is not None:
+            check_number("Guidance", self.guidance, 0, MAX_GUIDANCE)
+
+    @property
+    def kind(self) -> str:
+        """`mask`, `sketch` or `both`."""
+        if self.labels is not None and self.sketch is not None:
+            return "both"
+        return "sketch" if self.labels is None else "mask"
+
+    def write(self, folder: Path) -> Settings:
+        """Write the conditions as files, so that the pictures' recipes can name them.
+
+        Args:
+            folder: Where they go.
+
+        Returns:
+            The same request as `scripts/sample.py` takes it, with paths relative to the folder.
+        """
+        inside = None if self.region is None else self.region.astype(np.uint8) * 255
+        files = {
+            "mask": None if self.labels is None else Image.fromarray(colorize(self.labels)),
+            "sketch": None if self.sketch is None else Image.fromarray(self.sketch),
+            "image": self.image,
+            "region": None if inside is None or self.image is None else Image.fromarray(inside),
+        }
+        given = {name: picture for name, picture in files.items() if picture is not None}
+        for name, picture in given.items():
+            picture.save(folder / f"{name}.png")
+        named: dict[str, Any] = {name: f"{name}.png" for name in given}
+        return Settings(
+            prompt=self.prompt,
+            negative=self.negative,
+            steps=self.steps,
+            guidance=self.guidance,
+            condition_strength=self.condition_strength,
+            strength=self.strength if self.image is not None else None,
+            **named,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """How far a run is.
+
+    Attributes:
+        done: Steps done.
+        total: Steps in all.
+        preview: A rough picture of the first face, at some of the steps.
+    """
+
+    done: int
+    total: int
+    preview: Image.Image | None
+
+
+@dataclass(frozen=True, eq=False)
+class FaceRun:
+    """A run that is finished.
+
+    Attributes:
+        request: What was asked for.
+        pictures: The PNG files, each with its recipe.
+        seeds: Their seeds.
+        adherence: How each of them follows its conditions; None where that cannot be measured.
+        archive: A ZIP of the pictures and the files that their recipes name.
+    """
+
+    request: FaceRequest
+    pictures: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    adherence: tuple[Adherence | None, ...]
+    archive: Path
+
+
+class LatentPreview:
+    """Rough colours of latents by a linear map, which costs nothing beside a step.
+
+    The map is fitted by least squares to a few rendered faces and their latents, so that it fits
+    whatever VAE a pipeline has.
+    """
+
+    def __init__(self, codec: LatentCodec, num_faces: int = 6, size_px: int = 128) -> None:
+        """Fit the map.
+
+        Args:
+            codec: The VAE with its normalisation.
+            num_faces: Rendered faces to fit to.
+            size_px: Their size.
+        """
+        faces = [render_face(seed, size_px).image for seed in range(num_faces)]
+        pixels = torch.stack([image_pixels(face) for face in faces])
+        with torch.no_grad():
+            latents = codec.encode(pixels).cpu()
+        small = torch.nn.functional.interpolate(pixels, latents.shape[-2:], mode="area")
+        known, wanted = (values.movedim(1, -1).flatten(0, -2) for values in (latents, small))
+        self.channels = known.shape[1]
+        known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+        # A little damping: a channel that says nothing of colour must not be amplified.
+        square = known.T @ known + 1e-2 * len(known) * torch.eye(known.shape[1])
+        self.map = torch.linalg.solve(square, known.T @ wanted)
+
+    def __call__(
+        self, latents: Float32[Tensor, "channels height width"], size: tuple[int, int]
+    ) -> Image.Image:
+        """Draw latents, resized to a width and a height in pixels."""
+        values = latents.detach().float().cpu().movedim(0, -1)
+        colors = (values @ self.map[:-1] + self.map[-1]).movedim(-1, 0)
+        return Image.fromarray(to_uint8(colors)).resize(size, Image.Resampling.BICUBIC)
+
+
+class FaceMaker:
+    """Makes faces for all visitors of a page, one run at a time."""
+
+    def __init__(self, model: OpenedModel, parser: Parser, folder: Path) -> None:
+        """Take over a model.
+
+        Args:
+            model: The pipeline, and what identifies it.
+            parser: Reads label maps off the faces, to measure them.
+            folder: Where the runs' files go; it is the page's own.
+        """
+        self.model, self.parser, self.folder = model, parser, folder
+        self.size: int = model.pipeline.config.image_size
+        model.pipeline.set_progress_bar_config(disable=True)
+        self.preview = LatentPreview(model.pipeline.codec)
+        self._lock = threading.Lock()
+        self._folders: deque[Path] = deque()
+
+    def unheard(self, prompt: str) -> str:
+        """Give the end of a prompt that is beyond what the text encoder reads, or ""."""
+        return self.model.pipeline.text.truncated(prompt)
+
+    def run(
+        self,
+        request: FaceRequest,
+        stop: threading.Event | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> FaceRun:
+        """Make the faces of a request.
+
+        Args:
+            request: What is asked for.
+            stop: Set it to stop the run within a step.
+            on_step: Called after each step.
+
+        Returns:
+            The finished run.
+
+        Raises:
+            ValueError: If something asked for does not fit the model.
+            StoppedRunError: If it was stopped; it leaves no files.
+        """
+        folder = self.folder / f"run_{secrets.token_hex(8)}"
+        folder.mkdir(parents=True)
+        try:
+            with self._lock:
+                settings = request.write(folder)
+                row = ready_row(
+                    settings, self.model.pipeline, lambda _, path: folder / path, request.steps
+                )
+                seeds = seeds_from(request.seed, request.num)
+                faces = self._sample(row, request, stop or threading.Event(), on_step)
+            finished = self._finish(folder, request, row, seeds, faces)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._folders.append(folder)
+        while len(self._folders) > KEPT_RUNS:
+            shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+        return finished
+
+    def stream(self, request: FaceRequest, stop: threading.Event) -> Iterator[StepReport | FaceRun]:
+        """Make faces and tell of it on the way.
+
+        Args:
+            request: What is asked for.
+            stop: Set it to stop the run within a step. Closing the iterator sets it too.
+
+        Yields:
+            A report a step, then the finished run.
+
+        Raises:
+            ValueError: If something asked for does not fit the model.
+            StoppedRunError: If it was stopped.
+        """
+        told: queue.SimpleQueue[StepReport | FaceRun | BaseException] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                told.put(self.run(request, stop, told.put))
+            except BaseException as error:
+                told.put(error)
+
+        worker = threading.Thread(target=work, name="mmface-run")
+        worker.start()
+        try:
+            while True:
+                each = told.get()
+                if isinstance(each, BaseException):
+                    raise each
+                yield each
+                if isinstance(each, FaceRun):
+                    return
+        finally:
+            stop.set()
+            worker.join()
+
+    def _sample(
+        self,
+        row: Row,
+        request: FaceRequest,
+        stop: threading.Event,
+        on_step: Callable[[StepReport], None] | None,
+    ) -> list[Image.Image]:
+        """Call the pipeline, stop it when asked to, and report its steps."""
+        settings, conditions = row.settings, row.conditions
+        share = checked_strength(request.image, settings.strength, settings.region)
+        total = math.ceil(share * request.steps - 1e-9)
+        every = max(1, total // NUM_PREVIEWS)
+        previous: list[Tensor] = []
+
+        def after_step(
+            pipeline: object, index: int, timestep: object, values: dict[str, Any]
+        ) -> dict[str, Any]:
+            if stop.is_set():
+                raise StoppedRunError
+            if on_step is not None:
+                shown, latents = None, values["latents"][0]
+                if index % every == every - 1:
+                    ahead = self._ahead(latents, previous, total - index - 1)
+                    shown = self.preview(ahead, (self.size, self.size))
+                previous[:] = [latents]
+                on_step(StepReport(index + 1, total, shown))
+            return {}
+
+        if stop.is_set():
+            raise StoppedRunError
+        control = None
+        if request.condition_strength != 1:
+            control = ConditionControl(request.condition_strength)
+        output = self.model.pipeline(
+            row.prompt,
+            mask=conditions.labels,
+            sketch=conditions.sketch,
+            negative_prompt=row.negative,
+            num_inference_steps=request.steps,
+            guidance_scale=settings.guidance,
+            num_images_per_prompt=request.num,
+            height=settings.height,
+            width=settings.width,
+            seed=request.seed,
+            callback_on_step_end=after_step,
+            mask_control=control if conditions.labels is not None else None,
+            sketch_control=control if conditions.sketch is not None else None,
+            image=conditions.image,
+            strength=settings.strength,
+            region=conditions.region,
+        )
+        return list(output.images)
+
+    def _ahead(self, latents: Tensor, previous: list[Tensor], steps_left: int) -> Tensor:
+        """Guess where latents go: a rectified flow's way is nearly straight, in equal steps."""
+        if not previous or self.model.pipeline.objective.name != RectifiedFlow.name:
+            return latents
+        return latents + steps_left * (latents - previous[0])
+
+    def _finish(
+        self,
+        folder: Path,
+        request: FaceRequest,
+        row: Row,
+        seeds: tuple[int, ...],
+        faces: list[Image.Image],
+    ) -> FaceRun:
+        """Write the pictures with their recipes, measure them, and pack them."""
+        recipe = recipe_of(self.model, [row], seeds)
+        files = {folder / f"seed_{seed}.png": face for seed, face in zip(seeds, faces, strict=True)}
+        write_pictures(
+            {path: (face, recipe.of_picture(k)) for k, (path, face) in enumerate(files.items())}
+        )
+        archive = folder / f"mmface_seed_{seeds[0]}.zip"
+        with zipfile.ZipFile(archive, "w") as packed:
+            for path in [*files, *(folder / path for path in row.settings.paths.values())]:
+                packed.write(path, path.name)
+        adherence = tuple(self._measured(face, row) for face in faces)
+        return FaceRun(request, tuple(files), seeds, adherence, archive)
+
+    def _measured(self, face: Image.Image, row: Row) -> Adherence | None:
+        """Measure a face against its conditions, unless its sketch has no dark line."""
+        labels, sketch = row.conditions.labels, row.conditions.sketch
+        if sketch is not None and not (sketch < 128).any():
+            sketch = None
+        if labels is None and sketch is None:
+            return None
+        return measure_adherence(np.array(face.convert("RGB")), labels, sketch, self.parser)

@@ -1,0 +1,128 @@
+"""Serves the page to this machine alone, with a folder of its own that goes with it."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+
+from mmface.annotation.masks import PictureParser
+from mmface.app.handlers import Handlers
+from mmface.app.page import MAX_WAITING, STYLE, Page, theme
+from mmface.app.running import FaceMaker
+from mmface.model_loading import OpenedModel, open_model
+from mmface.sampling import quiet
+from mmface.sampling_conditions import open_parser
+from mmface.sampling_settings import ModelChoice
+
+HOST = "127.0.0.1"
+MAX_UPLOAD = "10mb"
+
+
+def credentials(password: str | None) -> tuple[str, str] | None:
+    """Read `USER:PASS`.
+
+    Args:
+        password: The words of the command line, or None for an open page.
+
+    Returns:
+        The user and the password.
+
+    Raises:
+        ValueError: If one of them is missing.
+    """
+    if password is None:
+        return None
+    user, _, secret = password.partition(":")
+    if not user or not secret:
+        raise ValueError("The password must be USER:PASS, as in --password anna:rose-garden-7.")
+    return user, secret
+
+
+@contextmanager
+def served(
+    model: OpenedModel, parser: PictureParser, port: int | None = None, password: str | None = None
+) -> Iterator[str]:
+    """Serve the page while the context lasts.
+
+    Args:
+        model: What makes the faces.
+        parser: Reads masks off photos and faces.
+        port: Where to listen; None takes a free port from 7860 on.
+        password: `USER:PASS`, or None for an open page.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        ValueError: If the password is malformed.
+        OSError: If the port is taken.
+    """
+    auth = credentials(password)
+    with tempfile.TemporaryDirectory(prefix="mmface_page_", ignore_cleanup_errors=True) as folder:
+        before = os.environ.get("GRADIO_TEMP_DIR")
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        blocks: gr.Blocks | None = None
+        try:
+            maker = FaceMaker(model, parser, Path(folder) / "runs")
+            name = Path(model.choice.released or model.choice.pipeline).name
+            blocks = Page(Handlers(maker, parser), name).blocks
+            blocks.queue(max_size=MAX_WAITING, status_update_rate=1)
+            _, address, _ = blocks.launch(
+                server_name=HOST,
+                server_port=port,
+                auth=auth,
+                max_file_size=MAX_UPLOAD,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+                enable_monitoring=False,
+                footer_links=["api"],
+                theme=theme(),
+                css_paths=STYLE,
+            )
+            yield address
+        finally:
+            if blocks is not None:
+                blocks.close(verbose=False)
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if before is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def serve(
+    pipeline: str,
+    released: str | None,
+    checkpoint: str | None,
+    parser: str,
+    port: int | None,
+    password: str | None,
+) -> None:
+    """Open a model and serve the page until Ctrl+C.
+
+    Args:
+        pipeline: Built-in name, folder or hub id.
+        released: Copy of the authors' repository instead, or None.
+        checkpoint: Checkpoint folder in it, or None.
+        parser: As for `PictureParser.from_pretrained`.
+        port: As for `served`.
+        password: As for `served`.
+
+    Raises:
+        ValueError: If there is no such model, or the password is malformed.
+        OSError: If the port is taken.
+    """
+    credentials(password)
+    quiet()
+    choice = ModelChoice(pipeline=pipeline, released=released, checkpoint=checkpoint)
+    with served(open_model(choice), open_parser(parser), port, password) as address:
+        print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import MAX_TOKENS, build_tokenizer
 from PIL import Image
 from transformers import (
     CLIPConfig,
@@ -27,7 +28,6 @@ from mmface.evaluation.preprocessing import (
     TorchBilinear,
     check_pictures,
 )
-from tests.conftest import MAX_TOKENS, build_tokenizer
 
 
 def fill(network):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.image.lpips as reference_lpips
+from conftest import MAX_TOKENS
+from test_metrics_backbones import tiny_clip
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers import (
@@ -34,8 +36,6 @@ from mmface.evaluation.judge import (
 )
 from mmface.evaluation.perceptual import PerceptualDistance, PerceptualNetwork
 from mmface.evaluation.structural import MultiScaleStructuralSimilarity, StructuralSimilarity
-from tests.conftest import MAX_TOKENS
-from tests.test_metrics_backbones import tiny_clip
 
 
 def noise_pictures(count, size=64, seed=0):

@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 # The tower: as everywhere in Python's typing, a whole number is welcome where a float is.
 install_import_hook("mmface", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -16,6 +17,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
 from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
@@ -25,6 +27,13 @@ from mmface.transformer import MMFaceDiT  # noqa: E402
 TEXT_DIM = 12
 MAX_TOKENS = 16
 IMAGE_SIZE = 32
+
+
+@pytest.fixture(scope="session", autouse=True)
+def progress_of_one_process():
+    """Keep tqdm's lock in each process: a forked one that a test kills may hold the shared one."""
+    tqdm.monitor_interval = 0  # no thread that could hold it at a fork
+    tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,7 @@ playwright = pytest.importorskip(
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+from mmface import builtin  # noqa: E402
 from mmface.annotation.masks import PictureParser  # noqa: E402
 from mmface.app.painting import from_data_url  # noqa: E402
 from mmface.app.server import served  # noqa: E402
@@ -223,6 +224,9 @@ def test_mistakes_are_sentences_in_the_page(open_page, screenshots, tmp_path):
     page.wait_for_selector(".toast-body:has-text('cannot be read as a picture')")
     shoot(page, screenshots, "mistake_1280_light")
     assert "Traceback" not in page.inner_text("body")
+    good = builtin("tiny-flow").parent / "examples" / "mask_0.png"
+    page.set_input_files("input[type=file] >> nth=0", good)
+    page.wait_for_selector("text=As the model sees it")
     Image.new("1", (5000, 5000)).save(bad)
     page = open_page()
     page.set_input_files("input[type=file] >> nth=0", bad)

@@ -15,6 +15,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL_RUN = (
     "trainer.recipe.total_steps=2",
     "trainer.recipe.global_batch_size=2",
+    "trainer.recipe.micro_batch_size=2",
     "trainer.cadence.log_every=1",
 )
 SMALL_VAE = ("task.vae.block_out_channels=[4,4,4,4]",)

@@ -5,6 +5,7 @@ pipe = MMFacePipeline.from_pretrained(builtin("tiny-flow"))
 pipe("a woman with long red hair", mask="mask.png", seed=0).images[0].save("face.png")
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ __version__ = "0.1.0"
 __all__ = ["MMFaceDiT", "MMFacePipeline", "__version__", "builtin"]
 
 _ASSETS = Path(__file__).parent / "assets"
+
+# diffusers imports bitsandbytes, which warns of an optional kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def builtin(name: str) -> Path:

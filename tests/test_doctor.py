@@ -192,7 +192,7 @@ def test_every_fault_is_named_and_nothing_else(broken, diagnosis):
 def test_the_summary_and_the_report_say_it(diagnosis, tmp_path):
     text = doctor.summary(diagnosis)
     assert "43 faces (42 train, 1 test)" in text
-    assert "error: misaligned mask, 1 times" in text
+    assert "warning: misaligned mask, 1 times" in text
     assert "f/9: the subject's left eye, brow and ear" in text
     report = json.loads(doctor.write_report(diagnosis, tmp_path / "r.json").read_text())
     assert len(report["findings"]) == sum(report["counts"].values()) == len(diagnosis.findings)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
@@ -48,7 +49,7 @@ class ArraySpec:
             return single.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
         return np.ascontiguousarray(values, dtype=self.dtype).tobytes()
 
-    def from_bytes(self, stored: bytes) -> np.ndarray:
+    def from_bytes(self, stored: bytes | pa.Buffer) -> np.ndarray:
         """Read what `to_bytes` wrote, as a writable array."""
         if self.dtype == BFLOAT16:
             upper = np.frombuffer(stored, dtype=np.uint16).astype(np.uint32)
@@ -321,7 +322,8 @@ class Store:
         table = self.rows.data.table
         row: dict[str, Any] = {}
         for name in columns:
-            value = table.column(name)[index].as_py()
+            value = table.column(name)[index]
             array = self.spec.arrays.get(name)
-            row[name] = value if array is None else array.from_bytes(value)
+            # The mapped file's own bytes: `as_py` would copy them once more.
+            row[name] = value.as_py() if array is None else array.from_bytes(value.as_buffer())
         return row

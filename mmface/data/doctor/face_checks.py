@@ -169,7 +169,7 @@ def _misaligned(face: Face, name: str) -> Iterator[Problem]:
         yield Problem(getattr(face.record, name), words)
 
 
-@check("face", "error", "Give the face its own mask, or parse the photo again.", "drop")
+@check("face", "warning", "Give the face its own mask, or parse the photo again.", "drop")
 def misaligned_mask(face: Face) -> Iterator[Problem]:
     """Mask that does not belong to the photo, or is shifted."""
     if not (is_mirrored(face) or any(foreign_label_order(face)) or any(wrong_aspect(face))):
@@ -208,7 +208,7 @@ def no_sketch(face: Face) -> Iterator[Problem]:
         yield Problem(face.record.sketch or "", words)
 
 
-@check("face", "error", "Give the face its own sketch, or draw it again.", "drop")
+@check("face", "warning", "Give the face its own sketch, or draw it again.", "drop")
 def misaligned_sketch(face: Face) -> Iterator[Problem]:
     """Sketch that does not belong to the photo, or is shifted."""
     if not any(wrong_aspect(face)):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
+from mmface.command_line import run_app
 
 
 def main(
@@ -19,19 +19,16 @@ def main(
     parser: Annotated[str, typer.Option(help="Face parser: folder or hub id.")] = "tiny-parser",
     port: Annotated[int | None, typer.Option(help="Port; 7860 or the next free one.")] = None,
     password: Annotated[str | None, typer.Option(help="USER:PASS to ask visitors for.")] = None,
-) -> int:
-    """Serve the web page to this machine, until Ctrl+C; a mistake is one line and status 2."""
+) -> None:
+    """Serve the web page to this machine, until Ctrl+C."""
     try:
         from mmface.app.server import serve  # seconds, which `--help` need not wait for
-
-        serve(pipeline, released, checkpoint, parser, port, password)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        return 2
-    return 0
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; the page needs pip install -e '.[app]'.") from error
+    serve(pipeline, released, checkpoint, parser, port, password)
 
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False)
     app.command()(main)
-    sys.exit(app(standalone_mode=False))
+    sys.exit(run_app(app))

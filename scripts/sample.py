@@ -12,10 +12,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from mmface.command_line import run_app
 from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
 
-# typer's own UsageError, which newer versions no longer share with click.
-USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
 GROUPS: tuple[Any, ...] = (Settings, Draws, ModelChoice, Run)
 PANELS = ("Face", "Output", "Control", "Vary and edit", "Model")
 
@@ -51,12 +50,7 @@ def run(arguments: list[str] | None = None) -> int:
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False)
     app.command()(main)
-    try:
-        return app(arguments, standalone_mode=False) or 0
-    except (ValueError, OSError, *USAGE_ERRORS) as error:
-        message = getattr(error, "format_message", error.__str__)()
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
-        return 2
+    return run_app(app, arguments)
 
 
 if __name__ == "__main__":

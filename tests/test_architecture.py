@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
+    "command_line",
     "palette",
     "picture_files",
     "face_anatomy",

@@ -159,7 +159,6 @@ def _as_rank(rank: int, size: int, port: int, environment: dict, work: Callable[
         "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
         **environment,
     }
     torch.set_num_threads(1)

@@ -166,9 +166,10 @@ def test_two_processes_with_accumulation_equal_one(tmp_path, tiny_pipeline_folde
     assert (one["model.final_linear.weight"] - start["final_linear.weight"]).abs().max() > 1e-3
 
 
-def test_two_processes_equal_one_in_float32(tmp_path, tiny_pipeline_folder):
+@pytest.mark.parametrize("objective", ["rectified_flow", "min_snr_diffusion"])
+def test_two_processes_equal_one_in_float32(tmp_path, tiny_pipeline_folder, objective):
     def train(folder, micro):
-        face_trainer(folder, face_task(tiny_pipeline_folder), micro=micro).train()
+        face_trainer(folder, face_task(tiny_pipeline_folder, objective), micro=micro).train()
 
     in_two_processes(lambda: train(tmp_path / "two", 1))
     train(tmp_path / "one", 4)

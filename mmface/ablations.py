@@ -29,6 +29,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmface.linear import Linear
 from mmface.transformer import (
     Image,
     Index,
@@ -123,9 +124,9 @@ class CrossAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
-        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.query = Linear(hidden_size, hidden_size, bias=False)
+        self.key_value = Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.out = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, image: Image, text: Text) -> Image:
         """Give what each image token gathers from the text."""

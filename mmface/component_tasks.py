@@ -30,10 +30,35 @@ from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.training_task import TrainingTask, cast_copy
 
+_LATENT_ENDS = ("encoder.conv_out", "decoder.conv_in")  # of an AutoencoderKL
+
 
 def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Tensor]:
     """Differences between neighbouring pixels, down and across."""
     return pictures.diff(dim=-2), pictures.diff(dim=-1)
+
+
+def autoencoder_with_channels(folder: str | Path, latent_channels: int) -> AutoencoderKL:
+    """Load an autoencoder and give it another number of latent channels.
+
+    The two convolutions that meet the latents start at random; the rest keeps its weights.
+
+    Args:
+        folder: a saved AutoencoderKL without quant convolutions.
+        latent_channels: channels C of the new latents.
+
+    Raises:
+        ValueError: if anything but the two convolutions would be new.
+    """
+    saved = AutoencoderKL.from_pretrained(folder)
+    own = {"latent_channels": latent_channels, "latents_mean": None, "latents_std": None}
+    vae: AutoencoderKL = AutoencoderKL.from_config({**saved.config, **own})
+    shapes = {name: weight.shape for name, weight in vae.state_dict().items()}
+    weights = {n: w for n, w in saved.state_dict().items() if w.shape == shapes.get(n)}
+    new = set(vae.load_state_dict(weights, strict=False).missing_keys)
+    if lost := new - {f"{part}.{kind}" for part in _LATENT_ENDS for kind in ("weight", "bias")}:
+        raise ValueError(f"{folder} would lose {', '.join(sorted(lost))}, too.")
+    return vae
 
 
 class Autoencoding(TrainingTask):

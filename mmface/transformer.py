@@ -19,13 +19,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import Timesteps
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmface import released
+from mmface.linear import Linear
 
 Latents = Float[Tensor, "batch channels height width"]
 Tokens = Float[Tensor, "batch tokens dim"]
@@ -125,9 +126,9 @@ class Stream(nn.Module):
         super().__init__()
         mlp_size = round(hidden_size * mlp_ratio)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
-        up, down = nn.Linear(hidden_size, mlp_size), nn.Linear(mlp_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = Linear(hidden_size, hidden_size, bias=False)
+        up, down = Linear(hidden_size, mlp_size), Linear(mlp_size, hidden_size)
         self.mlp = nn.Sequential(up, nn.GELU(approximate="tanh"), down)
 
     def project(self, tokens: Tokens, attention: Modulation) -> tuple[Tensor, ...]:
@@ -196,7 +197,7 @@ def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-class MMFaceDiT(ModelMixin, ConfigMixin):
+class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
     """The MMFace-DiT network; without arguments, the paper's 1,345,298,624 parameters.
 
     `null_pooled`, the release's learned stand-in for the pooled embedding of dropped text, is not
@@ -247,18 +248,18 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         self.theta = repr(rope_theta)  # text, since compiled code may take a float for a variable
         width, modulation_size = hidden_size, 3 * self.sites * hidden_size
         self.patch_embedder = nn.Conv2d(2 * latent_channels, width, patch_size, patch_size)
-        self.text_embedder = nn.Linear(text_dim, width)
+        self.text_embedder = Linear(text_dim, width)
         self.frequencies = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.pooled_embedder = nn.Linear(text_dim, width)
+        self.time_mlp = nn.Sequential(Linear(256, width), nn.SiLU(), Linear(width, width))
+        self.pooled_embedder = Linear(text_dim, width)
         self.modality_embedder = nn.Embedding(num_modalities, width)
         self.null_pooled = nn.Parameter(torch.empty(text_dim), requires_grad=False)
         # Outside the blocks, because a sampler can run these once for all steps, as one batch.
         kinds = [self.block_classes[0]] * (depth - 1) + [self.block_classes[1]]
-        self.block_modulations = nn.ModuleList(nn.Linear(width, modulation_size) for _ in kinds)
-        self.final_modulation = nn.Linear(width, 2 * width)
+        self.block_modulations = nn.ModuleList(Linear(width, modulation_size) for _ in kinds)
+        self.final_modulation = Linear(width, 2 * width)
         self.blocks = nn.ModuleList(kind(width, num_heads, mlp_ratio) for kind in kinds)
-        self.final_linear = nn.Linear(width, patch_size**2 * latent_channels)
+        self.final_linear = Linear(width, patch_size**2 * latent_channels)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -307,12 +308,10 @@ class MMFaceDiT(ModelMixin, ConfigMixin):
         grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
         image, rotation = self.place(image.flatten(2).transpose(1, 2), grid, text.shape[1])
         *block_modulations, final_modulation = modulations
+        anew = torch.is_grad_enabled() and self.gradient_checkpointing
         for block, modulation in zip(self.blocks, block_modulations, strict=True):
-            args = (image, text, modulation, rotation)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                image, text = self._gradient_checkpointing_func(block, *args)
-            else:
-                image, text = block(*args)  # [B, N, D], [B, L, D]
+            args = (block, image, text, modulation, rotation)
+            image, text = self._gradient_checkpointing_func(*args) if anew else block(*args[1:])
         shift, scale = final_modulation.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, D] each
         patches = self.final_linear(modulated_norm(image, shift, scale))  # [B, N, p * p * C]
         return unpatchify(patches, grid, self.patch_size)  # [B, C, h, w]

@@ -16,6 +16,7 @@ READING_ORDER = [
     "label_formats",
     "conditions",
     "released",
+    "linear",
     "transformer",
     "ablations",
     "recomputation",

@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from mmface import transformer
+from mmface import linear, transformer
 from mmface.transformer import Block, MMFaceDiT, joint_rotation, rotate
 
 GOLDEN = Path(__file__).parent / "golden" / "released_layout_public.safetensors"
@@ -45,18 +47,28 @@ def tiny_inputs(height: int = 8, width: int = 8, batch: int = 2) -> dict[str, Te
 
 
 @pytest.fixture(scope="module")
-def unchecked() -> ModuleType:
-    """The model file without run-time type checks, as users run it.
+def unchecked() -> Iterator[ModuleType]:
+    """The model's files without run-time type checks, as users run them.
 
     An import hook that checks shapes would answer wrong inputs in the model's place, and its
     wrappers cannot be compiled.
     """
-    spec = importlib.util.spec_from_file_location("unchecked_transformer", transformer.__file__)
+    with pytest.MonkeyPatch.context() as patch:
+        own = unchecked_copy(linear)
+        patch.setitem(sys.modules, own.__name__, own)  # where the compiler looks for its globals
+        patch.setitem(sys.modules, linear.__name__, own)
+        yield unchecked_copy(transformer)
+
+
+def unchecked_copy(module: ModuleType) -> ModuleType:
+    assert module.__file__ is not None
+    name = "unchecked_" + Path(module.__file__).stem
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    copy_of_module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy_of_module)
+    return copy_of_module
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401 - a saved pipeline finds its classes by this name
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -133,9 +134,7 @@ class CrossAttention(nn.Module):
         query = self.query(F.layer_norm(image, image.shape[-1:], eps=1e-6))
         query = query.unflatten(-1, (self.num_heads, -1))  # [B, N, H, d]
         key, value = self.key_value(text).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, H, tokens, d]
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        return self.out(dispatch_attention_fn(query, key, value).flatten(2))
 
 
 class CrossAttentionBlock(nn.Module):

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import Timesteps
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -114,8 +115,8 @@ def joint_attention(
     """
     query, key, value = (torch.cat(tuple(streams), 1) for streams in (queries, keys, values))
     query, key = rotate(query, rotation[:, : query.shape[1]]), rotate(key, rotation)  # image first
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, H, S, d]
-    attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    # diffusers' dispatcher: torch's attention, or what `attention_backend` names.
+    attended = dispatch_attention_fn(query, key, value).flatten(2)
     return attended.split([x.shape[1] for x in queries], dim=1)
 
 

@@ -10,11 +10,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from safetensors import safe_open
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from mmface import linear, transformer
+from mmface.benchmarks.counting import count_operators
 from mmface.transformer import Block, MMFaceDiT, joint_rotation, rotate
 
 GOLDEN = Path(__file__).parent / "golden" / "released_layout_public.safetensors"
@@ -361,3 +363,14 @@ def test_rotation_table_is_made_once_and_serves_training_after_inference() -> No
     assert set(copy.deepcopy(model).state_dict()) == set(dict(model.named_parameters()))
     meta = {name: x.to("meta") for name, x in inputs.items()}
     assert model.to("meta")(**meta).shape == (2, 4, 10, 6)
+
+
+@torch.no_grad()
+def test_attention_is_the_backend_that_was_chosen() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    flash = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    assert count_operators(lambda: model(**inputs))[flash] == 2
+    with attention_backend("_native_math"):
+        assert count_operators(lambda: model(**inputs))[flash] == 0
+        chosen = model(**inputs)
+    torch.testing.assert_close(chosen, model(**inputs))

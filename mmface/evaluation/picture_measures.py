@@ -102,7 +102,7 @@ def _true_pictures(images: Tensor, orders: Sequence[Order]) -> Tensor:
 class Structure(PictureMeasure):
     """SSIM."""
 
-    protocol = "ssim/gaussian-11-1.5/range-1"
+    protocol = "ssim/gaussian-11-1.5/range-1/windows-inside"
 
     def read(self, images: Images, orders: Sequence[Order]) -> list[Row]:
         """Compare with the true pictures."""

@@ -44,7 +44,7 @@ class FaceDiffusion(TrainingTask):
         init_from: str | Path | None = None,
         guidance_scale: float = 7.5,
         examples: str | Path | None = None,
-        gradient_checkpointing: float = False,
+        gradient_checkpointing: float | str = False,
         compile_blocks: bool = False,
         export_dtype: str = "float32",
         push_to_hub: str | None = None,
@@ -66,7 +66,8 @@ class FaceDiffusion(TrainingTask):
             examples: folder of `examples.jsonl` with the conditions that previews are sampled
                 from; None takes the built-in ones.
             gradient_checkpointing: share of the blocks that are recomputed in the backward pass,
-                in [0, 1]; true is all of them.
+                in [0, 1]; true is all of them; "selective" recomputes all but the matrix products
+                and attention of every block.
             compile_blocks: run each block through torch.compile; the first step takes a minute.
             export_dtype: torch dtype name that exported weights are stored in.
             push_to_hub: hub repository that the exported pipeline is uploaded to, with the
@@ -85,7 +86,7 @@ class FaceDiffusion(TrainingTask):
         self.examples = read_examples(examples or EXAMPLES)
         self.objective = objective_named(transformer.config.objective)
         self.export_dtype = getattr(torch, export_dtype)
-        recompute_blocks(transformer, gradient_checkpointing)
+        recompute_blocks(transformer, gradient_checkpointing, compiled=compile_blocks)
         if compile_blocks:
             transformer.compile_repeated_blocks()
 

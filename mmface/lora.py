@@ -10,6 +10,8 @@ from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mmface.modulations import unfuse_modulations
+
 _ADAPTER = "default"
 _PREFIXES = ("base_model.model.", "transformer.")
 _METADATA_KEY = "lora_adapter_metadata"
@@ -98,6 +100,8 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> int:
     if hasattr(model, "peft_config"):
         raise ValueError("The model has a LoRA already; unload_lora it first.")
     pairs = read_lora(path)
+    if any(name.startswith("block_modulations.") for name in pairs):
+        unfuse_modulations(model)
     _check_fit(model, pairs, path)
     try:
         from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict

@@ -7,6 +7,7 @@ import torch
 from diffusers import BitsAndBytesConfig
 
 import mmface
+from mmface.acceleration import accelerate_pipeline, check_compiler
 from mmface.lora import load_lora
 from mmface.pipeline import MMFacePipeline
 from mmface.released_folder import RELEASED_TEXT, released_checkpoint
@@ -57,6 +58,9 @@ def open_model(
             f"{digest[:16]}..., not {weights[:16]}...: the picture was made by others. Say where "
             "those lie (--pipeline or --released)."
         )
+    device = device or default_device()
+    if choice.fast:
+        check_compiler(device)
     pipeline = _load(choice, folder)
     if choice.lora is not None:
         load_lora(pipeline.transformer, choice.lora, choice.lora_scale)
@@ -64,11 +68,18 @@ def open_model(
         if not hasattr(pipeline.vae, "enable_tiling"):
             raise ValueError(f"The VAE {type(pipeline.vae).__name__} cannot decode in tiles.")
         pipeline.vae.enable_tiling()
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if offload:
         pipeline.enable_model_cpu_offload(device=device)
         return OpenedModel(pipeline, choice, digest)
-    return OpenedModel(pipeline.to(device), choice, digest)
+    pipeline.to(device)
+    if choice.fast:
+        accelerate_pipeline(pipeline)
+    return OpenedModel(pipeline, choice, digest)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_gpu(choice: ModelChoice, offload: bool) -> None:
@@ -76,6 +87,8 @@ def _check_gpu(choice: ModelChoice, offload: bool) -> None:
     for asked, name in ((offload, "--offload"), (choice.quantize, "--quantize")):
         if asked and not torch.cuda.is_available():
             raise ValueError(f"{name} needs a CUDA GPU, and this machine shows none; leave it out.")
+    if choice.fast and offload:
+        raise ValueError("--fast keeps all weights on the GPU: leave --offload or --fast out.")
     if choice.quantize and choice.released:
         raise ValueError(
             "The authors' weights are quantized from a saved pipeline: save one first "

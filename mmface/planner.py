@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from mmface.encoders import VAES
 from mmface.metering import training_flops
-from mmface.recomputation import num_recomputed, recompute_blocks
+from mmface.recomputation import SELECTIVE, KeptResults, num_recomputed, recompute_blocks
 
 TRAINING_IMAGES = 94_000
 """Training pictures of the paper's data: CelebA-HQ's 24,000 and FFHQ's 70,000."""
@@ -56,6 +56,7 @@ class DeviceRules(TorchFunctionMode):
         elif self.bf16 and func is F.layer_norm:
             args = [_cast(x, torch.float32) for x in args]
         if func is F.scaled_dot_product_attention:
+            kwargs.pop("enable_gqa", None)  # the kernel below does not know it
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
         return func(*args, **kwargs)
 
@@ -65,7 +66,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> int:
-    """Count the bytes that autograd keeps of a forward pass, each storage once.
+    """Count the bytes that autograd and checkpoints keep of a forward pass, each storage once.
 
     Args:
         network: the module; its own parameters are not counted, bf16 copies of them are.
@@ -84,9 +85,11 @@ def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> in
             kept[storage._cdata] = storage  # held, or its number could come again
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda x: x), DeviceRules(bf16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(see, lambda x: x)
+    with KeptResults() as results, hooks, DeviceRules(bf16):
         output = network(*inputs)
-    total = sum(storage.nbytes() for storage in kept.values())
+    saved = {number: storage.nbytes() for number, storage in kept.items()}
+    total = sum((results.alive | saved).values())
     del output  # the graph had to live until the count was done
     return total
 
@@ -111,14 +114,16 @@ class Activations:
     block: int
 
     @classmethod
-    def counted(cls, network: Any, image_size: int, bf16: bool, share: float) -> "Activations":
+    def counted(
+        cls, network: Any, image_size: int, bf16: bool, setting: float | str
+    ) -> "Activations":
         """Count at depths 2 and 3 and batches 2 and 3; a batch of 1 spares some copies.
 
         Args:
             network: the whole network, of which only class and config are read.
             image_size: side of the pictures in pixels.
             bf16: whether it runs under bf16 autocast.
-            share: 1 recomputes every block, 0 none.
+            setting: 1 recomputes every block, 0 none; or "selective".
 
         Returns:
             The four numbers.
@@ -127,7 +132,7 @@ class Activations:
         for depth in (2, 3):
             with torch.device("meta"):
                 shallow = type(network).from_config(network.config, depth=depth)
-            recompute_blocks(shallow, share)
+            recompute_blocks(shallow, setting)
             for batch in (2, 3):
                 inputs = meta_inputs(network.config, image_size, batch)
                 count[depth, batch] = kept_bytes(shallow, inputs, bf16)
@@ -154,7 +159,7 @@ def meta_inputs(config: Any, image_size: int, batch: int) -> tuple[Tensor, ...]:
 
 
 def activation_peak(
-    network: Any, image_size: int, batch: int, bf16: bool, share: float
+    network: Any, image_size: int, batch: int, bf16: bool, setting: float | str
 ) -> tuple[int, int]:
     """Give bytes of activations and of bf16 weight copies at the peak of a step.
 
@@ -167,17 +172,18 @@ def activation_peak(
         image_size: side of the pictures in pixels.
         batch: samples in a micro-batch.
         bf16: whether it runs under bf16 autocast.
-        share: share of the blocks that are recomputed.
+        setting: what is recomputed, see `num_recomputed`.
 
     Returns:
         Bytes of activations, and bytes of weight copies.
     """
     depth = len(network.blocks)
-    recomputed = num_recomputed(depth, share)
+    recomputed = num_recomputed(depth, setting)
+    kind: float | str = setting if setting == SELECTIVE else 1
     whole = Activations.counted(network, image_size, bf16, 0)
-    inputs_alone = Activations.counted(network, image_size, bf16, 1) if recomputed else whole
-    outside = (inputs_alone if recomputed == depth else whole).sample * batch
-    kept_first = recomputed * inputs_alone.block * batch
+    lessened = Activations.counted(network, image_size, bf16, kind) if recomputed else whole
+    outside = (lessened if recomputed == depth else whole).sample * batch
+    kept_first = recomputed * lessened.block * batch
     at_end = kept_first + (depth - recomputed) * whole.block * batch
     at_first_recomputation = kept_first + (whole.block * batch if recomputed else 0)
     copies = whole.fixed + whole.block_fixed * depth
@@ -313,7 +319,7 @@ def memory_by_part(network: Any, settings: Mapping[str, Any]) -> dict[str, int]:
         task["image_size"],
         settings["trainer"]["recipe"]["micro_batch_size"],
         bf16,
-        float(hardware["gradient_checkpointing"]),
+        hardware["gradient_checkpointing"],
     )
     weights = parameter_bytes(network)
     gradients = trainable_bytes(network)
@@ -363,8 +369,9 @@ def plan(network: Any, settings: Mapping[str, Any]) -> Plan:
             "trainer.recipe.micro_batch_size or hardware.num_devices."
         )
     inputs = meta_inputs(network.config, settings["task"]["image_size"], 1)
-    share = float(hardware["gradient_checkpointing"])
-    recomputed = num_recomputed(len(network.blocks), share) / len(network.blocks)
+    setting, depth = hardware["gradient_checkpointing"], len(network.blocks)
+    # No product runs again under selective recomputation.
+    recomputed = 0 if setting == SELECTIVE else num_recomputed(depth, setting) / depth
     model_flops = training_flops(network, inputs) * batch
     eight_bit = "8bit" in settings["optimizer"]["_target_"].lower()
     weights, average = parameter_bytes(network), trainable_bytes(network)

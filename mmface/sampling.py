@@ -12,12 +12,13 @@ import numpy as np
 import transformers
 from PIL import Image
 
+from mmface.acceleration import check_compiler
 from mmface.adherence import Adherence, check_measurable, measure_adherence
 from mmface.conditions import Modality
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.grid import GridRow, labelled_grid
 from mmface.inputs import check_whole
-from mmface.model_loading import open_model
+from mmface.model_loading import default_device, open_model
 from mmface.sampling_conditions import (
     BUILTIN_PREFIX,
     Locate,
@@ -72,6 +73,8 @@ def sample(
         FileNotFoundError: If a file is not there.
         ValueError: If what is asked for does not fit; nothing was written then.
     """
+    if choice.fast:
+        say("--fast: the first faces of each batch size and picture size take longer, to compile")
     if run.rerun is not None:
         return _rerun(settings, draws, choice, run), 0
     if run.jobs is not None:
@@ -200,7 +203,8 @@ def _rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> l
     faces = sample_rows(model.pipeline, rows, [recipe.seeds] * len(rows), run.max_batch)
     k = recipe.picture
     made = _grid(rows, recipe.seeds, faces) if k is None else faces[0][k]
-    again = replace(recipe, versions=current_versions())
+    made_by = replace(recipe.model, fast=model.choice.fast)
+    again = replace(recipe, model=made_by, versions=current_versions())
     write_pictures({out: (made, again)})
     for difference in recipe.other_versions(again.versions):
         say(f"made with {difference}")
@@ -255,7 +259,7 @@ def _recorded_files(recipe: SamplingRecipe, given: Mapping[str, str], beside: Pa
 
 def _recorded_model(recipe: SamplingRecipe, given: ModelChoice, locate: Locate) -> ModelChoice:
     """Give the model of a recipe, from where it lies; nothing is downloaded for a recipe's sake."""
-    model, default = recipe.model, ModelChoice()
+    model, default = _compilable(recipe.model), ModelChoice()
     if given.released is not None:
         model = replace(model, released=given.released, checkpoint=given.checkpoint)
     elif given.pipeline != default.pipeline:
@@ -273,6 +277,18 @@ def _recorded_model(recipe: SamplingRecipe, given: ModelChoice, locate: Locate) 
     places = {"lora": given.lora} if given.lora else {}
     lora = _recorded_files(recipe, places, Path())("lora", model.lora)
     return replace(model, lora=str(lora))
+
+
+def _compilable(model: ModelChoice) -> ModelChoice:
+    """Give the model of a recipe uncompiled if this machine cannot compile, and say so."""
+    if not model.fast:
+        return model
+    try:
+        check_compiler(default_device())
+    except ValueError as error:
+        say(f"made with --fast, which this machine cannot; made without now. {error}")
+        return replace(model, fast=False)
+    return model
 
 
 def _compared(made: Image.Image, picture: Image.Image, source: Path) -> str:

@@ -113,12 +113,15 @@ class ModelChoice:
     dtype: str = option("float32", "Model", "float32, bfloat16 or float16.", DTYPES)
     quantize: str | None = option(None, "Model", "8bit or 4bit, on a GPU.", QUANTIZATIONS)
     vae_tiling: bool = option(False, "Model", "Decode large pictures in tiles.")
+    fast: bool = option(False, "Model", "Compile first: for many faces, on a GPU.")
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the words are known ones and go together."""
         _check_choices(self)
         if self.checkpoint is not None and self.released is None:
             raise ValueError("checkpoint is given without released; say where it lies.")
+        if self.fast and self.quantize is not None:
+            raise ValueError("fast and quantize do not go together; leave one of them out.")
 
 
 @dataclass(frozen=True)

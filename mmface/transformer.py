@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mmface import released
 from mmface.linear import Linear
+from mmface.modulations import BlockModulations
 
 Latents = Float[Tensor, "batch channels height width"]
 Tokens = Float[Tensor, "batch tokens dim"]
@@ -255,9 +256,8 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
         self.pooled_embedder = Linear(text_dim, width)
         self.modality_embedder = nn.Embedding(num_modalities, width)
         self.null_pooled = nn.Parameter(torch.empty(text_dim), requires_grad=False)
-        # Outside the blocks, because a sampler can run these once for all steps, as one batch.
         kinds = [self.block_classes[0]] * (depth - 1) + [self.block_classes[1]]
-        self.block_modulations = nn.ModuleList(Linear(width, modulation_size) for _ in kinds)
+        self.block_modulations = BlockModulations(Linear(width, modulation_size) for _ in kinds)
         self.final_modulation = Linear(width, 2 * width)
         self.blocks = nn.ModuleList(kind(width, num_heads, mlp_ratio) for kind in kinds)
         self.final_linear = Linear(width, patch_size**2 * latent_channels)
@@ -289,7 +289,7 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
     def modulations(self, condition: Vector) -> list[Tensor]:
         """Give the [B, 12 D] of each block, in order, and last the [B, 2 D] of the final layer."""
         activated = F.silu(condition)
-        return [linear(activated) for linear in (*self.block_modulations, self.final_modulation)]
+        return [*self.block_modulations(activated), self.final_modulation(activated)]
 
     def place(self, image: Image, grid: tuple[int, ...], num_text: int) -> tuple[Image, Rotation]:
         """Tell tokens their places: here by the rotation of queries and keys alone (3.2)."""

@@ -16,7 +16,11 @@ USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
 
 def main(
     family: Annotated[
-        str, typer.Argument(help="forward, train, sample, encode, data, growth, count, parity, all")
+        str,
+        typer.Argument(
+            help="forward, train, sample, fewer, encode, data, attention, growth, count, "
+            "parity, all"
+        ),
     ],
     size: Annotated[str | None, typer.Option(help="tiny, small or paper.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

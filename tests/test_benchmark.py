@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmface.benchmarks.attention import measure_attention
+from mmface.benchmarks.counting import measure_counts
 from mmface.benchmarks.measuring import (
     PAIRS,
     WARM_UPS,
@@ -22,8 +24,8 @@ from mmface.benchmarks.measuring import (
 )
 from mmface.benchmarks.network import fitted_exponent, measure_forward, share_of_peak
 from mmface.benchmarks.reading import measure_encoding, measure_loading
-from mmface.benchmarks.sampling import measure_sampling
-from mmface.benchmarks.subjects import SIZES, Bench, load_reference
+from mmface.benchmarks.sampling import FEWER, Course, measure_fewer, measure_sampling
+from mmface.benchmarks.subjects import SIZES, Bench, forward_flops, load_reference
 from mmface.benchmarks.suite import FAMILIES, REFERENCE, run_suite
 from mmface.transformer import MMFaceDiT
 
@@ -121,8 +123,13 @@ def test_sizes_fit_the_model_and_paper_is_the_published_one():
 
 @pytest.mark.parametrize(
     ("measure", "limit"),
-    [(measure_loading, 0.0), (measure_encoding, 1e-5), (measure_sampling, 1e-4)],
-    ids=["data", "encode", "sample"],
+    [
+        (measure_loading, 0.0),
+        (measure_encoding, 1e-5),
+        (measure_sampling, 1e-4),
+        (measure_attention, 1e-5),
+    ],
+    ids=["data", "encode", "sample", "attention"],
 )
 def test_families_agree_with_the_reference(measure, limit, monkeypatch):
     # The compiled ways need a process without this suite's type-checking hook.
@@ -138,6 +145,49 @@ def test_families_agree_with_the_reference(measure, limit, monkeypatch):
         assert "failed" not in record, record
         assert record["relative_error"] <= limit
         assert record["ratio"] > 0
+
+
+def test_fewer_predictions_stand_beside_fifty_steps_of_the_reference(monkeypatch):
+    courses = (Course("euler", 4), Course("euler", 4, (0.0, 0.5)))
+    monkeypatch.setattr("mmface.benchmarks.sampling.FEWER", courses)
+    monkeypatch.setattr("mmface.benchmarks.measuring.PAIRS", 3)
+    monkeypatch.setattr("mmface.benchmarks.measuring.WARM_UPS", 0)
+    monkeypatch.setattr(
+        "mmface.benchmarks.sampling.in_turn",
+        lambda reference, own, device: in_turn(lambda: (reference(), spin(0.02)), own, device),
+    )
+    report = Report(None, {})
+    bench = Bench(SIZES["tiny"], CPU, load_reference(REFERENCE), report)
+    measure_fewer(bench)
+    assert [record["case"] for record in report.records] == [
+        "1 picture, euler 4, guided 0-1",
+        "1 picture, euler 4, guided 0-0.5",
+        "2 pictures, euler 4, guided 0-1",
+        "2 pictures, euler 4, guided 0-0.5",
+    ]
+    for record in report.records:
+        assert "failed" not in record, record
+        assert "relative_error" not in record
+        # 20 ms and more for 2 steps of a picture are 500 ms and more for 50 of it.
+        num = int(record["case"][0])
+        assert record["reference_ms"] > num * 500
+        assert record["ratio"] == pytest.approx(record["reference_ms"] / record["own_ms"], rel=0.5)
+    assert FEWER[0].steps == 50
+
+
+def test_counts_are_of_no_device(monkeypatch):
+    report = Report(None, {})
+    bench = Bench(SIZES["tiny"], CPU, load_reference(REFERENCE), report)
+    monkeypatch.setattr("mmface.benchmarks.counting.count_compilation", lambda *_: {})
+    monkeypatch.setattr(bench, "compare", lambda *_: {})
+    measure_counts(bench)
+    counts = {record["case"]: record for record in report.records}
+    operators = counts["28 blocks, operators"]
+    assert (operators["own_operators"], operators["fused_operators"]) == (2522, 2469)
+    model = bench.models[0]
+    assert forward_flops(model, 8, 2) == 2 * forward_flops(model, 8, 1)
+    tokens, width = 4 * 4, SIZES["tiny"].model["hidden_size"]
+    assert forward_flops(model, 8, 1) > 3 * 24 * width**2 * tokens  # the image's linears alone
 
 
 def test_forward_of_what_cannot_be_compiled_is_reported_beside_what_can_run(monkeypatch):

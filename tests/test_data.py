@@ -1,9 +1,12 @@
 """Stores, keyed draws, and the order of data."""
 
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -149,6 +152,121 @@ def test_a_damaged_shard_is_named(tmp_path, kept):
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
     with pytest.raises(ValueError, match=r"shard-00002\.arrow is damaged.*delete it"):
         Store(tmp_path)
+
+
+MIXED = {
+    "halves": ArraySpec((3, 5), "float16"),
+    "coarse": ArraySpec((7,), "bfloat16"),
+    "bytes": ArraySpec((2, 2, 3), "uint8"),
+    "one": ArraySpec((), "int64"),
+}
+
+
+def mixed_row(i):
+    draws = np.random.default_rng(i)
+    return {
+        "id": f"face {i}",
+        "halves": draws.normal(size=(3, 5)).astype(np.float16),
+        "coarse": draws.integers(-99, 99, 7).astype(np.float32),
+        "bytes": draws.integers(0, 256, (2, 2, 3), np.uint8),
+        "one": np.array(i * 10**12),
+        "words": ["", "d\u00e9j\u00e0 vu", str(i)][: i % 4],
+    }
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Shards of 250, none, 249 and 30 rows, and several of Arrow's batches in each."""
+    folder = tmp_path_factory.mktemp("mixed")
+    spec = StoreSpec(780, MIXED, ("words",), {}, 250)
+    lacking = {*range(250, 500), 600}
+    write_store(
+        folder,
+        spec,
+        lambda shards: (
+            [Skipped(str(i), "torn") if i in lacking else mixed_row(i) for i in items]
+            for items in shards
+        ),
+    )
+    return folder
+
+
+def assert_same_rows(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], strict=name in MIXED)
+
+
+def test_rows_are_those_that_datasets_reads(mixed):
+    store = Store(mixed)
+    assert len({len(store.rows.data.table), *store._mapped.ends}) > 4
+    assert len(store) == 529
+    for index, found in enumerate(store.rows):
+        known = {k: MIXED[k].from_bytes(v) if k in MIXED else v for k, v in found.items()}
+        assert_same_rows(store.row(index, tuple(known)), known)
+        assert_same_rows(known, mixed_row(int(found["id"].removeprefix("face "))))
+    assert_same_rows(store.row(-529, ("id", "halves")), store.row(0, ("id", "halves")))
+    for beyond in (529, -530):
+        with pytest.raises(IndexError, match=f"no row {beyond} among 529"):
+            store.row(beyond, ("id",))
+    with pytest.raises(KeyError, match="hair"):
+        store.row(0, ("hair",))
+
+
+def test_a_row_is_a_copy_and_the_rest_stays_in_the_file(mixed):
+    store = Store(mixed)
+    before = pa.total_allocated_bytes()
+    for index in range(len(store)):
+        row = store.row(index, tuple(MIXED))
+        for name in MIXED:
+            row[name][...] = 0
+    assert_same_rows(store.row(7, ("bytes",)), {"bytes": mixed_row(7)["bytes"]})
+    assert pa.total_allocated_bytes() == before
+    for looked_up, batch in zip(store._mapped.looked_up, store._mapped.batches, strict=True):
+        for name in MIXED:
+            stored = batch.column(name).buffers()[2]
+            assert looked_up[name].ctypes.data == stored.address
+            assert not looked_up[name].flags.writeable
+    mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    held = [line[0].split("-") for line in mapped if line[-1] == str(shard_path(mixed, 0))]
+    address = store._mapped.looked_up[0]["bytes"].ctypes.data
+    assert any(int(first, 16) <= address < int(last, 16) for first, last in held)
+
+
+def test_a_store_travels_without_its_bytes(mixed):
+    store = Store(mixed)
+    packed = len(pickle.dumps(store))
+    expected = [store.row(i, ("id", *MIXED)) for i in range(len(store))]
+    again = pickle.dumps(store)
+    assert len(again) == packed
+    travelled = pickle.loads(again)
+    for index, row in enumerate(expected):
+        assert_same_rows(travelled.row(index, ("id", *MIXED)), row)
+
+
+def test_latent_samples_are_the_same_from_workers(latents):
+    dataset = KeyedDataset(LatentSamples(latents), seed=3)
+    keys = [(0, place, place) for place in range(6)]
+    here = [dataset[key] for key in keys]  # the parent has looked its columns up by now
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=keys, num_workers=2)
+    for known, found in zip(here, loader, strict=True):
+        assert known["caption"] == found["caption"]
+        assert all(torch.equal(known[k], found[k]) for k in known if k != "caption")
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int32"}, {"shape": (3,)}])
+def test_a_shard_of_other_sizes_is_named(tmp_path, wrong):
+    write_store(tmp_path / "right", number_spec(), number_rows)
+    array = ArraySpec(**({"shape": (2,), "dtype": "int64"} | wrong))
+    spec = StoreSpec(10, {"numbers": array}, ("words",), {}, 3)
+    rows = ([number_row(i) | {"numbers": np.ones(array.shape)} for i in r] for r in (range(6, 9),))
+    write_store(tmp_path / "other", spec, lambda shards: rows, 2, 4)
+    shutil.copy(shard_path(tmp_path / "other", 2), shard_path(tmp_path / "right", 2))
+    store = Store(tmp_path / "right")
+    assert store.row(5, ("numbers",))["numbers"].tolist() == [5, 25]
+    assert store.row(7, ("id",)) == {"id": "7"}
+    with pytest.raises(ValueError, match=r"shard-00002\.arrow is damaged \(.*numbers.*delete it"):
+        store.row(7, ("numbers",))
 
 
 def test_bfloat16_comes_back_bit_by_bit():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmface import linear
+from mmface.benchmarks.counting import count_operators
 from mmface.benchmarks.measuring import relative_error
 from mmface.linear import Linear, OneDnnLinear, product
 from mmface.transformer import MMFaceDiT
@@ -58,6 +59,7 @@ def test_onednn_takes_strided_inputs():
 @needs_onednn
 def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", True)
+    monkeypatch.setattr(linear, "WORTH_IT", 0)
     layer, x = Linear(8, 4), torch.randn(2, 3, 8, requires_grad=True)
     layer.weight.requires_grad_(False)
     layer(x).sum().backward()
@@ -74,12 +76,22 @@ def test_layer_is_torchs_in_every_dtype(
     if wide and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("torch was built without oneDNN")
     monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", wide)
+    monkeypatch.setattr(linear, "WORTH_IT", 0)
     torch.manual_seed(0)
     layer, x = Linear(32, 16).to(dtype), torch.randn(2, 5, 32, dtype=dtype)
     with torch.no_grad():
         assert layer(x).dtype == dtype
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         assert layer.to("meta")(x.to("meta")).shape == (2, 5, 16)
+
+
+def test_small_products_stay_torchs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", True)
+    layer, x = Linear(32, 16), torch.randn(2, 32)
+    assert count_operators(lambda: layer(x))["aten.addmm.default"] == 1
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        layer, x = Linear(1024, 1024), torch.randn(2, 1024)
+        assert count_operators(lambda: layer(x))["aten.addmm.default"] == 0
 
 
 def test_autocast_decides_the_dtype():

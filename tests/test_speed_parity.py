@@ -1,5 +1,6 @@
 """Every fast path of the network gives the numbers of the plain reference, and its counts hold."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mmface.benchmarks.candidates import selective_checkpoint
 from mmface.benchmarks.counting import TOY, count_operators, host_syncs
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.network import OwnTraining, gradient_error, training_batch
-from mmface.benchmarks.subjects import make_inputs, randomize, run_reference
+from mmface.benchmarks.subjects import make_inputs, on_meta, randomize, run_reference
+from mmface.recomputation import selective_checkpoint
 from mmface.transformer import MMFaceDiT
 
 GOLDEN = Path(__file__).parent / "golden" / "released_layout_public.safetensors"
@@ -103,7 +104,7 @@ def test_training_step(prepare: Callable[[MMFaceDiT], None]):
 
 def test_selective_checkpointing_keeps_matrix_products_and_recomputes_the_rest():
     def backward_calls(prepare: Callable[[MMFaceDiT], None]) -> dict[str, int]:
-        model, _ = pair(depth=2, dtype=torch.float32)
+        model, _ = pair(depth=2, dtype=torch.float64)  # plain products on every CPU
         model.train()
         prepare(model)
         loss = model(**inputs_of(model)).square().mean()
@@ -167,14 +168,32 @@ def test_operators_and_syncs_of_a_forward_pass_of_28_blocks():
     model, plain = pair(depth=28, dtype=torch.float32)
     inputs = inputs_of(model)
     model(**inputs)  # makes the rotation table
+    assert host_syncs(lambda: model(**inputs)) == 0
+    # On the meta device, where no CPU has operators of its own.
+    model, plain = nn.Module.to(model, "meta"), plain.to("meta")
+    inputs = inputs_of(model)
+    model(**inputs)
     calls = count_operators(lambda: model(**inputs))
     assert calls.total() == 2522
     assert calls.total() < 0.7 * count_operators(lambda: run_reference(plain, inputs)).total()
-    assert host_syncs(lambda: model(**inputs)) == 0
     # Two fused projections instead of six a block; the last block's text makes no update.
     linear = calls["aten.mm.default"] + calls["aten.addmm.default"]
     assert linear == 28 * 4 + (27 * 4 + 1) + (28 + 1) + 5  # streams, modulations, embedders
     assert calls["aten.cos.default"] == 1  # of the time, none of positions
+    assert calls["aten._scaled_dot_product_flash_attention_for_cpu.default"] == 28
+
+
+@torch.no_grad()
+def test_operators_on_the_meta_device_are_those_of_a_real_one():
+    model, _ = pair(dtype=torch.float64)  # plain products on every CPU
+    counts = []
+    for each in (model, nn.Module.to(on_meta(model), torch.float64)):
+        work = functools.partial(each, **inputs_of(each))
+        work()  # makes the rotation table
+        counts.append(count_operators(work))
+    assert counts[0].total() == counts[1].total()
+    for name in ("addmm", "mm", "_scaled_dot_product_flash_attention_for_cpu"):
+        assert counts[0][f"aten.{name}.default"] == counts[1][f"aten.{name}.default"] > 0
 
 
 def test_a_sync_is_counted():

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from mmface import linear, transformer
+from mmface import linear, modulations, transformer
 from mmface.benchmarks.counting import count_operators
 from mmface.transformer import Block, MMFaceDiT, joint_rotation, rotate
 
@@ -56,9 +56,10 @@ def unchecked() -> Iterator[ModuleType]:
     wrappers cannot be compiled.
     """
     with pytest.MonkeyPatch.context() as patch:
-        own = unchecked_copy(linear)
-        patch.setitem(sys.modules, own.__name__, own)  # where the compiler looks for its globals
-        patch.setitem(sys.modules, linear.__name__, own)
+        for module in (linear, modulations):
+            own = unchecked_copy(module)
+            patch.setitem(sys.modules, own.__name__, own)  # where the compiler looks for globals
+            patch.setitem(sys.modules, module.__name__, own)
         yield unchecked_copy(transformer)
 
 

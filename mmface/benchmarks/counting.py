@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.nn.functional import scaled_dot_product_attention
 from torch.optim import AdamW
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmface.benchmarks.measuring import flops, relative_error
+from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.network import (
     WAYS_OF_TRAINING,
     OwnTraining,
@@ -22,10 +24,14 @@ from mmface.benchmarks.network import (
 from mmface.benchmarks.subjects import (
     Bench,
     compiled_twin,
+    forward_flops,
+    fused_twin,
     make_inputs,
+    on_meta,
     run_reference,
     twin,
 )
+from mmface.modulations import fuse_modulations
 from mmface.transformer import MMFaceDiT
 
 TOY = {"hidden_size": 16, "num_heads": 2, "text_dim": 8, "latent_channels": 4}
@@ -55,13 +61,31 @@ class OperatorCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class OneAttention(TorchFunctionMode):
+    """Makes attention one operator on the meta device, too, as it is wherever it computes."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run attention without a mask as one operator."""
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+        if func is scaled_dot_product_attention and named["query"].is_meta:
+            parts = (named[name] for name in ("query", "key", "value"))
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)[0]
+        return func(*args, **(kwargs or {}))
+
+
 SYNCHRONIZING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default")
 """Operators for whose result the host waits."""
 
 
 def count_operators(work: Callable[[], Any]) -> Counter[str]:
-    """Count the ATen operators of one call."""
-    with OperatorCount() as count:
+    """Count the ATen operators of one call; on the meta device, those of any other."""
+    with OneAttention(), OperatorCount() as count:
         work()
     return count.calls
 
@@ -118,10 +142,16 @@ def measure_counts(bench: Bench) -> None:
 
     @torch.no_grad()
     def operators() -> dict[str, float]:
-        model(**inputs)  # makes the rotation table
-        own = count_operators(lambda: model(**inputs)).total()
-        reference = count_operators(lambda: run_reference(plain, inputs)).total()
-        return {"own_operators": own, "reference_operators": reference}
+        network, unfused = on_meta(model), bench.plain(model).to("meta")
+        shapes = {name: x.to("meta") for name, x in inputs.items()}
+        network(**shapes)  # makes the rotation table
+        own = count_operators(lambda: network(**shapes)).total()
+        fuse_modulations(network)
+        return {
+            "own_operators": own,
+            "fused_operators": count_operators(lambda: network(**shapes)).total(),
+            "reference_operators": count_operators(lambda: run_reference(unfused, shapes)).total(),
+        }
 
     @torch.no_grad()
     def host_time() -> dict[str, float]:
@@ -141,9 +171,7 @@ def measure_counts(bench: Bench) -> None:
             network = MMFaceDiT(**sizes)
             values = {"parameters": sum(p.numel() for p in network.parameters())}
             for side in bench.size.sides:
-                whole = _meta_inputs(network, side)
-                with torch.no_grad():
-                    values[f"gflops_{8 * side}px"] = flops(lambda x=whole: network(**x)) / 1e9
+                values[f"gflops_{8 * side}px"] = forward_flops(network, side, 1) / 1e9
         return values
 
     bench.report.measure("count", "28 blocks, operators", operators)
@@ -155,24 +183,12 @@ def measure_counts(bench: Bench) -> None:
     bench.report.measure("count", "parameters, FLOPs of a sample's forward", work)
 
 
-def _meta_inputs(network: MMFaceDiT, side: int) -> dict[str, Tensor]:
-    config = network.config
-    latents = torch.empty(1, config.latent_channels, side, side)
-    return {
-        "noisy_latents": latents,
-        "condition_latents": latents,
-        "timestep": torch.empty(1),
-        "text_tokens": torch.empty(1, 77, config.text_dim),
-        "pooled_text": torch.empty(1, config.text_dim),
-        "modality": torch.zeros(1, dtype=torch.long),
-    }
-
-
 def measure_parity(bench: Bench) -> None:
     """Relative errors of each way of running beside the reference, in float32 and float64."""
     for dtype, name, way in (
         (torch.float64, "eager", twin),
         (torch.float32, "eager", twin),
+        (torch.float32, "fused", fused_twin),
         (torch.float32, "compiled", compiled_twin),
     ):
         run = partial(_forward_error, bench, dtype, way)

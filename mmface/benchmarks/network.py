@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from mmface import released
-from mmface.benchmarks.candidates import CapturedDenoise, selective_checkpoint
-from mmface.benchmarks.measuring import flops, relative_error, seconds
+from mmface.acceleration import CapturedDenoise
+from mmface.benchmarks.measuring import relative_error, seconds
 from mmface.benchmarks.subjects import (
     Bench,
     compiled_twin,
+    forward_flops,
+    fused_twin,
     make_inputs,
     run_reference,
     twin,
 )
+from mmface.linear import Linear
 from mmface.objectives import RectifiedFlow
 from mmface.optimization import ExponentialAverage
+from mmface.recomputation import selective_checkpoint
 from mmface.transformer import MMFaceDiT
 
 GRADIENT_CLIP = 0.5
@@ -34,8 +38,10 @@ def measure_ceilings(bench: Bench) -> None:
     copied = 8e9 if bench.on_gpu else 0.25e9
 
     def product() -> Mapping[str, float]:
-        a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
-        best = min(seconds(lambda: a @ b, bench.device) for _ in range(8))
+        factor = Linear(side, side, bias=False, device=bench.device, dtype=dtype)
+        other = torch.randn(side, side, device=bench.device, dtype=dtype)
+        with torch.no_grad():
+            best = min(seconds(lambda: factor(other), bench.device) for _ in range(8))
         bench.peak_flops = 2 * side**3 / best
         return {"tflops": bench.peak_flops / 1e12}
 
@@ -57,15 +63,19 @@ def share_of_peak(bench: Bench, work_flops: float, milliseconds: float) -> dict[
 
 
 def captured_twin(model: MMFaceDiT) -> MMFaceDiT:
-    """A twin with compiled blocks, in one CUDA graph."""
+    """A fused twin with compiled blocks, in one CUDA graph."""
     other = compiled_twin(model)
-    setattr(other, "denoise", CapturedDenoise(other.denoise))  # noqa: B010
+    other.__dict__["denoise"] = CapturedDenoise(other)
     return other
 
 
 def ways_of_running(bench: Bench) -> dict[str, Callable[[MMFaceDiT], MMFaceDiT]]:
-    """The ways to run a model for inference that the device has."""
-    ways: dict[str, Callable[[MMFaceDiT], MMFaceDiT]] = {"eager": twin, "compiled": compiled_twin}
+    """The ways to run a model for inference that the device has, each on top of the one before."""
+    ways: dict[str, Callable[[MMFaceDiT], MMFaceDiT]] = {
+        "eager": twin,
+        "fused": fused_twin,
+        "compiled": compiled_twin,
+    }
     return ways | ({"captured": captured_twin} if bench.on_gpu else {})
 
 
@@ -93,7 +103,7 @@ def _forward(
 
     values = bench.compare(f"forward {case}", reference, lambda: own(**inputs))
     error = relative_error(own(**inputs), reference())
-    work = flops(lambda: model(**inputs))
+    work = forward_flops(model, side, batch)
     return {**values, **share_of_peak(bench, work, values["own_ms"]), "relative_error": error}
 
 
@@ -208,8 +218,7 @@ def _training(
         "gradient_error": gradient_error(own, plain_model),
     }
     values = bench.compare(f"train {case}", reference, lambda: own.step(samples))
-    with torch.no_grad():
-        work = 3 * flops(lambda: twin(model)(**make_inputs(model, side, batch)))
+    work = 3 * forward_flops(model, side, batch)
     return {
         **values,
         **share_of_peak(bench, work, values["own_ms"]),
@@ -242,7 +251,8 @@ def _growth(bench: Bench, points: Mapping[int, tuple[int, int]]) -> dict[str, An
     started = time.monotonic()
     for point, (side, batch) in points.items():
         run = partial(model, **make_inputs(model, side, batch))
-        work[point] = flops(run)  # which warms up, too
+        work[point] = forward_flops(model, side, batch)
+        run()  # warms up
         repeats = 1 if time.monotonic() - started > 30 else 3
         times[point] = min(seconds(run, bench.device) for _ in range(repeats))
     return {

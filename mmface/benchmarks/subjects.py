@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +16,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mmface.benchmarks.measuring import Report, Work, in_turn, write_trace
+from mmface.benchmarks.measuring import Report, Work, flops, in_turn, write_trace
 from mmface.encoders import VAES
+from mmface.modulations import fuse_modulations
 from mmface.pipeline import MMFacePipeline
 from mmface.transformer import MMFaceDiT
 
@@ -144,14 +145,21 @@ def twin(model: MMFaceDiT) -> MMFaceDiT:
     return other.train(model.training)
 
 
+def fused_twin(model: MMFaceDiT) -> MMFaceDiT:
+    """A twin whose modulations are one layer, with memory of its own."""
+    other = twin(model)
+    fuse_modulations(other)
+    return other
+
+
 def compiled_twin(model: MMFaceDiT) -> MMFaceDiT:
-    """A twin whose blocks run through torch.compile, one graph for all of a kind.
+    """A fused twin whose blocks run through torch.compile, one graph for all of a kind.
 
     A quarter of the gain of compiling the whole network is lost, five sixths of the time to
     compile are not spent.
     """
     torch._dynamo.reset()  # else the shapes of earlier cases count towards its limit
-    other = twin(model)
+    other = fused_twin(model)
     other.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return other
 
@@ -159,7 +167,7 @@ def compiled_twin(model: MMFaceDiT) -> MMFaceDiT:
 def make_inputs(
     model: MMFaceDiT, side: int, batch: int, num_text: int = TEXT_TOKENS
 ) -> dict[str, Tensor]:
-    """Random inputs of `MMFaceDiT.forward` on the model's device, in its dtype.
+    """Random inputs of `MMFaceDiT.forward` on the model's device, which may be meta.
 
     Args:
         model: The model.
@@ -168,10 +176,11 @@ def make_inputs(
         num_text: Number of text tokens.
 
     Returns:
-        The inputs by the names of the arguments; time is float32.
+        The inputs by the names of the arguments, in the model's dtype; time is float32.
     """
     config, options = model.config, {"device": model.device, "dtype": model.dtype}
-    generator = torch.Generator(model.device).manual_seed(1)
+    is_meta = model.device.type == "meta"
+    generator = None if is_meta else torch.Generator(model.device).manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=model.device).to(**options)
@@ -184,6 +193,19 @@ def make_inputs(
         "pooled_text": draw(batch, config.text_dim),
         "modality": torch.arange(batch, device=model.device) % 2,
     }
+
+
+def on_meta(model: MMFaceDiT) -> MMFaceDiT:
+    """A model of the same sizes without numbers: what it does can be counted at no cost."""
+    with torch.device("meta"):
+        return type(model).from_config(model.config).eval()
+
+
+@torch.no_grad()
+def forward_flops(model: MMFaceDiT, side: int, batch: int) -> int:
+    """Count the FLOPs of a forward pass, the same on every device."""
+    network = on_meta(model)
+    return flops(partial(network, **make_inputs(network, side, batch)))
 
 
 def run_reference(plain: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch _ _ _"]:

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import mmface
+from mmface.benchmarks.attention import measure_attention
 from mmface.benchmarks.counting import measure_counts, measure_parity
 from mmface.benchmarks.measuring import Report
 from mmface.benchmarks.network import (
@@ -20,7 +21,7 @@ from mmface.benchmarks.network import (
     measure_training,
 )
 from mmface.benchmarks.reading import measure_encoding, measure_loading
-from mmface.benchmarks.sampling import measure_sampling
+from mmface.benchmarks.sampling import measure_fewer, measure_sampling
 from mmface.benchmarks.subjects import SIZES, Bench, load_reference
 
 FAMILIES: dict[str, Callable[[Bench], None]] = {
@@ -31,7 +32,9 @@ FAMILIES: dict[str, Callable[[Bench], None]] = {
     "sample": measure_sampling,
     "train": measure_training,
     "forward": measure_forward,
+    "attention": measure_attention,
     "growth": measure_growth,
+    "fewer": measure_fewer,
 }
 """The families in the order of a whole run: what matters most if time runs out stands first."""
 

@@ -10,8 +10,11 @@ be read have no row; `shard-NNNNN.skipped.jsonl` lists them, and is there before
 import json
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ DESCRIPTION_FILE = "store.json"
 SKIPPED_FILE = "skipped.jsonl"
 BFLOAT16 = "bfloat16"
 """A dtype that numpy lacks: such an array goes in and comes out as float32, rounded once."""
+REMEDY = "delete it, and run the command that makes the store again"
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,19 @@ class ArraySpec:
 
     def from_bytes(self, stored: bytes | pa.Buffer) -> np.ndarray:
         """Read what `to_bytes` wrote, as a writable array."""
+        return self.restored(self.view(stored, 1)[0, ...])
+
+    def view(self, stored: bytes | pa.Buffer, num: int, first: int = 0) -> np.ndarray:
+        """Look at `num` arrays from byte `first` on, uncopied; bfloat16 as its bits in uint16."""
+        dtype = np.uint16 if self.dtype == BFLOAT16 else self.dtype
+        values = np.frombuffer(stored, dtype, num * math.prod(self.shape), first)
+        return values.reshape(num, *self.shape)
+
+    def restored(self, values: np.ndarray) -> np.ndarray:
+        """Copy an array out of a `view`, bfloat16 as float32."""
         if self.dtype == BFLOAT16:
-            upper = np.frombuffer(stored, dtype=np.uint16).astype(np.uint32)
-            return (upper << 16).view(np.float32).reshape(self.shape)
-        return np.frombuffer(stored, dtype=self.dtype).reshape(self.shape).copy()
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.copy()
 
 
 @dataclass(frozen=True)
@@ -260,6 +273,53 @@ def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[En
     partial.replace(path)
 
 
+class MappedRows:
+    """Rows of a table in mapped files; each column of a batch of rows is looked up once.
+
+    Arrow's own way to a value costs more than the value's copy. For one process: it has addresses.
+    """
+
+    def __init__(self, table: pa.Table, arrays: Mapping[str, ArraySpec]) -> None:
+        """Find the batches of rows, and nothing in them yet; `arrays` are the array columns."""
+        self.batches = table.to_batches()
+        self.ends = list(accumulate(batch.num_rows for batch in self.batches))
+        self.arrays = arrays
+        self.looked_up: list[dict[str, np.ndarray | pa.Array]] = [{} for _ in self.batches]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.ends[-1] if self.ends else 0
+
+    def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Read some columns of one row; a misfit of bytes and stated shape is a ValueError."""
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"there is no row {index} among {len(self)}")
+        number = bisect_right(self.ends, place)
+        looked_up, row = self.looked_up[number], dict[str, Any]()
+        place -= self.ends[number] - self.batches[number].num_rows
+        for name in columns:
+            if name not in looked_up:
+                looked_up[name] = self._look_up(number, name)
+            values = looked_up[name]
+            if isinstance(values, np.ndarray):
+                row[name] = self.arrays[name].restored(values[place, ...])
+            else:
+                row[name] = values[place].as_py()
+        return row
+
+    def _look_up(self, number: int, name: str) -> np.ndarray | pa.Array:
+        """Give a batch's column: a view [rows, *shape] of the file's bytes, or Arrow's texts."""
+        column = self.batches[number].column(name)
+        if name not in self.arrays:
+            return column
+        array, (_, offsets, stored) = self.arrays[name], column.buffers()
+        ends = np.frombuffer(offsets, np.int32, len(column) + 1, 4 * column.offset)
+        if column.null_count or np.any(np.diff(ends) != array.num_bytes):
+            raise ValueError(f"a value of column {name} has not {array.num_bytes} bytes")
+        return array.view(stored, len(column), int(ends[0]))
+
+
 class Store:
     """A finished store, mapped into memory."""
 
@@ -293,17 +353,16 @@ class Store:
 
     def _open(self, shard: int) -> Dataset:
         path = shard_path(self.folder, shard)
-        remedy = "delete it, and run the command that makes the store again"
         try:
             rows = Dataset.from_file(str(path))
         except (ValueError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+            raise ValueError(f"{path} is damaged ({error}); {REMEDY}") from None
         num_items = len(self.spec.items_of(shard))
         num_skipped = len(_read_skipped(skipped_path(self.folder, shard)))
         if len(rows) + num_skipped != num_items:
             raise ValueError(
                 f"{path} is damaged: it holds {len(rows)} rows and {num_skipped} are listed as "
-                f"skipped, of {num_items} items; {remedy}"
+                f"skipped, of {num_items} items; {REMEDY}"
             )
         return rows
 
@@ -319,11 +378,23 @@ class Store:
 
     def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
         """Read some columns of one row, arrays as writable numpy arrays of their stated shape."""
-        table = self.rows.data.table
-        row: dict[str, Any] = {}
-        for name in columns:
-            value = table.column(name)[index]
-            array = self.spec.arrays.get(name)
-            # The mapped file's own bytes: `as_py` would copy them once more.
-            row[name] = value.as_py() if array is None else array.from_bytes(value.as_buffer())
-        return row
+        try:
+            return self._mapped.row(index, columns)
+        except ValueError as error:
+            raise ValueError(f"{self._path_of(index)} is damaged ({error}); {REMEDY}") from None
+
+    @cached_property
+    def _mapped(self) -> MappedRows:
+        return MappedRows(self.rows.data.table, self.spec.arrays)
+
+    def _path_of(self, index: int) -> Path:
+        before, shard = index % len(self), -1
+        while before >= 0:
+            shard += 1
+            skipped = _read_skipped(skipped_path(self.folder, shard))
+            before -= len(self.spec.items_of(shard)) - len(skipped)
+        return shard_path(self.folder, shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the addresses: another process maps the files for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_mapped"}

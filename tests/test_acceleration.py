@@ -1,0 +1,467 @@
+"""The fast form of a model and of a pipeline: the same numbers and files, and the way back."""
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from conftest import IMAGE_SIZE, TEXT_DIM, build_pipeline, build_transformer
+from PIL import Image
+from plain_reference import PlainMMFaceDiT
+from safetensors import safe_open
+from test_lora import inputs, write_lora
+from torch import Tensor, nn
+
+from mmface import acceleration
+from mmface.ablations import SingleStreamDiT
+from mmface.acceleration import (
+    CapturedDenoise,
+    accelerate_pipeline,
+    check_compiler,
+    restore_pipeline,
+)
+from mmface.benchmarks.counting import TOY, count_operators
+from mmface.benchmarks.measuring import relative_error
+from mmface.benchmarks.subjects import make_inputs, on_meta, randomize, run_reference, twin
+from mmface.lora import load_lora, unload_lora
+from mmface.modulations import PackedModulations, fuse_modulations, unfuse_modulations
+from mmface.pipeline import MMFacePipeline
+from mmface.transformer import MMFaceDiT
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "released_layout_public.safetensors"
+
+
+def build(depth: int = 3, dtype: torch.dtype = torch.float64) -> MMFaceDiT:
+    return randomize(MMFaceDiT(**TOY, depth=depth, text_rope="none")).to(dtype).eval()
+
+
+def fused(model: MMFaceDiT) -> MMFaceDiT:
+    model = copy.deepcopy(model)
+    assert fuse_modulations(model)
+    assert isinstance(model.block_modulations, PackedModulations)
+    return model
+
+
+def outputs(model: MMFaceDiT) -> Tensor:
+    return model(**make_inputs(model, side=8, batch=2, num_text=5))
+
+
+def same_states(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@torch.no_grad()
+def test_fused_gives_the_same_numbers_as_the_reference_and_the_layers():
+    model = build()
+    packed = fused(model)
+    plain = PlainMMFaceDiT.from_state(packed.to_released(), num_heads=TOY["num_heads"])
+    expected = run_reference(plain, make_inputs(model, side=8, batch=2, num_text=5))
+    assert relative_error(outputs(packed), expected) <= 1e-12
+    condition = torch.randn(5, TOY["hidden_size"]).double()
+    for own, layer in zip(packed.modulations(condition), model.modulations(condition), strict=True):
+        assert relative_error(own, layer) <= 1e-12
+    single = randomize(SingleStreamDiT(**TOY, depth=2)).double()
+    assert relative_error(outputs(fused(single)), outputs(single)) <= 1e-12
+
+
+def test_28_layers_are_one_in_a_forward_pass():
+    with torch.device("meta"):
+        model = MMFaceDiT(**TOY, depth=28)
+    shapes = make_inputs(model, side=8, batch=2, num_text=5)
+    with torch.no_grad():
+        model(**shapes)
+        before = count_operators(lambda: model(**shapes))
+        assert fuse_modulations(model)
+        after = count_operators(lambda: model(**shapes))
+    assert before.total() - after.total() == 2 * 28 - 3  # each transposed and multiplied
+    assert before["aten.addmm.default"] - after["aten.addmm.default"] == 27
+
+
+def test_fused_weights_are_in_memory_once():
+    model = build()
+    numel = sum(p.numel() for p in model.parameters())
+    before = {p.data_ptr() for p in model.block_modulations.parameters()}
+    assert fuse_modulations(model)
+    assert sum(p.numel() for p in model.parameters()) == numel
+    own = {p.untyped_storage().data_ptr() for p in model.block_modulations.parameters()}
+    state = model.state_dict()
+    shown = {
+        state[name].untyped_storage().data_ptr()
+        for name in state
+        if name.startswith("block_modulations.")
+    }
+    assert shown == own
+    assert not own & before
+
+
+def test_state_dicts_and_files_are_those_of_the_layers(tmp_path):
+    model = build(dtype=torch.float32)
+    packed = fused(model)
+    assert same_states(packed, model)
+    for name, tensor in packed.to_released().items():
+        assert torch.equal(tensor, model.to_released()[name])
+    model.save_pretrained(tmp_path / "plain")
+    packed.save_pretrained(tmp_path / "fused")
+    files = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "fused").iterdir())
+    for name in files:
+        one, other = (tmp_path / kind / name for kind in ("plain", "fused"))
+        assert one.read_bytes() == other.read_bytes()
+    assert same_states(MMFaceDiT.from_pretrained(tmp_path / "fused"), model)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_fused_model_loads_what_a_plain_one_does(assign: bool):
+    other = randomize(build(), seed=7)
+    packed = fused(build())
+    address = packed.block_modulations.weight.data_ptr()
+    packed.load_state_dict(other.state_dict(), assign=assign)
+    assert (packed.block_modulations.weight.data_ptr() == address) is not assign
+    assert same_states(packed, other)
+    assert relative_error(outputs(packed), outputs(other)) <= 1e-12
+
+
+def change_names(state: dict[str, Tensor]) -> None:
+    state["block_modulations.1.scale"] = state.pop("block_modulations.1.bias")
+    state["block_modulations.3.weight"] = state["block_modulations.2.weight"]
+
+
+def change_shape(state: dict[str, Tensor]) -> None:
+    state["block_modulations.0.weight"] = state["block_modulations.0.weight"][1:]
+
+
+@pytest.mark.parametrize("change", [change_names, change_shape])
+def test_what_does_not_fit_is_reported_as_by_a_plain_model(change: Callable[[Any], None]):
+    model = build()
+    state = dict(model.state_dict())
+    change(state)
+    messages = []
+    for each in (model, fused(model)):
+        with pytest.raises(RuntimeError) as caught:
+            each.load_state_dict(state)
+        messages.append(sorted(re.findall(r"\w+(?:\.\w+)*", str(caught.value))))
+    assert messages[0] == messages[1]
+    if change is change_names:
+        found = fused(model).load_state_dict(state, strict=False)
+        assert found.missing_keys == ["block_modulations.1.bias"]
+        assert set(found.unexpected_keys) == {
+            "block_modulations.1.scale",
+            "block_modulations.3.weight",
+        }
+
+
+def test_copies_and_other_dtypes_of_a_fused_model():
+    model = build()
+    packed = fused(model)
+    other = copy.deepcopy(packed)
+    assert same_states(other, model)
+    with torch.no_grad():
+        other.block_modulations.weight.zero_()
+    assert same_states(packed, model)
+    assert same_states(nn.Module.to(packed, torch.bfloat16), nn.Module.to(model, torch.bfloat16))
+    assert packed.block_modulations.weight.dtype == torch.bfloat16
+    assert on_meta(model).block_modulations[0].weight.device.type == "meta"
+
+
+@torch.no_grad()
+def test_golden_weights_load_into_a_fused_model():
+    with safe_open(GOLDEN, "pt") as file:
+        golden = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = {k.removeprefix("weights."): v.float() for k, v in golden.items() if "weights." in k}
+    model = MMFaceDiT.from_released(weights, num_heads=4)
+    assert fuse_modulations(model)
+    text = (golden["text"], golden["pooled"], golden["modality"])
+    velocity = model(*golden["x"].chunk(2, dim=1), golden["t_flow"] * 999, *text)
+    assert relative_error(velocity, golden["velocity"]) < 1e-5
+    for name, tensor in model.to_released().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_fusing_and_unfusing_again_is_harmless_and_an_unfused_model_trains():
+    model = build()
+    other = copy.deepcopy(model).train()
+    assert fuse_modulations(other)
+    packed = other.block_modulations
+    assert fuse_modulations(other)
+    assert other.block_modulations is packed
+    unfuse_modulations(other)
+    layers = other.block_modulations
+    unfuse_modulations(other)
+    assert other.block_modulations is layers
+    assert all(module.training for module in layers.modules())
+    addresses = {p.untyped_storage().data_ptr() for p in layers.parameters()}
+    assert len(addresses) == 2 * 3  # accelerate saves one of the tensors that share memory
+    assert same_states(other, model)
+    for each in (model, other):
+        optimizer = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=0.01)
+        outputs(each).square().mean().backward()
+        optimizer.step()
+    assert same_states(other, model)
+    assert not same_states(other, build())
+
+
+def test_layers_that_are_not_alike_stay_as_they_are():
+    model = build()
+    model.block_modulations[1].requires_grad_(False)
+    layers = model.block_modulations
+    assert not fuse_modulations(model)
+    assert model.block_modulations is layers
+
+
+class Rerun:
+    """Stands for a CUDA graph on a CPU: runs the function again, into the same output."""
+
+    made: list["Rerun"]
+
+    def __init__(self, run: Callable[[], Tensor], beside: "Rerun | None") -> None:
+        self.run, self.beside, self.output = run, beside, run()
+        self.made.append(self)
+
+    def replay(self) -> None:
+        self.output.copy_(self.run())
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> type[Rerun]:
+    monkeypatch.setattr(Rerun, "made", [], raising=False)
+    return Rerun
+
+
+def step_inputs(model: MMFaceDiT, batch: int, seed: int = 0, side: int = 4) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(model.dtype)
+
+    latents = draw(2, batch, model.config.latent_channels, side, side)
+    width = model.config.hidden_size
+    return *latents, draw(batch, 5, width), model.modulations(draw(batch, width))
+
+
+@torch.no_grad()
+def test_a_captured_step_is_the_step_for_each_shape(record: type[Rerun]):
+    model = fused(build())
+    captured = CapturedDenoise(model, record)
+    first = captured(*step_inputs(model, 2))
+    kept = first.clone()
+    for batch, side in ((2, 4), (3, 4), (2, 6), (2, 4)):
+        given = step_inputs(model, batch, seed=batch + side, side=side)
+        assert torch.equal(captured(*given), MMFaceDiT.denoise(model, *given))
+    assert torch.equal(first, kept)  # what a step gave is not written again
+    assert len(record.made) == 3
+    assert [each.beside is not None for each in record.made] == [False, True, True]
+
+
+@torch.no_grad()
+def test_the_shape_least_in_use_gives_way(record: type[Rerun]):
+    model = build()
+    captured = CapturedDenoise(model, record, max_graphs=2)
+    for batch, made in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        captured(*step_inputs(model, batch))
+        assert len(record.made) == made
+        assert len(captured.captured) <= 2
+
+
+def move(model: MMFaceDiT, folder: Path) -> None:
+    nn.Module.to(model, torch.float32)
+
+
+def assign(model: MMFaceDiT, folder: Path) -> None:
+    model.load_state_dict(randomize(build(), seed=5).state_dict(), assign=True)
+
+
+def adapt(model: MMFaceDiT, folder: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra lora")
+    load_lora(model, write_lora(folder / "lora.safetensors", model, ("blocks.0.image.qkv",)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [move, assign, adapt])
+def test_a_graph_goes_with_the_weights_that_it_was_made_for(
+    change: Callable[[MMFaceDiT, Path], None], record: type[Rerun], tmp_path: Path
+):
+    model = build()
+    captured = CapturedDenoise(model, record)
+    before = captured(*step_inputs(model, 2))
+    change(model, tmp_path)
+    given = step_inputs(model, 2)
+    after = captured(*given)
+    assert len(record.made) == 2
+    assert record.made[1].beside is None
+    assert torch.equal(after, MMFaceDiT.denoise(model, *given))
+    assert after.dtype != before.dtype or not torch.equal(after, before)
+    captured(*given)
+    assert len(record.made) == 2
+    if change is adapt:
+        unload_lora(model)
+        assert torch.equal(captured(*given), before)
+        assert len(record.made) == 3
+
+
+@torch.no_grad()
+def test_numbers_that_change_in_place_are_read_by_the_same_graph(record: type[Rerun]):
+    model = build()
+    captured = CapturedDenoise(model, record)
+    captured(*step_inputs(model, 2))
+    model.load_state_dict(randomize(build(), seed=5).state_dict())
+    given = step_inputs(model, 2)
+    assert torch.equal(captured(*given), MMFaceDiT.denoise(model, *given))
+    assert len(record.made) == 1
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_captures_for_itself(record: type[Rerun]):
+    model = build()
+    vars(model)["denoise"] = CapturedDenoise(model, record)
+    expected = outputs(model)
+    other = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(outputs(other), expected)
+    assert len(record.made) == 2
+
+
+def test_hooked_offloaded_and_quantized_models_are_refused(record: type[Rerun]):
+    model = build()
+    captured = CapturedDenoise(model, record)
+    handle = model.blocks[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"hook \(blocks.1\)"):
+        captured(*step_inputs(model, 2))
+    handle.remove()
+    _, hook = cpu_offload_with_hook(model, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"hook \(on itself\), by offloading"):
+        CapturedDenoise(model, record)
+    hook.remove()
+
+    class Quantized(nn.Parameter):
+        pass
+
+    model.text_embedder.weight = Quantized(model.text_embedder.weight.detach())
+    with pytest.raises(ValueError, match="quantized"):
+        CapturedDenoise(model, record)
+
+
+def faces(pipeline: MMFacePipeline) -> Tensor:
+    mask = torch.zeros(IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8).numpy()
+    options: dict[str, Any] = {"num_inference_steps": 3, "num_images_per_prompt": 2, "seed": 3}
+    found = pipeline("a face", mask=mask, output_type="pt", guidance_scale=2.0, **options).images
+    assert isinstance(found, Tensor)
+    return found
+
+
+def test_a_pipeline_and_back(record: type[Rerun], tmp_path: Path):
+    pipeline = build_pipeline()
+    expected = faces(pipeline)
+    for _ in range(2):
+        accelerate_pipeline(pipeline, compile_blocks=False)
+        assert isinstance(pipeline.transformer.block_modulations, PackedModulations)
+        assert pipeline.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert relative_error(faces(pipeline), expected) < 1e-5
+    vars(pipeline.transformer)["denoise"] = CapturedDenoise(pipeline.transformer, record)
+    assert relative_error(faces(pipeline), expected) < 1e-5
+    assert len(record.made) == 1
+    pipeline.save_pretrained(tmp_path)
+    assert torch.equal(faces(MMFacePipeline.from_pretrained(tmp_path)), expected)
+    for _ in range(2):
+        restore_pipeline(pipeline)
+        assert torch.equal(faces(pipeline), expected)
+    assert "denoise" not in vars(pipeline.transformer)
+
+
+def test_blocks_are_compiled_and_are_not_any_more():
+    pipeline = build_pipeline()
+    accelerate_pipeline(pipeline)
+    compiled = [block._compiled_call_impl is not None for block in pipeline.transformer.blocks]
+    assert compiled == [True, True]
+    assert torch._dynamo.config.recompile_limit >= acceleration.MAX_SHAPES
+    restore_pipeline(pipeline)
+    assert all(block._compiled_call_impl is None for block in pipeline.transformer.blocks)
+
+
+def test_what_a_machine_lacks_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    pipeline = build_pipeline()
+    with pytest.raises(ValueError, match="CUDA graphs need a GPU"):
+        accelerate_pipeline(pipeline, capture=True)
+
+    def no_compiler(device: torch.device) -> None:
+        raise ValueError("none")
+
+    monkeypatch.setattr(acceleration, "check_compiler", no_compiler)
+    with pytest.raises(ValueError, match="none"):
+        accelerate_pipeline(pipeline)
+    assert not isinstance(pipeline.transformer.block_modulations, PackedModulations)
+
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        check_compiler(torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_a_lora_of_the_modulations_keeps_them_apart(tmp_path: Path):
+    pytest.importorskip("peft", reason="needs the extra lora")
+    pipeline = build_pipeline()
+    model = pipeline.transformer
+    layers = ("block_modulations.0", "blocks.1.text.mlp.2")
+    load_lora(model, write_lora(tmp_path / "lora", model, layers))
+    adapted = model(*inputs())
+    accelerate_pipeline(pipeline, compile_blocks=False)
+    assert torch.equal(model(*inputs()), adapted)
+    assert not torch.equal(build_transformer()(*inputs()), adapted)
+
+
+FAST = """
+import sys, torch
+from pathlib import Path
+from mmface import sampling
+from mmface.sampling_recipe import read_recipe
+from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+asked = Settings("a face", mask=str(folder / "mask.png"), steps=2)
+choice = ModelChoice(str(folder), fast=True)
+sampling.sample(asked, Draws(), choice, Run(str(folder / "fast.png")))
+assert read_recipe(folder / "fast.png")[0].model.fast
+sampling.sample(Settings(), Draws(), ModelChoice(), Run(str(folder / "again.png"),
+    rerun=str(folder / "fast.png")))
+assert (folder / "again.png").read_bytes() == (folder / "fast.png").read_bytes()
+"""
+
+
+def test_fast_pictures_of_the_command_line_and_their_rerun(tmp_path: Path, face_mask: np.ndarray):
+    pipeline = build_pipeline()
+    sizes = {"hidden_size": 16, "num_heads": 2, "text_dim": TEXT_DIM}
+    pipeline.register_modules(transformer=randomize(MMFaceDiT(**sizes, depth=1)))  # one to compile
+    pipeline.save_pretrained(tmp_path)
+    Image.fromarray(face_mask).save(tmp_path / "mask.png")
+    # In a process of its own, because the type-checking hook of these tests cannot be compiled.
+    done = subprocess.run(
+        [sys.executable, "-c", FAST, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    if "Compiling needs a C++ compiler" in done.stderr:
+        pytest.skip("there is no C++ compiler")
+    assert done.returncode == 0, done.stderr
+    assert "bit-equal" in done.stderr
+
+
+def test_twins_share_the_weights_of_a_fused_model():
+    packed = fused(build())
+    assert relative_error(outputs(twin(packed)), outputs(packed)) <= 1e-12

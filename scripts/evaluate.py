@@ -9,7 +9,7 @@ import sys
 import hydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, MissingMandatoryValue
 
 
 @hydra.main(config_path="../configs", config_name="evaluate", version_base="1.3")
@@ -19,6 +19,9 @@ def main(config: DictConfig) -> None:
         report = instantiate(config.job, _convert_="all").report()
     except InstantiationException as error:
         sys.exit(f"error: {error.__cause__ or error}")
+    except MissingMandatoryValue as error:
+        name = str(error.full_key).rpartition(".")[2]
+        sys.exit(f"error: {name} has no value; give it with {name}=VALUE")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if report:

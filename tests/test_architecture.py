@@ -61,6 +61,7 @@ READING_ORDER = [
     "component_tasks",
     "evaluation.parser",
     "evaluation.agreement",
+    "evaluation.settings",
     "evaluation.held_out",
     "evaluation.inception",
     "evaluation.preprocessing",

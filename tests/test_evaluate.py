@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,6 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     UNet2DConditionModel,
 )
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from PIL import Image
 from training_runs import FORK, in_two_processes
 from transformers import CLIPConfig, CLIPModel
@@ -29,7 +27,6 @@ from mmface.evaluation.clip_states import ClipStatesBackbone
 from mmface.evaluation.controlnet import ScribbleControlNet, SegmentationControlNet
 from mmface.evaluation.controls import OtherFaces, ShuffledPrompts, VaeReconstruction
 from mmface.evaluation.feature_cache import BackboneSource
-from mmface.evaluation.figures import guidance_plot
 from mmface.evaluation.methods import FolderMethod, PipelineMethod
 from mmface.evaluation.picture_measures import (
     CaptionFidelity,
@@ -141,36 +138,78 @@ def test_two_processes_leave_the_bytes_of_one(done, tiny_pipeline_folder, tmp_pa
     assert contents(tmp_path / "two") == contents(done)
 
 
-def killed_run(folder, pipeline, after):
-    """A whole run that dies in the middle of writing its `after`-th file."""
+def killed_run(folder, pipeline, at):
+    """A whole run that is killed when it is about to give a file its name."""
     from mmface.evaluation import parted_work
 
-    written = 0
     replace = Path.replace
 
     def dying(self, target):
-        nonlocal written
-        written += 1
-        if written == after:
-            os._exit(9)
+        if target.as_posix().endswith(at):
+            os.kill(os.getpid(), signal.SIGKILL)
         return replace(self, target)
 
     parted_work.Path.replace = dying
     whole_run(folder, pipeline)
 
 
+def sound_files(folder):
+    """What a run leaves, without the files that a killed one had not named yet."""
+    return {k: v for k, v in contents(folder).items() if not Path(k).name.startswith(".")}
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(done, tiny_pipeline_folder, tmp_path):
     folder = tmp_path / "killed"
-    for after in (3, 50):  # among the pictures, and among the scores
-        process = FORK.Process(target=killed_run, args=(folder, tiny_pipeline_folder, after))
+    for at in (
+        "MMFace-DiT_F/seed_0/images/rendered/1000002.png",
+        "Real_pictures/seed_0/scores/masks/part-000001.jsonl",
+        "class_iou.png",
+    ):
+        process = FORK.Process(target=killed_run, args=(folder, tiny_pipeline_folder, at))
         process.start()
         process.join(120)
-        assert process.exitcode == 9
-    assert list(folder.rglob("scores/*/part-*"))
-    assert not list(folder.rglob("scores.json"))
+        assert process.exitcode == -signal.SIGKILL
+        assert not (folder / at).exists()
     whole_run(folder, tiny_pipeline_folder)
-    left = {k: v for k, v in contents(folder).items() if not Path(k).name.startswith(".")}
-    assert left == contents(done)
+    assert sound_files(folder) == contents(done)
+
+
+def cut(path, share=0.5):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def test_files_that_a_full_disk_left_broken_are_made_again(done, tiny_pipeline_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done, folder)
+    run = folder / "MMFace-DiT_F/seed_0"
+    cut(run / "scores/ssim/part-000000.jsonl")  # ends inside its first row
+    lines = (run / "scores/clip/part-000000.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "scores/clip/part-000000.jsonl").write_bytes(b"".join([*lines, lines[0]]))
+    cut(run / "scores/masks/part-000001.jsonl", 0.9)  # whole but for its last row
+    (run / "scores/masks/part-000002.jsonl").write_bytes(b"")
+    cut(run / "scores/masks/made_by.json")
+    cut(run / "features/clip/part-000000.safetensors", 0.9)
+    cut(run / "images/rendered/1000001.png")
+    (run / "images/rendered/1000004.png").unlink()
+    cut(folder / "Real_pictures/scores.json")
+    with pytest.raises(ValueError, match=r"add generate"):
+        evaluation(folder, [sampled(tiny_pipeline_folder)], stages=["score"]).run()
+    with pytest.raises(ValueError, match=r"scores\.json is broken .*; add score to the stages"):
+        evaluation(folder, [sampled(tiny_pipeline_folder)], stages=["table"]).run()
+    whole_run(folder, tiny_pipeline_folder)
+    assert contents(folder) == contents(done)
+    cut(run / "parts/made_by.json")
+    with pytest.raises(ValueError, match=r"made_by\.json cannot be read .*another output_dir"):
+        whole_run(folder, tiny_pipeline_folder)
+
+
+def test_pictures_of_another_protocol_are_refused_by_the_settings_name(done, tiny_pipeline_folder):
+    methods = [sampled(tiny_pipeline_folder)]
+    with pytest.raises(ValueError, match=r"\(references\.modality: 'mask' -> 'sketch'\)"):
+        evaluation(done, methods, "sketch").run()
+    with pytest.raises(ValueError, match=r"references\.num_faces: 5 -> 4"):
+        evaluation(done, methods, protocol=protocol(4)).run()
 
 
 def test_a_table_says_what_is_measured_missing_and_skipped(done):
@@ -299,7 +338,7 @@ def test_shuffled_prompts_ask_for_the_next_face(tiny_pipeline_folder):
     own = [references.order(item, seed=0) for item in range(3)]
     assert [a.prompt for a in asked] == [own[i].prompt for i in (1, 2, 0)]
     assert all(np.array_equal(a.labels, o.labels) for a, o in zip(asked, own, strict=True))
-    with pytest.raises(ValueError, match="2 to 3"):
+    with pytest.raises(ValueError, match="num_faces is 4, but there are 3 faces"):
         References(HeldOutPictures(3, IMAGE_SIZE), "mask", num_faces=4)
 
 
@@ -360,40 +399,6 @@ def test_controlnet_samples_by_seed(controlnet_folders, kind):
     absent = kind("ControlNet", "no/such/controlnet", "no/such/base").unavailable()
     assert isinstance(absent, Skipped)
     assert "hf download" in absent.remedy
-
-
-METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("table", [1, 2])
-@pytest.mark.parametrize("protocol_name", ["tiny", "paper", "paper_judged"])
-def test_every_protocol_and_method_composes(protocol_name, table):
-    left_out = {1: "released", 2: "ours"}[table]  # two that fill the same row
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose(
-            "evaluate",
-            [
-                f"protocol={protocol_name}",
-                f"table={table}",
-                f"method=[{','.join(name for name in METHODS if name != left_out)}]",
-                *([] if protocol_name == "tiny" else ["manifest=faces.jsonl"]),
-            ],
-            return_hydra_config=True,
-        )
-        HydraConfig.instance().set_config(config)
-        job = instantiate(config.job, _convert_="all")
-    assert job.modality == {1: "mask", 2: "sketch"}[table]
-    names = {method.name for method in job.methods.values()}
-    assert {"TediGAN", "UaC", "CD", "DDGI", "MM2Latent", "ControlNet"} <= names
-    assert {row.method for row in TABLES[2].rows} <= names
-    assert ("judge" in job.protocol.picture_measures) == (protocol_name == "paper_judged")
-
-
-def test_a_plot_needs_a_curve():
-    curves = {"fid": {"a": [(1.0, 3.0), (2.0, 2.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
-    assert (np.asarray(guidance_plot(curves)) == (31, 119, 180)).all(-1).sum() > 100
-    with pytest.raises(ValueError, match="guidance_scales"):
-        guidance_plot({})
 
 
 def test_scores_are_read_as_they_were_written(tmp_path):

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+import torch.nn.functional as F
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+)
 
+from mmface.annotation.masks import PictureParser
 from mmface.conditions import LABELS, flip_labels
 from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.evaluation.agreement import (
@@ -103,6 +109,31 @@ def test_parser_gives_full_size_labels_whatever_the_batch():
     assert (labels == alone).float().mean() > 0.999
 
 
-def test_parser_with_other_class_names_is_refused():
+def test_parser_upsamples_scores_and_not_classes():
+    torch.manual_seed(0)
+    parser = FaceParser(tiny_segformer(LABELS))
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        scores = parser.model(pixel_values=pixels).logits
+    assert scores.shape == (1, len(LABELS), 16, 16)
+    full = F.interpolate(scores, (64, 64), mode="bilinear", align_corners=False)
+    assert torch.equal(parser(pixels)[0].long(), full[0].argmax(0))
+    enlarged = scores.argmax(1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert (parser(pixels).long() != enlarged).any()
+
+
+OLD_NAMES = """
+    background skin.png nose.png r_eye l_eye r_brow l_brow r_ear l_ear mouth u_lip l_lip neck
+    hair neck_l cloth eye_g hat ear_r
+"""
+"""The names in the config of jonathandinu/face-parsing before its commit 373bfce."""
+
+
+@pytest.mark.parametrize(
+    "names", [("background", "nose"), OLD_NAMES.split(), (*LABELS[:-2], *LABELS[:-3:-1])]
+)
+def test_parser_with_other_class_names_is_refused(names):
+    with pytest.raises(ValueError, match=r"the parser's classes.*take a revision"):
+        FaceParser(tiny_segformer(names))
     with pytest.raises(ValueError, match="the parser's classes"):
-        FaceParser(tiny_segformer(("background", "nose")))
+        PictureParser(tiny_segformer(names), SegformerImageProcessorPil())

@@ -1,5 +1,7 @@
 """Metrics of single pictures: LPIPS, SSIM, agreement with masks and sketches, CLIP, the judge."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ import torchmetrics.functional.image.lpips as reference_lpips
 from conftest import MAX_TOKENS
 from test_metrics_backbones import tiny_clip
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -18,17 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mmface.conditions import LABELS, flip_labels
+import mmface
 from mmface.data.rendered import render_face
-from mmface.evaluation.agreement import edge_agreement
 from mmface.evaluation.backbones import ClipBackbone
 from mmface.evaluation.clip_score import ClipScore, clip_distance
-from mmface.evaluation.condition_agreement import (
-    EdgeAgreement,
-    MaskAgreement,
-    pooled_accuracy,
-    pooled_mean_iou,
-)
 from mmface.evaluation.judge import (
     DigitExpectation,
     VisionLanguageJudge,
@@ -36,6 +30,8 @@ from mmface.evaluation.judge import (
 )
 from mmface.evaluation.perceptual import PerceptualDistance, PerceptualNetwork
 from mmface.evaluation.structural import MultiScaleStructuralSimilarity, StructuralSimilarity
+
+ASSETS = Path(mmface.__file__).parent / "assets"
 
 
 def noise_pictures(count, size=64, seed=0):
@@ -77,6 +73,23 @@ def test_lpips_agrees_with_torchmetrics_on_the_same_random_trunk(trunk, face_pic
     assert float(same.compute()) == 0
 
 
+@pytest.mark.parametrize("trunk", ["alex", "vgg"])
+def test_lpips_agrees_with_its_own_package_where_that_can_be_imported(trunk, face_pictures):
+    package = pytest.importorskip("lpips", exc_type=ImportError)
+    torch.manual_seed(0)
+    network = PerceptualNetwork(trunk)
+    reference = package.LPIPS(net=trunk, pnet_rand=True, verbose=False).eval()
+    own = {f"{index}": layer for index, layer in enumerate(network.features)}
+    for slice_ in reference.net.children():
+        for index, layer in slice_.named_children():
+            if layer.state_dict():
+                layer.load_state_dict(own[index].state_dict())
+    ours, theirs = PerceptualDistance(network), PerceptualDistance(reference)
+    for metric in (ours, theirs):
+        metric.update(face_pictures[:2], noise_pictures(2))
+    torch.testing.assert_close(ours.per_picture(), theirs.per_picture(), rtol=1e-3, atol=1e-7)
+
+
 def test_lpips_trunk_is_read_from_torchvisions_file(tmp_path):
     network = PerceptualNetwork("alex")
     assert network.protocol.startswith("untrained:lpips-0.1-alex/")
@@ -115,6 +128,17 @@ def test_ssim_against_its_formula_on_flat_pictures():
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-4)
 
 
+def test_multiscale_ssim_does_not_depend_on_its_batch():
+    pictures = torch.stack([noise_pictures(1, 176, seed)[0] // (seed + 1) for seed in range(3)])
+    others = (pictures // 2 + 40).to(torch.uint8)
+    together, alone = MultiScaleStructuralSimilarity(), MultiScaleStructuralSimilarity()
+    together.update(pictures, others)
+    for one, other in zip(pictures, others, strict=True):
+        alone.update(one[None], other[None])
+    torch.testing.assert_close(together.per_picture(), alone.per_picture())
+    assert together.per_picture().std() > 1e-3
+
+
 def test_multiscale_ssim_needs_176_pixels():
     metric = MultiScaleStructuralSimilarity()
     small = noise_pictures(1, size=175)
@@ -126,70 +150,6 @@ def test_multiscale_ssim_needs_176_pixels():
     grey = torch.full((1, 3, 176, 176), 128, dtype=torch.uint8)
     metric.update(grey, grey)
     assert torch.isfinite(metric.per_picture()).all()
-
-
-# Masks and sketches
-
-
-def as_batch(*maps):
-    return torch.from_numpy(np.stack(maps))
-
-
-def test_mask_agreement_in_four_averagings_by_hand():
-    truth = np.array([[0, 0, 1], [1, 2, 2]], np.uint8)
-    parsed = np.array([[0, 1, 1], [1, 2, 0]], np.uint8)
-    metric = MaskAgreement()
-    metric.update(as_batch(parsed, truth), as_batch(truth, truth))
-    result = metric.compute()
-    first = np.array([1 / 3, 2 / 3, 1 / 2])
-    assert result.accuracy == pytest.approx(100 * 10 / 12)
-    assert result.mean_iou == pytest.approx(100 * (3 / 5 + 4 / 5 + 3 / 4) / 3)
-    assert result.mean_iou_of_pictures == pytest.approx(100 * (first.mean() + 1) / 2)
-    assert result.mean_iou_absent_zero == pytest.approx(100 * (first.sum() + 3) / 19 / 2)
-    np.testing.assert_allclose(metric.of_classes()[:3], [3 / 5, 4 / 5, 3 / 4])
-    assert metric.of_classes()[3:].isnan().all()
-
-
-def test_a_perfect_mask_reaches_all_but_the_nineteen_class_mean(faces):
-    masks = as_batch(*(face.labels for face in faces))
-    metric = MaskAgreement()
-    metric.update(masks, masks)
-    result = metric.compute()
-    assert result[:3] == pytest.approx((100, 100, 100))
-    present = np.mean([len(np.unique(face.labels)) for face in faces])
-    assert result.mean_iou_absent_zero == pytest.approx(100 * present / len(LABELS))
-
-
-def test_a_mirrored_mask_agrees_only_with_swapped_sides(faces):
-    labels = faces[0].labels
-    mirrored, renamed = MaskAgreement(), MaskAgreement()
-    mirrored.update(as_batch(labels[:, ::-1].copy()), as_batch(flip_labels(labels)))
-    renamed.update(as_batch(flip_labels(flip_labels(labels))), as_batch(labels))
-    assert renamed.compute().mean_iou == pytest.approx(100)
-    assert mirrored.compute().mean_iou < 90
-
-
-def test_mask_agreement_agrees_with_torchmetrics(faces):
-    truth = as_batch(*(face.labels for face in faces))
-    parsed = truth.roll(3, dims=2)
-    metric = MaskAgreement()
-    metric.update(parsed, truth)
-    result = metric.compute()
-    arguments = {"num_classes": len(LABELS), "validate_args": False}
-    accuracy = MulticlassAccuracy(average="micro", **arguments)(parsed.long(), truth.long())
-    iou = MulticlassJaccardIndex(average="macro", **arguments)(parsed.long(), truth.long())
-    assert result.accuracy == pytest.approx(100 * float(accuracy), rel=1e-5)
-    assert result.mean_iou == pytest.approx(100 * float(iou), rel=1e-5)
-    tables = metric.per_picture().flatten(1).numpy().astype(np.float64).sum(0, keepdims=True)
-    assert pooled_accuracy(tables)[0] == pytest.approx(result.accuracy)
-    assert pooled_mean_iou(tables)[0] == pytest.approx(result.mean_iou)
-
-
-def test_edge_agreement_is_that_of_single_pictures(faces, face_pictures):
-    metric = EdgeAgreement(tolerance_px=2)
-    metric.update(face_pictures, as_batch(*(face.sketch for face in faces)))
-    expected = [edge_agreement(face.image, face.sketch, 2) for face in faces]
-    np.testing.assert_allclose(metric.per_picture(), expected)
 
 
 # CLIP
@@ -227,6 +187,19 @@ def test_a_long_caption_keeps_its_end_of_text():
     embedded = backbone.embed_captions([fits, fits + " b c d", "b" + fits[1:]])
     torch.testing.assert_close(embedded[0], embedded[1])
     assert not torch.allclose(embedded[0], embedded[2])
+
+
+def test_a_caption_beyond_the_trained_towers_length_is_read_up_to_its_end_of_text():
+    backbone = ClipBackbone.from_pretrained(ASSETS / "tiny-clip")
+    tokenizer, limit = backbone.tokenizer, backbone.max_length
+    caption = " ".join(f"a man with hair number {index}" for index in range(40))
+    tokens = tokenizer(caption, truncation=False, verbose=False).input_ids
+    assert len(tokens) > limit
+    kept = torch.tensor([[*tokens[: limit - 1], tokenizer.eos_token_id]])
+    with torch.no_grad():
+        states = backbone.network.text_model(input_ids=kept).pooler_output
+        expected = torch.nn.functional.normalize(backbone.network.text_projection(states))
+    torch.testing.assert_close(backbone.embed_captions([caption]), expected)
 
 
 # The judge
@@ -315,6 +288,19 @@ def test_a_vision_language_model_judges_without_sampling(face_pictures):
     darker = YesProbability(judge)
     darker.update((face_pictures // 4).to(torch.uint8), captions)
     assert not torch.allclose(darker.per_picture(), ratings)
+
+
+def test_the_side_of_the_padding_does_not_move_a_rating(face_pictures):
+    judge = tiny_judge(["Yes", "No", "a", "man", *"0123456789"])
+    captions = ["a man", "a", "man man man man man", "man a"]
+    ratings = {}
+    for side in ("left", "right"):
+        judge.processor.tokenizer.padding_side = side
+        metric = DigitExpectation(judge)
+        metric.update(face_pictures, captions)
+        ratings[side] = metric.per_picture()
+    assert torch.equal(ratings["left"], ratings["right"])
+    assert ratings["left"].unique().numel() > 1
 
 
 def test_a_judge_that_splits_its_answers_is_refused():

@@ -129,6 +129,48 @@ def test_streaming_order_batches_and_shards_do_not_matter(backbone):
     assert float(swapped.compute()) == pytest.approx(at_once, rel=1e-8)
 
 
+class ExactSums(Backbone):
+    """Features that float32 holds exactly, whatever the batch: sums of parts of a picture."""
+
+    def __init__(self, offset=0.0):
+        super().__init__(nn.Conv2d(1, 1, 1), TorchBilinear(32), f"{UNTRAINED}sums", WIDTH)
+        self.offset = offset
+
+    def forward(self, images):
+        return self.features(images.float())
+
+    def features(self, pixels):
+        return pixels.flatten(1).unflatten(1, (-1, WIDTH)).sum(1) + self.offset
+
+
+def test_exact_features_give_one_distance_in_any_order_batch_and_shard():
+    real, generated = pictures(31), pictures(26, seed=1, brightness=0.7)
+    backbone = ExactSums()
+    at_once = frechet_distance(
+        FeatureStatistics.of(backbone(real)), FeatureStatistics.of(backbone(generated))
+    )
+    shuffled = torch.randperm(31, generator=torch.Generator().manual_seed(2))
+    for batch, num_shards, order in ((1, 1, shuffled), (5, 2, shuffled), (31, 4, torch.arange(31))):
+        shards = [FrechetDistance(backbone) for _ in range(num_shards)]
+        for index, images in enumerate(real[order].split(batch)):
+            shards[index % num_shards].update(images, real=True)
+        for index, images in enumerate(generated.flip(0).split(batch)):
+            shards[-1 - index % num_shards].update(images, real=False)
+        for shard in shards[1:]:
+            shards[0].merge_state(shard)
+        assert float(shards[0].compute()) == pytest.approx(at_once, rel=1e-8)
+
+
+def test_features_in_float32_are_summed_in_float64():
+    def distance(offset):
+        metric = FrechetDistance(ExactSums(offset))
+        metric.update(pictures(40), real=True)
+        metric.update(pictures(40, seed=1, brightness=0.9), real=False)
+        return float(metric.compute())
+
+    assert distance(1e4) == pytest.approx(distance(0.0), rel=1e-6)
+
+
 class Features(nn.Module):
     """Gives torchmetrics the same features; it asks for their number."""
 
@@ -220,6 +262,7 @@ def test_precision_recall_of_equal_apart_and_collapsed_sets():
     real = normal(80, width=4)
     same = precision_recall(real, real)
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert same.density == pytest.approx(4 / 3)  # a picture's own neighbourhood and three others
     assert precision_recall(real, real + 100) == (0, 0, 0, 0)
     collapsed = precision_recall(real, real[:8].repeat(10, 1))
     assert collapsed.precision == 1

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from decimal import Decimal
 
 import pytest
@@ -43,6 +44,61 @@ def test_published_tables_are_whole():
             assert set(row.values) == set(table.metrics)
     with pytest.raises(ValueError, match="no method 'GAN'"):
         TABLE_1.row("GAN")
+
+
+TYPED = {
+    "TediGAN": (
+        "62.55 0.43 0.48 79.77 39.02 25.26 0.75 0.4061",
+        "121.24 0.55 0.30 21.62 0.78 0.10",
+    ),
+    "ControlNet": (
+        "49.39 0.57 0.41 82.86 43.95 25.39 0.75 0.3103",
+        "67.13 0.54 0.56 26.17 0.74 0.44",
+    ),
+    "UaC": ("48.88 0.46 0.48 78.27 38.82 23.75 0.76 0.3516", "118.52 0.61 0.41 22.92 0.77 0.27"),
+    "CD": ("49.00 0.56 0.46 85.69 38.85 25.07 0.75 0.3029", None),
+    "DDGI": ("50.88 0.45 0.49 86.00 36.02 24.29 0.76 0.3851", "56.57 0.43 0.51 23.95 0.76 0.43"),
+    "MM2Latent": (
+        "49.78 0.59 0.45 84.57 38.19 26.78 0.73 0.3619",
+        "40.91 0.58 0.46 27.04 0.73 0.39",
+    ),
+    "MMFace-DiT (D)": (
+        "27.95 0.34 0.51 93.95 49.16 31.69 0.68 0.6006",
+        "27.67 0.24 0.72 31.56 0.68 0.69",
+    ),
+    "MMFace-DiT (F)": (
+        "16.63 0.34 0.53 93.74 50.12 31.34 0.69 0.6372",
+        "9.14 0.20 0.70 31.30 0.69 0.72",
+    ),
+}
+"""Tables 1 and 2 row by row, typed a second time: FID LPIPS SSIM [ACC mIoU] CLIP Dist LLM."""
+TYPED_ABLATION = {
+    "fid": "44.52 40.49 35.61 33.77 27.95",
+    "lpips": "0.486 0.366 0.367 0.326 0.340",
+    "clip": "24.53 24.31 29.69 31.42 31.69",
+    "ssim": "0.44 0.46 0.49 0.50 0.51",
+    "accuracy": "86.65 87.91 90.79 92.29 93.95",
+    "mean_iou": "44.86 46.34 48.91 50.05 49.16",
+}
+"""Table 3 column by column, Model-1 to Model-5."""
+
+
+def test_published_numbers_are_those_typed_a_second_time():
+    shared = ["clip", "clip_distance", "llm"]
+    columns = (
+        ["fid", "lpips", "ssim", "accuracy", "mean_iou", *shared],
+        ["fid", "lpips", "ssim", *shared],
+    )
+    for place, (table, names) in enumerate(zip((TABLE_1, TABLE_2), columns, strict=True)):
+        typed = {method: row[place] for method, row in TYPED.items() if row[place] is not None}
+        assert [row.method for row in table.rows] == list(typed)
+        for method, numbers in typed.items():
+            printed = {name: str(value) for name, value in table.row(method).values.items()}
+            assert printed == dict(zip(names, numbers.split(), strict=True))
+    assert [row.method.split(":")[0] for row in TABLE_3.rows] == [f"Model-{i}" for i in range(1, 6)]
+    assert set(TABLE_3.metrics) == set(TYPED_ABLATION)
+    for metric, numbers in TYPED_ABLATION.items():
+        assert [str(row.values[metric]) for row in TABLE_3.rows] == numbers.split()
 
 
 def test_published_text_follows_from_the_tables():
@@ -123,6 +179,25 @@ def test_latex(table):
     assert r"{}[1] skipped: no file weights\_50\%.pth; download it" in text
     assert r"\begin{tabular}{lrrr}" in text
     assert text.isascii()
+
+
+def test_latex_escapes_all_that_it_would_read():
+    name = r"50% of $a & #b_c {d} ~e ^f \g <h> |i| [j] – “k” é"
+    remedy = "run: x_1 --y=$HOME/{z} → done"
+    rows = [Row(name, {"fid": Cell(None, Skipped("no a\\b", remedy))}), Row("[k]", {})]
+    text = as_latex(Table("t", ["fid"], rows, versions=VERSIONS))
+    body = text.split(r"\midrule")[1]
+    plain = body.replace(r"\\", "").replace(r"\bottomrule", "").replace(r"\end{tabular}", "")
+    assert (
+        r"50\% of \$a \& \#b\_c \{d\} \textasciitilde{}e \textasciicircum{}f \textbackslash{}g "
+        r"\textless{}h\textgreater{} \textbar{}i\textbar{} [j]"
+    ) in plain
+    assert r"no a\textbackslash{}b" in plain
+    assert r"x\_1 --y=\$HOME/\{z\}" in plain
+    assert "{}[k] & ---" in plain
+    for mark in "%$#_&":
+        loose = re.findall(rf"(?<!\\){re.escape(mark)}", plain.replace(" & ", " "))
+        assert not loose, (mark, loose)
 
 
 def test_csv_and_json_hold_every_cell_unrounded(table):

@@ -60,7 +60,11 @@ class VaeReconstruction(GeneratingMethod):
     """The true pictures through a VAE and back."""
 
     def __init__(
-        self, vae: str | Path, subfolder: str | None = None, name: str = "VAE reconstruction"
+        self,
+        vae: str | Path,
+        subfolder: str | None = None,
+        name: str = "VAE reconstruction",
+        how: str | None = None,
     ) -> None:
         """Name a VAE; it is loaded when the first picture is asked for.
 
@@ -68,10 +72,12 @@ class VaeReconstruction(GeneratingMethod):
             vae: a name in `mmface.encoders.VAES`, a folder or a hub id.
             subfolder: the folder inside that one.
             name: the row's name.
+            how: the command that makes the folder; None takes the one that downloads it.
         """
         super().__init__(name)
         self.vae = str(vae)
         self.subfolder = subfolder
+        self.how = how
         self._codec: LatentCodec | None = None
 
     def _load(self) -> LatentCodec:
@@ -82,7 +88,8 @@ class VaeReconstruction(GeneratingMethod):
     def unavailable(self) -> Skipped | None:
         """Whether the VAE cannot be loaded."""
         source = VAES[self.vae].hub_id if self.vae in VAES else self.vae
-        codec = or_skipped(self._load, f"hf download {source}, or give its folder")
+        how = self.how or f"hf download {source}, or give its folder"
+        codec = or_skipped(self._load, how)
         return codec if isinstance(codec, Skipped) else None
 
     def made_by(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from jaxtyping import Float32
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mmface.evaluation.backbones import Backbone, Skipped, or_skipped
@@ -44,6 +45,14 @@ class BackboneSource:
         return self._loaded
 
 
+def _count_features(content: bytes) -> int:
+    """Number of rows in a part; 0 if it is broken."""
+    try:
+        return len(safetensors.torch.load(content)["features"])
+    except (SafetensorError, KeyError):
+        return 0
+
+
 class FeatureCache:
     """The features of one method's pictures, by backbone."""
 
@@ -66,7 +75,14 @@ class FeatureCache:
             "backbone": backbone.protocol,
         }
         count = len(self.pictures.ids)
-        return PartedWork(self.folder / name, made_by, count, self.batch_size, ".safetensors")
+        return PartedWork(
+            self.folder / name,
+            made_by,
+            count,
+            self.batch_size,
+            suffix=".safetensors",
+            count=_count_features,
+        )
 
     def run(self, name: str, backbone: Backbone, processes: Processes, title: str) -> None:
         """Read what is absent; all processes call this.

@@ -1,21 +1,58 @@
 """Pictures beside a table: examples of every method, IoU by class, metrics against guidance."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, Modality, colorize
 from mmface.evaluation.generation import Pictures
+from mmface.evaluation.parted_work import write_aside
 from mmface.evaluation.references import References
 from mmface.evaluation.tables import COLUMNS, Column
 from mmface.grid import FAINT_INK, FRAME, INK, PAPER, GridRow, labelled_grid
 
-SERIES = ((31, 119, 180), (214, 96, 31), (44, 140, 70), (148, 86, 176), (120, 120, 130))
+SERIES = (
+    (31, 119, 180),
+    (214, 96, 31),
+    (44, 140, 70),
+    (148, 86, 176),
+    (120, 120, 130),
+    (196, 160, 0),
+    (200, 60, 110),
+    (60, 180, 190),
+    (120, 80, 50),
+    (30, 30, 90),
+)
 """Colours of methods, in order; they begin again after the last."""
 SCALE = 2
 """Drawn this many times larger and then reduced, which makes smooth edges."""
 _FONT_PX = 18
+_LEGEND_PX = 28
+
+
+def write_figure(figure: Image.Image, path: Path) -> None:
+    """Write a figure as a PNG, aside first."""
+    content = io.BytesIO()
+    figure.save(content, "PNG", optimize=True)
+    write_aside(path, content.getvalue())
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round numbers within a range, two to seven of them, a step of 1, 2 or 5 apart.
+
+    Args:
+        low: the range's lower end.
+        high: its upper end, above the lower.
+
+    Returns:
+        The numbers, in order.
+    """
+    magnitude = 10.0 ** math.floor(math.log10(high - low))
+    step = next(m * magnitude for m in (0.1, 0.2, 0.5, 1, 2) if (high - low) / m / magnitude <= 6)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def examples_grid(
@@ -51,43 +88,79 @@ def examples_grid(
 
 
 class _Chart:
-    """A canvas with a frame, drawn large and reduced at the end."""
+    """A canvas of some width with a title and a legend, drawn large and reduced at the end."""
 
-    def __init__(self, size: tuple[int, int], title: str) -> None:
-        self.size = size
-        self.canvas = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), PAPER)
-        self.draw = ImageDraw.Draw(self.canvas)
+    def __init__(self, width: int, height: int, title: str, names: Sequence[str]) -> None:
+        """Begin; the drawing may take `height` pixels from `top` down."""
         self.font = ImageFont.load_default(size=_FONT_PX * SCALE)
+        places = self._legend_places(names, width)
+        self.top = 56 + _LEGEND_PX * (1 + max(line for _, line in places)) + 26
+        self.size = (width, self.top + height)
+        self.canvas = Image.new("RGB", (width * SCALE, self.size[1] * SCALE), PAPER)
+        self.draw = ImageDraw.Draw(self.canvas)
         self.text((24, 20), title, "lt")
+        for index, (name, (x, line)) in enumerate(zip(names, places, strict=True)):
+            y = 56 + line * _LEGEND_PX
+            self.box((x, y, x + 14, y + 14), SERIES[index % len(SERIES)])
+            self.text((x + 22, y + 7), name, "lm")
+
+    def _legend_places(self, names: Sequence[str], width: int) -> list[tuple[float, int]]:
+        """Where each name begins: pixels from the left, and the line."""
+        places: list[tuple[float, int]] = []
+        x, line = 24.0, 0
+        for name in names:
+            taken = 22 + self.font.getlength(name) / SCALE
+            if places and x + taken > width - 24:
+                x, line = 24.0, line + 1
+            places.append((x, line))
+            x += taken + 28
+        return places
 
     def text(
         self, at: tuple[float, float], text: str, anchor: str, ink: tuple[int, ...] = INK
-    ) -> None:
+    ) -> float:
+        """Write text, and give its length in pixels."""
         place = (at[0] * SCALE, at[1] * SCALE)
         self.draw.text(place, text, font=self.font, fill=ink, anchor=anchor)
+        return self.font.getlength(text) / SCALE
+
+    def upright_text(self, at: tuple[float, float], text: str) -> None:
+        """Write text from below to above, its middle at a place."""
+        length = math.ceil(self.font.getlength(text))
+        strip = Image.new("RGB", (length, 2 * _FONT_PX * SCALE), PAPER)
+        middle = (length / 2, _FONT_PX * SCALE)
+        ImageDraw.Draw(strip).text(middle, text, font=self.font, fill=INK, anchor="mm")
+        turned = strip.rotate(90, expand=True)
+        corner = (at[0] * SCALE - turned.width / 2, at[1] * SCALE - turned.height / 2)
+        self.canvas.paste(turned, (round(corner[0]), round(corner[1])))
+
+    def arrow(self, at: tuple[float, float], up: bool) -> None:
+        """Draw an arrow over a base line; the font has none."""
+        x, foot, sign = at[0], at[1], 1 if up else -1
+        head, tail = foot - 7 - 7 * sign, foot - 7 + 7 * sign
+        self.line([(x, tail), (x, head)], INK, 2)
+        self.line([(x - 5, head + 5 * sign), (x, head), (x + 5, head + 5 * sign)], INK, 2)
 
     def box(self, corners: tuple[float, float, float, float], fill: tuple[int, ...]) -> None:
-        self.draw.rectangle([side * SCALE for side in corners], fill=fill)
+        """Fill a rectangle from its left and upper to its right and lower edge."""
+        left, top, right, bottom = (round(side * SCALE) for side in corners)
+        self.draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=fill)
 
     def line(
         self, points: Sequence[tuple[float, float]], fill: tuple[int, ...], px: int = 1
     ) -> None:
+        """Draw a line through points."""
         placed = [(x * SCALE, y * SCALE) for x, y in points]
         self.draw.line(placed, fill=fill, width=px * SCALE, joint="curve")
 
     def dot(self, at: tuple[float, float], fill: tuple[int, ...]) -> None:
+        """Draw a disc."""
         x, y, radius = at[0] * SCALE, at[1] * SCALE, 5 * SCALE
         self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill)
 
-    def legend(self, names: Sequence[str], y: float) -> None:
-        x = 24.0
-        for index, name in enumerate(names):
-            self.box((x, y, x + 14, y + 14), SERIES[index % len(SERIES)])
-            self.text((x + 22, y + 7), name, "lm")
-            x += 22 + self.font.getlength(name) / SCALE + 28
-
     def finished(self) -> Image.Image:
-        return self.canvas.resize(self.size, Image.Resampling.LANCZOS)
+        """Give the picture."""
+        return self.canvas.reduce(SCALE)
 
 
 def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> Image.Image:
@@ -107,12 +180,13 @@ def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> Imag
     ]
     if not present:
         raise ValueError("there is no class to draw; score with a parser first")
-    bar = max(5, 24 // len(class_ious))
-    group = max(74, bar * len(class_ious) + 30)
-    left, top, height = 64, 96, 320
-    width = left + group * len(present) + 24
-    chart = _Chart((width, top + height + 92), "Intersection over union by class")
-    chart.legend(list(class_ious), 56)
+    bar = max(5, 55 // len(class_ious))
+    group = max(74, bar * len(class_ious) + 19)
+    left, height = 92, 320
+    width = max(left + group * len(present) + 24, 480)
+    chart = _Chart(width, height + 92, "Intersection over union by class", list(class_ious))
+    top = chart.top
+    chart.upright_text((28, top + height / 2), "IoU")
     for tick in range(6):
         y = top + height * (1 - tick / 5)
         chart.line([(left, y), (width - 24, y)], FRAME)
@@ -149,16 +223,16 @@ def guidance_plot(
     """
     if not curves:
         raise ValueError("there is no curve to draw; give two or more guidance_scales")
-    panel, left, top, height, gap = 340, 84, 132, 240, 110
-    columns = min(3, len(curves))
+    panel, left, height, gap, between = 340, 84, 240, 96, 104
+    columns = 2 if len(curves) == 4 else min(3, len(curves))
     lines = math.ceil(len(curves) / columns)
-    size = (left + columns * (panel + gap) - gap + 40, top + lines * (height + 100) - 20)
-    chart = _Chart(size, "Metrics against the scale of guidance")
+    width = left + columns * (panel + gap) - gap + 32
     methods = list(dict.fromkeys(name for each in curves.values() for name in each))
-    chart.legend(methods, 56)
+    title = "Metrics against the scale of guidance"
+    chart = _Chart(width, 22 + lines * (height + between) - 24, title, methods)
     for index, (metric, series) in enumerate(curves.items()):
         x = left + (index % columns) * (panel + gap)
-        y = top + (index // columns) * (height + 100)
+        y = chart.top + 22 + (index // columns) * (height + between)
         _panel(chart, (x, y, panel, height), COLUMNS[metric], series, methods)
     return chart.finished()
 
@@ -182,13 +256,19 @@ def _panel(
         across, up = (scale - first) / span, (value - low) / (high - low)
         return x + 14 + across * (width - 28), y + (1 - up) * height
 
-    chart.text((x, y - 12), f"{column.title} ({column.better} is better)", "ls")
-    for tick in range(5):
-        value = low + (high - low) * tick / 4
+    heading = chart.text((x, y - 12), column.title, "ls")
+    chart.arrow((x + heading + 14, y - 12), up=column.better == "higher")
+    ticks = round_ticks(low, high)
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    for value in ticks:
         chart.line([(x, place(first, value)[1]), (x + width, place(first, value)[1])], FRAME)
-        chart.text((x - 8, place(first, value)[1]), f"{value:.3g}", "rm", FAINT_INK)
+        chart.text((x - 8, place(first, value)[1]), f"{value:.{digits}f}", "rm", FAINT_INK)
+    chart.line([(x, y), (x, y + height), (x + width, y + height)], FAINT_INK)
     for scale in sorted(set(scales)):
-        chart.text((place(scale, low)[0], y + height + 10), f"{scale:g}", "mt", FAINT_INK)
+        across = place(scale, low)[0]
+        chart.line([(across, y + height), (across, y + height + 5)], FAINT_INK)
+        chart.text((across, y + height + 11), f"{scale:g}", "mt", FAINT_INK)
+    chart.text((x + width / 2, y + height + 36), "guidance scale", "mt", FAINT_INK)
     for name, points in series.items():
         colour = SERIES[methods.index(name) % len(SERIES)]
         placed = [place(*point) for point in sorted(points)]

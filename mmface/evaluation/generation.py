@@ -6,7 +6,8 @@ prompt, seed, modality, image and sha256.
 
 import hashlib
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmface.evaluation.methods import RESULTS_FILE, FolderMethod, GeneratingMethod, Method
-from mmface.evaluation.parted_work import PartedWork, as_json, write_aside
+from mmface.evaluation.parted_work import PartedWork, as_json, count_rows, write_aside
 from mmface.evaluation.references import References
 from mmface.picture_files import flat_rgb, open_picture
 from mmface.processes import Processes
@@ -128,7 +129,9 @@ class Generation:
         # Parts of another make are refused, as they may have taken days.
         parts = self.folder / "parts"
         count = len(self.references)
-        return PartedWork(parts, made_by, count, self.batch_size, replaces=False)
+        return PartedWork(
+            parts, made_by, count, self.batch_size, replaces=False, count=self._count_pictures
+        )
 
     def run(self, processes: Processes) -> None:
         """Make what is absent; nothing to do for a method that has its pictures."""
@@ -152,6 +155,16 @@ class Generation:
 
     def _check(self) -> None:
         self.pictures()
+
+    def _count_pictures(self, content: bytes) -> int:
+        """Number of a part's pictures that are still as they were made; 0 if it is broken."""
+        if not count_rows(content):
+            return 0
+        return sum(self._is_there(json.loads(line)) for line in content.splitlines())
+
+    def _is_there(self, row: Mapping[str, Any]) -> bool:
+        path = self.folder / row["image"]
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
 
     def _close(self) -> None:
         write_aside(self.folder / RESULTS_FILE, b"".join(self._work.contents()))

@@ -34,6 +34,7 @@ from mmface.evaluation.agreement import (
     pixel_accuracy,
 )
 from mmface.evaluation.parser import FaceParser
+from mmface.evaluation.settings import require_different, require_whole
 from mmface.pipeline import MMFacePipeline
 
 MIN_REGION_PX = 40
@@ -114,6 +115,24 @@ class HeldOutEvaluation:
     num_inference_steps: int = 25
     batch_size: int = 16
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, before the first picture is made.
+
+        Raises:
+            FileNotFoundError: if there is no folder of the pipeline or the parser.
+            ValueError: if a setting is out of its range, or the output is a folder.
+        """
+        require_whole(num_faces=self.num_faces, batch_size=self.batch_size)
+        for name in ("pipeline", "parser"):
+            if not Path(getattr(self, name)).is_dir():
+                raise FileNotFoundError(f"{getattr(self, name)} does not exist; give {name}=DIR")
+        unknown = [each for each in self.modalities if each not in ("mask", "sketch")]
+        if unknown or isinstance(self.modalities, str):
+            raise ValueError(f"modalities are some of [mask,sketch], not {self.modalities!r}")
+        require_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
+        if Path(self.output).is_dir():
+            raise ValueError(f"{self.output} is a folder; give a file with output=FILE")
+
     def run(self) -> dict[str, Any]:
         """Evaluate, write the results, and return them."""
         pipeline = MMFacePipeline.from_pretrained(self.pipeline)
@@ -132,8 +151,10 @@ class HeldOutEvaluation:
                 results[name] = self._tally(parser, faces, pictures)
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         output = Path(self.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"settings": settings, "results": results}, indent=1))
+        aside = output.with_name(f".{output.name}.tmp")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps({"settings": settings, "results": results}, indent=1))
+        aside.replace(output)
         return results
 
     def report(self) -> str:

@@ -3,13 +3,15 @@
 The items are divided into parts once, whatever the number of processes; a part's file is written
 aside and renamed, so that it is complete or absent. Whoever comes later does what is absent.
 Batches are therefore the same in one process, in two, and after an interruption, and so is every
-byte. No item is done twice to fill a batch, which would bias a distance between sets.
+byte. No item is done twice to fill a batch, which would bias a distance between sets. A part that
+a full disk or a loss of power left broken counts as absent.
 """
 
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ def as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
+def count_rows(content: bytes) -> int:
+    """Number of lines of JSON in a part; 0 if one is broken or has no end."""
+    try:
+        rows = [json.loads(line) for line in content.splitlines()]
+    except ValueError:
+        return 0
+    return len(rows) if content.endswith(b"\n") else 0
+
+
 @dataclass(frozen=True)
 class PartedWork:
     """A stage's division into parts.
@@ -44,6 +55,7 @@ class PartedWork:
         part_size: items in a part, the last one aside.
         suffix: of the parts' files.
         replaces: whether parts of another make are thrown away; if not, they are refused.
+        count: number of sound items in a part's content.
     """
 
     folder: Path
@@ -52,6 +64,7 @@ class PartedWork:
     part_size: int
     suffix: str = ".jsonl"
     replaces: bool = True
+    count: Callable[[bytes], int] = count_rows
 
     def parts(self) -> list[tuple[Path, range]]:
         """Each part's file and items."""
@@ -65,8 +78,8 @@ class PartedWork:
         ]
 
     def is_complete(self) -> bool:
-        """Whether all parts are there, and made by this."""
-        return self._found() == self._key() and all(path.exists() for path, _ in self.parts())
+        """Whether all parts are there, whole, and made by this."""
+        return self._found() == self._key() and all(starmap(self._is_whole, self.parts()))
 
     def run(self, work: Callable[[range], bytes], processes: Processes, title: str) -> None:
         """Do this process's share of what is absent; all processes call this.
@@ -79,7 +92,7 @@ class PartedWork:
         accelerator = processes.accelerator
         processes.on_main(self._prepare)
         share = self.parts()[accelerator.process_index :: accelerator.num_processes]
-        absent = [(path, items) for path, items in share if not path.exists()]
+        absent = [(path, items) for path, items in share if not self._is_whole(path, items)]
         for path, items in tqdm(absent, desc=title, unit="part", disable=not absent):
             write_aside(path, work(items))
         accelerator.wait_for_everyone()
@@ -97,9 +110,23 @@ class PartedWork:
         key: dict[str, Any] = json.loads(as_json({**self.made_by, **size}))
         return key
 
+    def _is_whole(self, path: Path, items: range) -> bool:
+        return path.is_file() and self.count(path.read_bytes()) == len(items)
+
     def _found(self) -> dict[str, Any] | None:
         path = self.folder / KEY_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            if self.replaces:
+                return None
+            raise ValueError(
+                f"{path} cannot be read ({error}), so nobody knows what made the pictures beside "
+                "it; give another output_dir, or delete that folder"
+            ) from None
+        return found
 
     def _prepare(self) -> None:
         """Leave only parts that were made by this.
@@ -109,8 +136,9 @@ class PartedWork:
         """
         found, key = self._found(), self._key()
         if found is not None and found != key and not self.replaces:
-            changed = sorted(k for k in found.keys() | key.keys() if found.get(k) != key.get(k))
-            told = "; ".join(f"{k}: {found.get(k)!r} -> {key.get(k)!r}" for k in changed)
+            old, new = _flat(found), _flat(key)
+            changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+            told = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed)
             raise ValueError(
                 f"{self.folder} was made otherwise ({told}); give another output_dir, or delete "
                 "that folder"
@@ -119,3 +147,12 @@ class PartedWork:
             for path in self.folder.glob("part-*"):
                 path.unlink()
             write_aside(self.folder / KEY_FILE, (as_json(key) + "\n").encode())
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name the settings inside settings by their path, with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return flat

@@ -13,6 +13,7 @@ from mmface.conditions import Modality, colorize, load_mask
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
 from mmface.data.rendered import render_face
 from mmface.evaluation.parted_work import as_json
+from mmface.evaluation.settings import require_whole
 
 _CACHED_FACES = 1024
 """Faces kept in memory; at 256 pixels each is 0.5 MB."""
@@ -29,6 +30,14 @@ class HeldOutPictures:
 
     num_faces: int
     size_px: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            ValueError: if the number of faces or their size is no whole number above 0.
+        """
+        require_whole(num_faces=self.num_faces, size_px=self.size_px)
 
     def __len__(self) -> int:
         """Number of faces."""
@@ -102,13 +111,16 @@ class References:
             num_faces: how many faces; None takes all.
 
         Raises:
-            ValueError: if the source has fewer faces, or there is no such modality.
+            ValueError: if the source has fewer faces, or there is no such modality or caption.
         """
+        require_whole(least=0, caption_index=caption_index)
+        require_whole(size_px=source.size()[0])
         if modality.upper() not in Modality.__members__:
             raise ValueError(f"there is no modality {modality!r}; take mask or sketch")
         count = len(source) if num_faces is None else num_faces
-        if not 1 < count <= len(source):
-            raise ValueError(f"{count} faces are asked for; take 2 to {len(source)} of them")
+        require_whole(least=2, num_faces=count)
+        if count > len(source):
+            raise ValueError(f"num_faces is {count}, but there are {len(source)} faces; take fewer")
         self.source = source
         self.modality = Modality[modality.upper()]
         self.caption_index = caption_index

@@ -47,8 +47,21 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> "Scores":
-        """Read what `write` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
+        """Read what `write` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The scores.
+
+        Raises:
+            ValueError: if the file is broken.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is broken ({error}); add score to the stages") from None
         cells: Cells = {
             name: Skipped(**cell) if "reason" in cell else Measured(**cell)
             for name, cell in content["cells"].items()

@@ -14,7 +14,12 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from mmface.data.pictures import PictureSource
 from mmface.evaluation.backbones import Skipped
 from mmface.evaluation.controls import RealPictures
-from mmface.evaluation.figures import class_iou_bars, examples_grid, guidance_plot
+from mmface.evaluation.figures import (
+    class_iou_bars,
+    examples_grid,
+    guidance_plot,
+    write_figure,
+)
 from mmface.evaluation.generation import Generation, Pictures
 from mmface.evaluation.methods import Method, PipelineMethod
 from mmface.evaluation.picture_measures import PictureMeasure
@@ -22,6 +27,7 @@ from mmface.evaluation.references import References
 from mmface.evaluation.reports import check_table, controls_table, results_table, write_all
 from mmface.evaluation.scoring import SCORES_FILE, PictureRun, Scores, Scoring
 from mmface.evaluation.set_measures import SetMeasure
+from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.tables import Measured
 from mmface.processes import Processes, computes_on_cpu
 
@@ -90,12 +96,18 @@ class TableEvaluation:
         """Refuse what cannot be run.
 
         Raises:
-            ValueError: for an unknown table or stage, no method, or two of one name.
+            ValueError: for an unknown table or stage, no method, or two of one name; for seeds or
+                scales of guidance that are no list of different numbers; for a size below 1.
         """
         check_table(str(self.table))
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown or not self.stages or not self.seeds:
-            raise ValueError(f"stages are {', '.join(STAGES)}, not {list(self.stages)}")
+        if isinstance(self.stages, str) or not self.stages or not set(self.stages) <= set(STAGES):
+            raise ValueError(f"stages are some of [{','.join(STAGES)}], not {self.stages!r}")
+        require_different("seeds", self.seeds, int, "[0,1,2]")
+        require_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one, such as [0]")
+        require_whole(batch_size=self.batch_size)
+        require_whole(least=0, num_examples=self.num_examples)
         names = [each.name for each in self._rows]
         folders = {folder_name(name) for name in names}
         if not self.methods or len(folders) < len(names):
@@ -232,20 +244,22 @@ class TableEvaluation:
         controls: Mapping[str, Scores | Skipped],
     ) -> None:
         pictures = self._first_pictures()
-        if pictures:
+        if pictures and self.num_examples:
             grid = examples_grid(self.references, pictures, self.num_examples)
-            grid.save(folder / "examples.png")
-        both = {**scores, **controls}
+            write_figure(grid, folder / "examples.png")
+        # Rows that differ in guidance alone have a plot of their own.
+        scaled = {method.name for method in self._scaled}
+        both = {n: s for n, s in {**scores, **controls}.items() if n not in scaled}
         bars = {n: s.class_iou for n, s in both.items() if isinstance(s, Scores) and s.class_iou}
         if bars:
-            class_iou_bars(bars).save(folder / "class_iou.png")
+            write_figure(class_iou_bars(bars), folder / "class_iou.png")
         curves = self._curves(scores)
         if curves:
-            guidance_plot(curves).save(folder / "guidance.png")
+            write_figure(guidance_plot(curves), folder / "guidance.png")
 
     def _first_pictures(self) -> dict[str, Pictures]:
         found = {}
-        for method in [*self.methods.values(), *self._scaled]:
+        for method in self.methods.values():
             if method.unavailable() is None:
                 pictures = self._generations(method)[0].pictures()
                 if pictures is not None:

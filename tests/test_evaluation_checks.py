@@ -1,0 +1,179 @@
+"""What a user gets wrong, said at once and in one line; and what the charts of a table show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from mmface.evaluation.figures import SERIES, class_iou_bars, guidance_plot, round_ticks
+from mmface.evaluation.held_out import HeldOutEvaluation
+from mmface.evaluation.methods import FolderMethod
+from mmface.evaluation.published import TABLES
+from mmface.evaluation.references import HeldOutPictures, References
+from mmface.evaluation.settings import require_different, require_whole
+from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
+
+ROOT = Path(__file__).parent.parent
+FACES = HeldOutPictures(3, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"table": 4}, "no table '4'; take 1, 2, 3 or vae"),
+        ({"stages": ["scores"]}, r"stages are some of \[generate,features,score,table\]"),
+        ({"stages": []}, "stages are"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [0, 0]}, r"seeds must be a list of different numbers .*\[0,1,2\], got \[0, 0\]"),
+        ({"seeds": [-1]}, "seeds must be"),
+        ({"guidance_scales": [3, 3.0]}, "guidance_scales must be"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 up, got 0"),
+        ({"num_examples": -1}, "num_examples must be"),
+        ({"modality": "masks"}, "no modality 'masks'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
+    given = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {}, {})} | settings
+    methods = {"a": FolderMethod("CD", None)}
+    with pytest.raises(ValueError, match=said):
+        TableEvaluation(methods=methods, output_dir=tmp_path, **given).run()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [int, float])
+@pytest.mark.parametrize("values", [3, "3", ["a"], [True], [None]])
+def test_what_is_no_list_of_numbers_is_refused(values, kind):
+    with pytest.raises(ValueError, match=r"such as \[1\], got"):
+        require_different("seeds", values, kind, "[1]")
+
+
+def test_faces_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="num_faces must be a whole number from 1 up, got -1"):
+        HeldOutPictures(-1)
+    with pytest.raises(ValueError, match="num_faces must be a whole number from 2 up, got 1"):
+        References(HeldOutPictures(3), "mask", num_faces=1)
+    with pytest.raises(ValueError, match="caption_index must be a whole number from 0 up, got -9"):
+        References(HeldOutPictures(3), "mask", caption_index=-9)
+    with pytest.raises(ValueError, match=r"got 'many'"):
+        require_whole(num_faces="many")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_faces": 0}, "num_faces must be a whole number from 1 up, got 0"),
+        ({"modalities": ["masks"]}, r"modalities are some of \[mask,sketch\]"),
+        ({"guidance_scales": [1.0, 1.0]}, "guidance_scales must be"),
+        ({"output": "."}, "is a folder; give a file with output=FILE"),
+        ({"pipeline": "no/such"}, "no/such does not exist; give pipeline=DIR"),
+        ({"parser": "no/such"}, "no/such does not exist; give parser=DIR"),
+    ],
+)
+def test_settings_of_the_held_out_evaluation_are_refused_at_once(settings, said, tmp_path):
+    given = {"pipeline": tmp_path, "parser": tmp_path, "output": tmp_path / "a.json"}
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        HeldOutEvaluation(**given | settings)
+
+
+METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("table", [1, 2])
+@pytest.mark.parametrize("protocol_name", ["tiny", "paper", "paper_judged"])
+def test_every_protocol_and_method_composes(protocol_name, table):
+    left_out = {1: "released", 2: "ours"}[table]  # two that fill the same row
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose(
+            "evaluate",
+            [
+                f"protocol={protocol_name}",
+                f"table={table}",
+                f"method=[{','.join(name for name in METHODS if name != left_out)}]",
+                *([] if protocol_name == "tiny" else ["manifest=faces.jsonl"]),
+            ],
+            return_hydra_config=True,
+        )
+        HydraConfig.instance().set_config(config)
+        job = instantiate(config.job, _convert_="all")
+    assert job.modality == {1: "mask", 2: "sketch"}[table]
+    names = {method.name for method in job.methods.values()}
+    assert {"TediGAN", "UaC", "CD", "DDGI", "MM2Latent", "ControlNet"} <= names
+    assert {row.method for row in TABLES[2].rows} <= names
+    assert ("judge" in job.protocol.picture_measures) == (protocol_name == "paper_judged")
+
+
+def test_a_table_that_is_not_there_is_refused_with_those_that_are():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("evaluate", ["protocol=tiny", "table=4"], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with pytest.raises(InstantiationException) as refused:
+            instantiate(config.job, _convert_="all")
+    assert str(refused.value.__cause__) == "there is no table '4'; take 1, 2, 3 or vae"
+
+
+def test_the_built_in_vaes_have_a_row_each_and_a_missing_one_its_command(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = ["protocol=tiny", "table=vae", "method=vaes_tiny"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        changed = "methods.channels_4.vae=no/such/export"
+        config = compose("evaluate", [*overrides, changed], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        job = instantiate(config.job, _convert_="all")
+    four, sixteen = job.methods.values()
+    assert sixteen.unavailable() is None
+    assert four.unavailable().remedy == "python scripts/train.py experiment=tiny_vae_4_channels"
+
+
+@pytest.mark.parametrize("span", [0.0123, 0.25, 1.0, 1.21, 2.41, 3.01, 6.01, 9.99, 730])
+def test_ticks_are_round_and_a_few(span):
+    for low in (-0.37 * span, 0.0, 12.345 * span):
+        ticks = round_ticks(low, low + span)
+        assert 2 <= len(ticks) <= 7
+        assert low <= ticks[0] + 1e-9 * span
+        assert ticks[-1] <= low + span * (1 + 1e-9)
+        step = ticks[1] - ticks[0]
+        mantissa = step / 10 ** np.floor(np.log10(step) + 1e-9)
+        assert any(mantissa == pytest.approx(one) for one in (1, 2, 5))
+
+
+def test_every_method_of_a_chart_has_its_colour_and_its_place_in_the_legend():
+    names = [f"a method with quite a long name, number {index}" for index in range(9)]
+    figure = np.asarray(class_iou_bars({name: {"hair": 0.5, "hat": None} for name in names}))
+    for colour in SERIES[:9]:
+        rows, columns = np.nonzero((figure == colour).all(-1))
+        swatch = rows < 56 + 9 * 28
+        assert swatch.sum() >= 12 * 12
+        assert np.ptp(rows[swatch]) < 14  # nothing was written over another's line
+        assert columns.max() < figure.shape[1] - 1
+        assert (~swatch).sum() > 4 * 150
+    one_line = np.asarray(class_iou_bars({"a": {"hair": 0.5}, "b": {"hair": 0.25}}))
+    assert figure.shape[0] - one_line.shape[0] == 8 * 28
+
+
+def test_arrows_point_where_a_metric_is_better():
+    panels = {
+        metric: np.asarray(guidance_plot({metric: {"a": [(1.0, 3.0), (2.0, 2.0)]}}))
+        for metric in ("fid", "kid", "clip")
+    }
+    heads = {}
+    for metric, figure in panels.items():
+        line = figure[100:124] < 120  # of the panel's heading
+        ink = np.nonzero(line.all(-1))
+        last = ink[1].max()  # the arrow stands at the end
+        arrow = line[:, last - 12 : last + 1].all(-1)
+        widths = arrow.sum(1)[arrow.any(1)]
+        heads[metric] = int(np.argmax(widths)) / len(widths)
+    assert heads["fid"] > 0.5
+    assert heads["kid"] > 0.5
+    assert heads["clip"] < 0.5
+
+
+def test_a_plot_needs_a_curve():
+    curves = {"fid": {"a": [(1.0, 3.0), (2.0, 2.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
+    assert (np.asarray(guidance_plot(curves)) == (31, 119, 180)).all(-1).sum() > 100
+    with pytest.raises(ValueError, match="guidance_scales"):
+        guidance_plot({})

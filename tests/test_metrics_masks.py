@@ -1,0 +1,158 @@
+"""Agreement with masks and sketches: by hand, against torchmetrics, in other orders of classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+import mmface
+from mmface.annotation.masks import PictureParser
+from mmface.conditions import LABELS, flip_labels
+from mmface.data.pictures import ManifestPictures
+from mmface.data.rendered import render_face
+from mmface.evaluation.agreement import edge_agreement
+from mmface.evaluation.condition_agreement import (
+    EdgeAgreement,
+    MaskAgreement,
+    pooled_accuracy,
+    pooled_mean_iou,
+)
+from mmface.evaluation.picture_measures import MaskFidelity
+from mmface.evaluation.references import HeldOutPictures, References
+
+PARSER = Path(mmface.__file__).parent / "assets" / "tiny-parser"
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return [render_face(1_000_000 + index, 64) for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def face_pictures(faces):
+    return torch.stack([torch.from_numpy(face.image).permute(2, 0, 1) for face in faces])
+
+
+def as_batch(*maps):
+    return torch.from_numpy(np.stack(maps))
+
+
+def test_mask_agreement_in_four_averagings_by_hand():
+    truth = np.array([[0, 0, 1], [1, 2, 2]], np.uint8)
+    parsed = np.array([[0, 1, 1], [1, 2, 0]], np.uint8)
+    metric = MaskAgreement()
+    metric.update(as_batch(parsed, truth), as_batch(truth, truth))
+    result = metric.compute()
+    first = np.array([1 / 3, 2 / 3, 1 / 2])
+    assert result.accuracy == pytest.approx(100 * 10 / 12)
+    assert result.mean_iou == pytest.approx(100 * (3 / 5 + 4 / 5 + 3 / 4) / 3)
+    assert result.mean_iou_of_pictures == pytest.approx(100 * (first.mean() + 1) / 2)
+    assert result.mean_iou_absent_zero == pytest.approx(100 * (first.sum() + 3) / 19 / 2)
+    np.testing.assert_allclose(metric.of_classes()[:3], [3 / 5, 4 / 5, 3 / 4])
+    assert metric.of_classes()[3:].isnan().all()
+
+
+def test_a_perfect_mask_reaches_all_but_the_nineteen_class_mean(faces):
+    masks = as_batch(*(face.labels for face in faces))
+    metric = MaskAgreement()
+    metric.update(masks, masks)
+    result = metric.compute()
+    assert result[:3] == pytest.approx((100, 100, 100))
+    present = np.mean([len(np.unique(face.labels)) for face in faces])
+    assert result.mean_iou_absent_zero == pytest.approx(100 * present / len(LABELS))
+
+
+def test_a_mirrored_mask_agrees_only_with_swapped_sides(faces):
+    labels = faces[0].labels
+    mirrored = labels[:, ::-1].copy()
+    swapped = mirrored.copy()
+    for left, right in ((4, 5), (6, 7), (8, 9)):  # eyes, brows, ears
+        swapped[mirrored == left], swapped[mirrored == right] = right, left
+    own, other = MaskAgreement(), MaskAgreement()
+    own.update(as_batch(flip_labels(labels)), as_batch(swapped))
+    other.update(as_batch(mirrored), as_batch(swapped))
+    assert own.compute()[:3] == pytest.approx((100, 100, 100))
+    assert other.compute().mean_iou < 80
+
+
+BISENET = [0, 1, 6, 7, 4, 5, 3, 8, 9, 15, 2, 10, 11, 12, 17, 16, 18, 13, 14]
+"""The class of CelebAMask-HQ that each of face-parsing.PyTorch's is."""
+
+
+def test_masks_in_the_order_of_bisenet_agree_once_they_are_read_as_such(faces, tmp_path):
+    truth = as_batch(*(face.labels for face in faces))
+    ours_to_theirs = np.argsort(BISENET).astype(np.uint8)
+    header = {"manifest": "mmface", "version": 1, "sketch_polarity": "dark_on_white", "made_by": {}}
+    agreement = {}
+    for name in ("bisenet", "celebamask_hq"):
+        lines = [{**header, "label_format": name}]
+        for index, face in enumerate(faces):
+            files = {"image": face.image, "sketch": face.sketch}
+            files["mask"] = ours_to_theirs[face.labels]
+            for kind, pixels in files.items():
+                Image.fromarray(pixels).save(tmp_path / f"{index}_{kind}.png")
+            paths = {kind: f"{index}_{kind}.png" for kind in files}
+            size = {"width": 64, "height": 64, "split": "test"}
+            lines.append({"id": f"face/{index}", "captions": list(face.captions), **paths, **size})
+        manifest = tmp_path / f"{name}.jsonl"
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        references = References(ManifestPictures(manifest, 64, "test"), "mask")
+        read = as_batch(*(references.order(item, seed=0).labels for item in range(len(faces))))
+        metric = MaskAgreement()
+        metric.update(read, truth)
+        agreement[name] = metric.compute()
+    assert agreement["bisenet"][:3] == pytest.approx((100, 100, 100))
+    assert agreement["celebamask_hq"].mean_iou < 50
+    # And back: what a parser of that order sees, against masks of ours.
+    seen = as_batch(*(np.array(BISENET, np.uint8)[ours_to_theirs[f.labels]] for f in faces))
+    metric = MaskAgreement()
+    metric.update(seen, truth)
+    assert metric.compute().accuracy == 100
+
+
+def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pictures):
+    measure = MaskFidelity(PARSER)
+    measure.load(torch.device("cpu"))
+    references = References(HeldOutPictures(4, 64), "mask")
+    orders = [references.order(item, seed=0) for item in range(4)]
+    rows = [
+        row for i in range(4) for row in measure.read(face_pictures[i : i + 1], orders[i : i + 1])
+    ]
+    intervals = measure.intervals(references.ids, rows)
+    parser = PictureParser.from_pretrained(PARSER)
+    metric = MaskAgreement()
+    parsed = parser([face.image for face in faces])
+    metric.update(as_batch(*parsed), as_batch(*(face.labels for face in faces)))
+    for name, value in metric.compute()._asdict().items():
+        assert intervals[name].estimate == pytest.approx(value, abs=1e-9)
+        assert intervals[name].low <= value <= intervals[name].high
+    by_class = measure.of_classes(rows)
+    expected = dict(zip(LABELS, metric.of_classes().tolist(), strict=True))
+    assert by_class == {n: None if np.isnan(v) else pytest.approx(v) for n, v in expected.items()}
+
+
+def test_mask_agreement_agrees_with_torchmetrics(faces):
+    truth = as_batch(*(face.labels for face in faces))
+    parsed = truth.roll(3, dims=2)
+    metric = MaskAgreement()
+    metric.update(parsed, truth)
+    result = metric.compute()
+    arguments = {"num_classes": len(LABELS), "validate_args": False}
+    accuracy = MulticlassAccuracy(average="micro", **arguments)(parsed.long(), truth.long())
+    iou = MulticlassJaccardIndex(average="macro", **arguments)(parsed.long(), truth.long())
+    assert result.accuracy == pytest.approx(100 * float(accuracy), rel=1e-5)
+    assert result.mean_iou == pytest.approx(100 * float(iou), rel=1e-5)
+    tables = metric.per_picture().flatten(1).numpy().astype(np.float64).sum(0, keepdims=True)
+    assert pooled_accuracy(tables)[0] == pytest.approx(result.accuracy)
+    assert pooled_mean_iou(tables)[0] == pytest.approx(result.mean_iou)
+
+
+def test_edge_agreement_is_that_of_single_pictures(faces, face_pictures):
+    metric = EdgeAgreement(tolerance_px=2)
+    metric.update(face_pictures, as_batch(*(face.sketch for face in faces)))
+    expected = [edge_agreement(face.image, face.sketch, 2) for face in faces]
+    np.testing.assert_allclose(metric.per_picture(), expected)

@@ -47,6 +47,9 @@ def autoencoder_with_channels(folder: str | Path, latent_channels: int) -> Autoe
         folder: a saved AutoencoderKL without quant convolutions.
         latent_channels: channels C of the new latents.
 
+    Returns:
+        The autoencoder, without a normalisation of its latents.
+
     Raises:
         ValueError: if anything but the two convolutions would be new.
     """

@@ -307,7 +307,9 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
         image = self.patch_embedder(torch.cat((noisy_latents, condition_latents), dim=1))
         # index() makes compiled code specialize on the sizes, as a table has one.
         grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
-        image, rotation = self.place(image.flatten(2).transpose(1, 2), grid, text.shape[1])
+        # Contiguous: torch 2.13 compiles wrong gradients for strided tokens on a CPU.
+        image = image.flatten(2).transpose(1, 2).contiguous()
+        image, rotation = self.place(image, grid, text.shape[1])
         *block_modulations, final_modulation = modulations
         anew = torch.is_grad_enabled() and self.gradient_checkpointing
         for block, modulation in zip(self.blocks, block_modulations, strict=True):
@@ -327,8 +329,6 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
         modality: Index,
     ) -> Latents:
         """Predict the velocity or the noise, whichever the weights were trained for.
-
-        Shapes that do not fit the model or each other raise ValueError.
 
         Args:
             noisy_latents: Scaled VAE latents with noise, any height and width divisible by p.

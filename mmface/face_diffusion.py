@@ -141,13 +141,14 @@ class FaceDiffusion(TrainingTask):
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 
     def check_export(self, trained: MMFaceDiT) -> None:
-        """Put the pipeline together, and write every config of it as JSON into memory."""
+        """Put the pipeline together, and write every config of it and the card into memory."""
         for component in self._pipeline(trained).components.values():
             # diffusers' models write their own config, transformers' have one that does.
             writers: list[Any] = [component, getattr(component, "config", None)]
             for writer in writers:
                 if hasattr(writer, "to_json_string"):
                     writer.to_json_string()
+        self._card(RunFacts(steps=0, global_batch_size=1, num_items=1))
 
     def export(self, trained: MMFaceDiT, folder: Path) -> None:
         """Save a complete MMFacePipeline folder, every component in the export dtype."""
@@ -158,10 +159,7 @@ class FaceDiffusion(TrainingTask):
 
     def describe(self, folder: Path, facts: RunFacts) -> None:
         """Write the pipeline's README."""
-        title = self.push_to_hub or "MMFace-DiT pipeline"
-        config = self.trained.config
-        card = model_card(title, config, self.image_size, self.guidance_scale, facts)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(self._card(facts), encoding="utf-8")
 
     def publish(self, folder: Path) -> None:
         """Upload the pipeline's folder, if a repository was named."""
@@ -171,6 +169,11 @@ class FaceDiffusion(TrainingTask):
             api = HfApi()
             api.create_repo(self.push_to_hub, private=True, exist_ok=True)
             api.upload_folder(repo_id=self.push_to_hub, folder_path=folder)
+
+    def _card(self, facts: RunFacts) -> str:
+        title = self.push_to_hub or "MMFace-DiT pipeline"
+        config = self.trained.config
+        return model_card(title, config, self.image_size, self.guidance_scale, facts)
 
     def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:
         return MMFacePipeline(

@@ -69,10 +69,12 @@ def model_card(
     """
     samples = facts.steps * facts.global_batch_size
     objective = str(config["objective"])
+    # Table 3's models without rotary positions have no such setting.
+    positions = f", text positions {config['text_rope']}" if "text_rope" in config else ""
     rows = {
         "objective": OBJECTIVE_TITLES.get(objective, objective),
         "network": f"{config['depth']} blocks of width {config['hidden_size']}, "
-        f"{config['num_heads']} heads, text positions {config['text_rope']}",
+        f"{config['num_heads']} heads{positions}",
         "pictures": f"{image_size} x {image_size} px, guidance scale {guidance_scale:g}",
         "training": f"{facts.steps:,} steps of {facts.global_batch_size} samples: {samples:,}, "
         f"{samples / max(1, facts.num_items):.1f} epochs",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TEXT_DIM, build_text_model, build_tokenizer, build_vae
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from training_runs import face_trainer
 
 from mmface.ablations import (
     CrossAttentionBlock,
@@ -15,6 +16,7 @@ from mmface.ablations import (
     UnimodalDiT,
     sincos_table,
 )
+from mmface.face_diffusion import FaceDiffusion
 from mmface.pipeline import MMFacePipeline
 from mmface.transformer import MMFaceDiT
 
@@ -225,6 +227,19 @@ def test_it_samples_through_the_pipeline_and_loads_again(variant, tmp_path, face
         return pipe("a face", mask=face_mask, guidance_scale=2.0, **arguments).images
 
     assert torch.equal(sample(loaded), sample(pipeline))
+
+
+@variants
+def test_a_run_of_it_ends_with_a_pipeline_and_its_card(variant, tmp_path, tiny_pipeline_folder):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "depth": 2, "num_heads": 2, "text_dim": TEXT_DIM}
+    network = randomized(variant(**sizes, latent_channels=16))
+    folder = tiny_pipeline_folder
+    task = FaceDiffusion(network, vae=folder / "vae", text=folder, image_size=32)
+    face_trainer(tmp_path / "run", task, steps=1).train()
+    export = tmp_path / "run" / "export"
+    assert "2 blocks of width 16" in (export / "README.md").read_text()
+    assert type(MMFacePipeline.from_pretrained(export).transformer) is variant
 
 
 @variants

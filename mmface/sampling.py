@@ -17,7 +17,7 @@ from mmface.adherence import Adherence, check_measurable, measure_adherence
 from mmface.conditions import Modality
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.grid import GridRow, labelled_grid
-from mmface.inputs import check_whole
+from mmface.inputs import check_number, check_whole
 from mmface.model_loading import default_device, open_model
 from mmface.sampling_conditions import (
     BUILTIN_PREFIX,
@@ -28,6 +28,7 @@ from mmface.sampling_conditions import (
     say,
 )
 from mmface.sampling_jobs import run_jobs
+from mmface.sampling_plan import meta_pipeline, plan_sampling
 from mmface.sampling_recipe import (
     SamplingRecipe,
     check_output,
@@ -73,6 +74,12 @@ def sample(
         FileNotFoundError: If a file is not there.
         ValueError: If what is asked for does not fit; nothing was written then.
     """
+    if run.memory is not None and not run.plan:
+        raise ValueError("--memory is for --plan; give both.")
+    if run.memory is not None:
+        check_number("memory", run.memory, 0)
+    if run.plan and run.rerun is not None:
+        raise ValueError("--plan is for a request, not for --rerun.")
     if choice.fast:
         say("--fast: the first faces of each batch size and picture size take longer, to compile")
     if run.rerun is not None:
@@ -97,8 +104,11 @@ def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run)
         check_asked(each)
     default = "mmface_demo.png" if is_demo else "faces.png"
     out = check_output(default if run.out is None else run.out)
-    model = open_model(choice, run.offload)
     steps = DEMO_STEPS if is_demo else STEPS
+    if run.plan:
+        print(_plan_table(asked, seeds, choice, run, steps))
+        return []
+    model = open_model(choice, run.offload)
     rows = [ready_row(each, model.pipeline, _locate, steps) for each in asked]
     measured = run.report or run.best_of is not None
     for row in rows if measured else []:
@@ -119,6 +129,19 @@ def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run)
     if not run.report:
         return list(files)
     return [*files, _write_report(out, rows, seeds, scores, kept)]
+
+
+def _plan_table(
+    asked: Sequence[Settings], seeds: Sequence[int], choice: ModelChoice, run: Run, steps: int
+) -> str:
+    """Say what memory a request takes."""
+    pipeline = meta_pipeline(choice)
+    rows = [ready_row(each, pipeline, _locate, steps) for each in asked]
+    memory = None if run.memory is None else int(run.memory * 1e9)
+    own = [seeds] * len(rows)
+    return plan_sampling(
+        pipeline, rows, own, run.max_batch, run.offload, choice.quantize, memory
+    ).table()
 
 
 def _demo(settings: Settings) -> list[Settings]:

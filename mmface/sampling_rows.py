@@ -1,10 +1,12 @@
 """Requests with their files read, sampled as one batch, and the recipes of what came out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmface.annotation.rewriting import cap_to_tokens
 from mmface.conditions import Modality
@@ -18,6 +20,10 @@ from mmface.sampling_settings import WHOLE, Settings
 
 STEPS = 50
 MAX_SIDE_PX = 8192
+
+OnStepEnd: TypeAlias = Callable[[int, Tensor], None]
+"""Told the number of each step that is done, from 1, and the latents of all pictures after it. What
+it raises ends the sampling."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +91,7 @@ def sample_rows(
     rows: Sequence[Row],
     seeds: Sequence[Sequence[int]],
     max_batch: int | None = None,
+    on_step_end: OnStepEnd | None = None,
 ) -> list[list[Image.Image]]:
     """Sample rows that share their settings, all in one batch.
 
@@ -93,12 +100,47 @@ def sample_rows(
         rows: Rows whose settings are equal in `Settings.shared`.
         seeds: Each row's seeds, of one number.
         max_batch: The most predictions that are computed at once; None for no limit.
+        on_step_end: Called after each step; None for nothing.
 
     Returns:
         The faces of each row, one a seed.
 
     Raises:
         ValueError: If a setting does not fit the model, or the memory is not enough.
+    """
+
+    def after_step(
+        _: object, index: int, timestep: object, values: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if on_step_end is not None:
+            on_step_end(index + 1, values["latents"])
+        return {}
+
+    try:
+        output = pipeline(
+            **call_arguments(rows, seeds), max_batch=max_batch, callback_on_step_end=after_step
+        )
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            "The GPU's memory is not enough: lower --max-batch, or use --dtype bfloat16, "
+            "--vae-tiling or --offload."
+        ) from None
+    faces, each = list(output.images), len(seeds[0])
+    return [faces[place * each : (place + 1) * each] for place in range(len(rows))]
+
+
+def call_arguments(rows: Sequence[Row], seeds: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Give what the pipeline is called with for rows that share their settings.
+
+    Args:
+        rows: The rows.
+        seeds: Each row's seeds, of one number.
+
+    Returns:
+        The call's arguments by name.
+
+    Raises:
+        ValueError: If a setting is not one that can be sampled with.
     """
     first, conditions = rows[0].settings, [row.conditions for row in rows]
     kinds = {Modality.MASK: "labels", Modality.SKETCH: "sketch"}
@@ -108,33 +150,24 @@ def sample_rows(
         else None
         for kind, name in kinds.items()
     }
-    try:
-        output = pipeline(
-            [row.prompt for row in rows],
-            mask=[each.labels for each in conditions],
-            sketch=[each.sketch for each in conditions],
-            negative_prompt=[row.negative for row in rows],
-            num_inference_steps=STEPS if first.steps is None else first.steps,
-            num_images_per_prompt=len(seeds[0]),
-            height=first.height,
-            width=first.width,
-            seed=[seed for own in seeds for seed in own],
-            guidance=_guidance(first),
-            mask_control=controls[Modality.MASK],
-            sketch_control=controls[Modality.SKETCH],
-            image=None if first.image is None else [each.image for each in conditions],
-            strength=first.strength,
-            region=None if first.region is None else [each.region for each in conditions],
-            solver=first.solver,
-            max_batch=max_batch,
-        )
-    except torch.OutOfMemoryError:
-        raise ValueError(
-            "The GPU's memory is not enough: lower --max-batch, or use --dtype bfloat16, "
-            "--vae-tiling or --offload."
-        ) from None
-    faces, each = list(output.images), len(seeds[0])
-    return [faces[place * each : (place + 1) * each] for place in range(len(rows))]
+    return {
+        "prompt": [row.prompt for row in rows],
+        "mask": [each.labels for each in conditions],
+        "sketch": [each.sketch for each in conditions],
+        "negative_prompt": [row.negative for row in rows],
+        "num_inference_steps": STEPS if first.steps is None else first.steps,
+        "num_images_per_prompt": len(seeds[0]),
+        "height": first.height,
+        "width": first.width,
+        "seed": [seed for own in seeds for seed in own],
+        "guidance": _guidance(first),
+        "mask_control": controls[Modality.MASK],
+        "sketch_control": controls[Modality.SKETCH],
+        "image": None if first.image is None else [each.image for each in conditions],
+        "strength": first.strength,
+        "region": None if first.region is None else [each.region for each in conditions],
+        "solver": first.solver,
+    }
 
 
 def recipe_of(model: OpenedModel, rows: Sequence[Row], seeds: Sequence[int]) -> SamplingRecipe:

@@ -134,6 +134,8 @@ class Run:
     rerun: str | None = option(None, "Output", "Make this picture again, as it says itself.")
     jobs: str | None = option(None, "Output", "JSON lines, a request each, into a folder.")
     max_batch: int | None = option(None, "Model", "The most that is computed at once.")
+    plan: bool = option(False, "Output", "Only say what memory it takes; loads no weights.")
+    memory: float | None = option(None, "Output", "What the device has, in GB, for --plan.")
     offload: bool = option(False, "Model", "Keep on the GPU only what computes.")
 
 

@@ -23,13 +23,12 @@ from mmface.blending import checked_strength
 from mmface.conditions import image_pixels, to_uint8
 from mmface.data.rendered import render_face
 from mmface.encoders import LatentCodec
-from mmface.guidance import ConditionControl
 from mmface.inputs import check_number, check_whole
 from mmface.model_loading import OpenedModel
 from mmface.objectives import RectifiedFlow
 from mmface.palette import colorize
 from mmface.sampling_recipe import write_pictures
-from mmface.sampling_rows import Row, ready_row, recipe_of, seeds_from
+from mmface.sampling_rows import Row, ready_row, recipe_of, sample_rows, seeds_from
 from mmface.sampling_settings import Settings, check_text
 
 MAX_PICTURES = 4
@@ -257,7 +256,7 @@ class FaceMaker:
                     settings, self.model.pipeline, lambda _, path: folder / path, request.steps
                 )
                 seeds = seeds_from(request.seed, request.num)
-                faces = self._sample(row, request, stop or threading.Event(), on_step)
+                faces = self._sample(row, seeds, stop or threading.Event(), on_step)
             finished = self._finish(folder, request, row, seeds, faces)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -306,55 +305,34 @@ class FaceMaker:
     def _sample(
         self,
         row: Row,
-        request: FaceRequest,
+        seeds: tuple[int, ...],
         stop: threading.Event,
         on_step: Callable[[StepReport], None] | None,
     ) -> list[Image.Image]:
-        """Call the pipeline, stop it when asked to, and report its steps."""
-        settings, conditions = row.settings, row.conditions
-        share = checked_strength(request.image, settings.strength, settings.region)
-        total = math.ceil(share * request.steps - 1e-9)
+        """Sample a row, stop when asked to, and report the steps."""
+        settings = row.settings
+        share = checked_strength(settings.image, settings.strength, settings.region)
+        assert settings.steps is not None  # a row's settings are filled in
+        total = math.ceil(share * settings.steps - 1e-9)
         every = max(1, total // NUM_PREVIEWS)
         previous: list[Tensor] = []
 
-        def after_step(
-            pipeline: object, index: int, timestep: object, values: dict[str, Any]
-        ) -> dict[str, Any]:
+        def after_step(done: int, all_latents: Tensor) -> None:
             if stop.is_set():
                 raise StoppedRunError
-            if on_step is not None:
-                shown, latents = None, values["latents"][0]
-                if index % every == every - 1:
-                    ahead = self._ahead(latents, previous, total - index - 1)
-                    shown = self.preview(ahead, (self.size, self.size))
-                previous[:] = [latents]
-                on_step(StepReport(index + 1, total, shown))
-            return {}
+            if on_step is None:
+                return
+            shown, latents = None, all_latents[0]
+            if done % every == 0:
+                ahead = self._ahead(latents, previous, total - done)
+                shown = self.preview(ahead, (self.size, self.size))
+            previous[:] = [latents]
+            on_step(StepReport(done, total, shown))
 
         if stop.is_set():
             raise StoppedRunError
-        control = None
-        if request.condition_strength != 1:
-            control = ConditionControl(request.condition_strength)
-        output = self.model.pipeline(
-            row.prompt,
-            mask=conditions.labels,
-            sketch=conditions.sketch,
-            negative_prompt=row.negative,
-            num_inference_steps=request.steps,
-            guidance_scale=settings.guidance,
-            num_images_per_prompt=request.num,
-            height=settings.height,
-            width=settings.width,
-            seed=request.seed,
-            callback_on_step_end=after_step,
-            mask_control=control if conditions.labels is not None else None,
-            sketch_control=control if conditions.sketch is not None else None,
-            image=conditions.image,
-            strength=settings.strength,
-            region=conditions.region,
-        )
-        return list(output.images)
+        (faces,) = sample_rows(self.model.pipeline, [row], [seeds], on_step_end=after_step)
+        return faces
 
     def _ahead(self, latents: Tensor, previous: list[Tensor], steps_left: int) -> Tensor:
         """Guess where latents go: a rectified flow's way is nearly straight, in equal steps."""

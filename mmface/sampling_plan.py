@@ -1,0 +1,347 @@
+"""What sampling will take of a device's memory, by phase, without weights and without a GPU.
+
+The very call that samples is made on the meta device, and what is alive there is counted, so that a
+phase's need is read off and not estimated. What kernels use inside themselves and what an allocator
+leaves unused does not show; a constant stands for it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import mmface
+from mmface.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
+from mmface.encoders import VAES, Vae
+from mmface.live_memory import KernelRules, LiveBytes
+from mmface.lora import load_lora
+from mmface.pipeline import MMFacePipeline
+from mmface.planner import DEVICE_CONTEXT
+from mmface.released import from_released
+from mmface.released_folder import RELEASED_TEXT, released_checkpoint
+from mmface.sampling_rows import Row, call_arguments
+from mmface.sampling_settings import ModelChoice
+from mmface.transformer import MMFaceDiT
+
+GB = 1e9
+ENCODING, PROMPTS, STEPS, DECODING = "masks and sketches", "prompts", "steps", "decoding"
+RESIDENT = {
+    ENCODING: ("VAE",),
+    PROMPTS: ("VAE", "text encoder"),
+    STEPS: ("VAE", "transformer"),
+    DECODING: ("VAE",),
+}
+"""Which weights are on the device in each phase under --offload. The VAE, which encodes first,
+stays: what leaves when a component comes is the one before it in `model_cpu_offload_seq`."""
+MAX_TERMS = 6
+"""Predictions of a picture in a step at most: of two texts, with a mask, a sketch and neither."""
+_TRANSFORMERS = {
+    each.__name__: each for each in (MMFaceDiT, SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT)
+}
+_VAES = {each.__name__: each for each in get_args(Vae)}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes that a phase of sampling has on the device.
+
+    Attributes:
+        weights: Of the components that lie there.
+        activations: Of all else, at its peak.
+    """
+
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """What a call of the pipeline takes of a device's memory, in bytes.
+
+    Attributes:
+        title: What is sampled, in words.
+        weights: Of each component, wherever it lies.
+        phases: What is on the device, phase by phase.
+        device_memory: What the device has, or None.
+        fitting_batch: The largest `max_batch` that fits in there, 0 if none does; None where it is
+            not known what the device has.
+    """
+
+    title: str
+    weights: dict[str, int]
+    phases: dict[str, Phase]
+    device_memory: int | None = None
+    fitting_batch: int | None = None
+
+    @property
+    def peak(self) -> int:
+        """The most that the device holds, with what is assumed for its context and workspaces."""
+        return max(phase.total for phase in self.phases.values()) + int(DEVICE_CONTEXT)
+
+    def table(self) -> str:
+        """Give everything as lines of text."""
+        lines = [self.title, ""]
+        lines += [_line(f"weights: {name}", size) for name, size in self.weights.items()]
+        lines += ["", f"{'':<34}{'weights':>9} + {'activations':>11} = {'GB':>9}"]
+        for name, phase in self.phases.items():
+            sizes = (phase.weights / GB, phase.activations / GB, phase.total / GB)
+            lines.append("{:<34}{:9.3f} + {:11.3f} = {:9.3f}".format(name, *sizes))
+        lines += ["", _line("context and workspaces (assumed)", int(DEVICE_CONTEXT))]
+        lines.append(_line("peak of the device", self.peak))
+        if self.device_memory is not None:
+            lines.append(_line("the device has", self.device_memory) + f": {self._verdict()}")
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        assert self.device_memory is not None
+        if self.peak < self.device_memory:
+            return "fits"
+        if self.fitting_batch:
+            return f"DOES NOT FIT; --max-batch {self.fitting_batch} does"
+        return (
+            "DOES NOT FIT, and no --max-batch does; use --dtype bfloat16, --vae-tiling, --offload "
+            "or --quantize 4bit"
+        )
+
+
+def _line(name: str, size: int) -> str:
+    return f"{name:<34}{size / GB:9.3f} GB"
+
+
+def plan_sampling(
+    pipeline: MMFacePipeline,
+    rows: Sequence[Row],
+    seeds: Sequence[Sequence[int]],
+    max_batch: int | None = None,
+    offload: bool = False,
+    quantize: str | None = None,
+    device_memory: int | None = None,
+) -> SamplingPlan:
+    """Plan what `sample_rows` will do.
+
+    Args:
+        pipeline: The pipeline on the meta device, as `meta_pipeline` makes it.
+        rows: As for `sample_rows`.
+        seeds: As for `sample_rows`.
+        max_batch: As for `sample_rows`.
+        offload: Whether only the components that compute are on the device.
+        quantize: `8bit` or `4bit` for the transformer's linear layers, None for neither.
+        device_memory: Bytes that the device has, to find the `max_batch` that fits; or None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If a setting does not fit the model.
+    """
+    transformer: Any = pipeline.transformer
+    weights = {
+        "transformer": stored_bytes(transformer, quantize),
+        "text encoder": stored_bytes(pipeline.text_encoder),
+        "VAE": stored_bytes(pipeline.vae),
+    }
+
+    def planned(batch: int | None) -> SamplingPlan:
+        peaks = activation_peaks(pipeline, rows, seeds, batch, quantize)
+        phases = {}
+        for name, peak in peaks.items():
+            resident = RESIDENT[name] if offload else tuple(weights)
+            phases[name] = Phase(sum(weights[each] for each in resident), peak)
+        dtype = str(transformer.dtype).removeprefix("torch.")
+        title = _title(rows, len(seeds[0]), batch, quantize or dtype)
+        return SamplingPlan(title, weights, phases)
+
+    plan = planned(max_batch)
+    if device_memory is None:
+        return plan
+    fits, too_large = 0, MAX_TERMS * len(rows) * len(seeds[0]) + 1
+    middle = 1
+    while plan.peak >= device_memory and too_large - fits > 1:
+        if planned(middle).peak < device_memory:
+            fits = middle
+        else:
+            too_large = middle
+        middle = (fits + too_large) // 2
+    return replace(plan, device_memory=device_memory, fitting_batch=fits)
+
+
+def _title(rows: Sequence[Row], num: int, max_batch: int | None, arithmetic: str) -> str:
+    settings, pictures = rows[0].settings, len(rows) * num
+    limit = "all at once" if max_batch is None else f"{max_batch} at once"
+    return (
+        f"{pictures} picture{'s' * (pictures > 1)} of {settings.width} x {settings.height}, "
+        f"{settings.steps} steps, {arithmetic}, {limit}"
+    )
+
+
+def stored_bytes(module: nn.Module, quantize: str | None = None) -> int:
+    """Count the bytes of a component's weights and buffers.
+
+    Quantized to 8 bits, a linear layer has a float32 scale a row; to 4 bits, one a block of 64.
+
+    Args:
+        module: The component.
+        quantize: `8bit` or `4bit` for its linear layers, None for neither.
+
+    Returns:
+        The bytes.
+    """
+    total = sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
+    for layer in module.modules() if quantize is not None else ():
+        if isinstance(layer, nn.Linear):
+            size, itemsize = layer.weight.numel(), layer.weight.element_size()
+            eight_bit = quantize == "8bit"
+            stored = size + 4 * len(layer.weight) if eight_bit else -(-size // 2) + size // 64 * 4
+            total += stored - size * itemsize
+    return total
+
+
+def activation_peaks(
+    pipeline: MMFacePipeline,
+    rows: Sequence[Row],
+    seeds: Sequence[Sequence[int]],
+    max_batch: int | None = None,
+    quantize: str | None = None,
+) -> dict[str, int]:
+    """Make the call that samples, on the meta device, and measure it.
+
+    Args:
+        pipeline: The pipeline on the meta device.
+        rows: As for `sample_rows`.
+        seeds: As for `sample_rows`.
+        max_batch: As for `sample_rows`.
+        quantize: As for `plan_sampling`.
+
+    Returns:
+        The most bytes that are alive in each phase, besides the weights.
+    """
+    parts = (pipeline.vae, pipeline.text_encoder, pipeline.transformer)
+    live = LiveBytes("meta", (x for each in parts for x in (*each.parameters(), *each.buffers())))
+    rules = KernelRules(pipeline.transformer, quantize)
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = call_arguments(rows, seeds)
+    with measured(pipeline, live), rules, live:
+        pipeline(**arguments, max_batch=max_batch, output_type="pt")
+    return live.peaks
+
+
+@contextmanager
+def measured(pipeline: MMFacePipeline, live: LiveBytes) -> Iterator[None]:
+    """Let a pipeline's components say which phase of a call begins.
+
+    Args:
+        pipeline: The pipeline. On the meta device, the network is run once for each batch size.
+        live: What counts.
+
+    Yields:
+        Nothing.
+    """
+    vae, transformer = pipeline.vae, pipeline.transformer
+    begins = [
+        (vae, "encode", ENCODING),
+        (pipeline.text_encoder, "forward", PROMPTS),
+        (transformer, "global_condition", STEPS),
+        (vae, "decode", DECODING),
+    ]
+    live.begin(ENCODING)
+    for part, name, phase in begins:
+        part.__dict__[name] = live.beginning(phase, getattr(part, name))
+    if live.device_type == "meta":
+        transformer.__dict__["denoise"] = live.once_a_shape(transformer.denoise)
+    try:
+        yield
+    finally:
+        transformer.__dict__.pop("denoise", None)
+        for part, name, _ in begins:
+            del part.__dict__[name]
+
+
+def meta_pipeline(choice: ModelChoice) -> MMFacePipeline:
+    """Put a pipeline together on the meta device; of its files, only configs are read.
+
+    Args:
+        choice: Which weights, in which arithmetic.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        FileNotFoundError: If the LoRA is not there.
+        ValueError: If there is no such pipeline, or it is not one of this package's.
+    """
+    try:
+        pipeline = _of_released(choice) if choice.released is not None else _of_saved(choice)
+    except (OSError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        name = choice.released or choice.pipeline
+        raise ValueError(f"The configs of {name} cannot be read: {reason}") from error
+    if choice.vae_tiling:
+        pipeline.vae.enable_tiling()
+    if choice.lora is not None:
+        with torch.device("meta"):
+            load_lora(pipeline.transformer, choice.lora, choice.lora_scale)
+    return pipeline
+
+
+def _of_saved(choice: ModelChoice) -> MMFacePipeline:
+    """Read the configs of a folder that `save_pretrained` wrote, or of a hub id."""
+    source = choice.pipeline
+    if not Path(source).exists() and "/" not in source:
+        source = str(mmface.builtin(source))
+    index = MMFacePipeline.load_config(source)
+    transformer = MMFaceDiT.load_config(source, subfolder="transformer")
+    vae = AutoencoderKL.load_config(source, subfolder="vae")
+    dtype = getattr(torch, choice.dtype)
+    with torch.device("meta"):
+        network = _TRANSFORMERS[transformer["_class_name"]].from_config(transformer)
+        codec = _VAES[vae["_class_name"]].from_config(vae)
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
+    return MMFacePipeline(
+        vae=_frozen(codec, dtype),
+        text_encoder=_frozen(text, dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
+        transformer=_frozen(network, dtype),
+        scheduler=None,
+        image_size=index["image_size"],
+        guidance_scale=index["guidance_scale"],
+    )
+
+
+def _of_released(choice: ModelChoice) -> MMFacePipeline:
+    """Read the configs, and the shapes of the weights, in a copy of the authors' repository."""
+    folder = Path(str(choice.released))
+    text_folder = folder / RELEASED_TEXT
+    found = released_checkpoint(folder, choice.checkpoint, None, None)
+    dtype = getattr(torch, choice.dtype)
+    with torch.device("meta"), safe_open(found.weights, framework="pt") as file:
+        names = file.keys()
+        shapes = {name: torch.empty(file.get_slice(name).get_shape()) for name in names}
+        sizes, _ = from_released(shapes)
+        network = MMFaceDiT(**sizes, text_rope="none", objective=found.objective)
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "VAE"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(text_folder, subfolder="text_encoder"))
+    return MMFacePipeline(
+        vae=VAES["flux_released"].configure(_frozen(vae, dtype)),
+        text_encoder=_frozen(text, dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(text_folder, subfolder="tokenizer"),
+        transformer=_frozen(network, dtype),
+        scheduler=None,
+        image_size=found.image_size,
+    )
+
+
+def _frozen(module: nn.Module, dtype: torch.dtype) -> Any:
+    # torch's own `to`: that of diffusers' models warns of float32 layers where there are none.
+    return nn.Module.to(module, dtype).requires_grad_(False).eval()

@@ -6,7 +6,6 @@ and how they add up is said in `mmface.guidance`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float32
 from PIL import Image
@@ -22,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mmface.blending import KeptPicture, checked_strength
-from mmface.conditions import Modality, Picture, to_uint8
+from mmface.conditions import Modality, Picture
 from mmface.denoiser import Denoiser
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
 from mmface.guidance import Composition, ConditionControl, Guidance
@@ -34,25 +32,11 @@ from mmface.inputs import (
     picture_generators,
 )
 from mmface.objectives import Objective, objective_named
+from mmface.pipeline_output import OUTPUT_TYPES, MMFacePipelineOutput, as_output_type
 from mmface.released_folder import released_checkpoint, released_components
 from mmface.solvers import Trajectory, fitting_scheduler
+from mmface.step_cache import StepCache
 from mmface.transformer import MMFaceDiT
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
-@dataclass
-class MMFacePipelineOutput(BaseOutput):
-    """What a call of the pipeline returns.
-
-    Attributes:
-        images: "pil": a list of pictures; "np": float32 [N, H, W, 3] in [0, 1]; "pt": float32
-            [N, 3, H, W] in [0, 1]; "latent": normalised float32 latents [N, C, h, w].
-        seeds: The seed of each picture; None where generators were given.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    seeds: list[int] | None
 
 
 class MMFacePipeline(DiffusionPipeline):
@@ -288,11 +272,13 @@ class MMFacePipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         solver: str | None = None,
         max_batch: int | None = None,
+        cache: StepCache | None = None,
     ) -> MMFacePipelineOutput:
         """Sample faces; all of a call's pictures are one batch.
 
         Picture k of the call, counted through all pictures of the first prompt, then those of the
-        second, has the seed `seed + k`. A seed gives the same picture in whatever batch it is.
+        second, has the seed `seed + k`. A seed gives the same picture in whatever batch it is, if
+        there is no cache.
 
         Args:
             prompt: One prompt or several.
@@ -322,9 +308,11 @@ class MMFacePipeline(DiffusionPipeline):
             solver: A name in `mmface.solvers.SOLVERS`; None takes the pipeline's scheduler.
             max_batch: The most predictions, or pictures to encode or decode, that are computed at
                 once; None for no limit. It changes the memory that is needed, not the pictures.
+            cache: What leaves blocks out where a step before said nearly the same; a picture then
+                depends on the batch that it is in. None computes all.
 
         Returns:
-            The pictures and their seeds.
+            The pictures, their seeds, and how often the network was evaluated.
         """
         side = self.config.image_size
         size = (side if height is None else height, side if width is None else width)
@@ -354,9 +342,11 @@ class MMFacePipeline(DiffusionPipeline):
             way.model_timesteps,
             conditions,
             max_batch,
+            way.shares,
+            cache,
         )
         latents = way.start(noise, original)  # [pictures, C, h, w]
-        with self.progress_bar(total=len(rows)) as progress:
+        with denoiser.caching(), self.progress_bar(total=len(rows)) as progress:
             for index, timestep in enumerate(way.timesteps):
                 prediction = denoiser(index, rows[index], way.model_input(latents, index))
                 latents = way.step(prediction, latents, index)
@@ -369,7 +359,7 @@ class MMFacePipeline(DiffusionPipeline):
 
         images = self._finish(latents, output_type, kept, max_batch)
         self.maybe_free_model_hooks()
-        return MMFacePipelineOutput(images=images, seeds=seeds)
+        return MMFacePipelineOutput(images, seeds, denoiser.evaluations / count)
 
     def _encode(
         self, pixels: Float32[Tensor, "batch 3 _ _"], max_batch: int | None
@@ -392,7 +382,4 @@ class MMFacePipeline(DiffusionPipeline):
         pixels = torch.cat([self.codec.decode(part) for part in parts])
         if kept is not None:
             pixels = kept.composite(pixels)
-        if output_type == "pil":
-            return [Image.fromarray(picture) for picture in to_uint8(pixels)]
-        pixels = (pixels + 1) / 2
-        return pixels if output_type == "pt" else pixels.movedim(1, -1).cpu().numpy()
+        return as_output_type(pixels, output_type)

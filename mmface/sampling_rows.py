@@ -17,6 +17,7 @@ from mmface.pipeline import MMFacePipeline
 from mmface.sampling_conditions import Conditions, Locate, load_conditions, say
 from mmface.sampling_recipe import MAX_PICTURES, SamplingRecipe, current_versions, file_sha256
 from mmface.sampling_settings import WHOLE, Settings
+from mmface.step_cache import cache_named
 
 STEPS = 50
 MAX_SIDE_PX = 8192
@@ -93,7 +94,9 @@ def sample_rows(
     max_batch: int | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> list[list[Image.Image]]:
-    """Sample rows that share their settings, all in one batch.
+    """Sample rows that share their settings, all in one batch; with a cache, each face alone.
+
+    With a cache a face depends on its batch, and could not be made again by its recipe.
 
     Args:
         pipeline: What samples.
@@ -108,6 +111,11 @@ def sample_rows(
     Raises:
         ValueError: If a setting does not fit the model, or the memory is not enough.
     """
+    if rows[0].settings.cache is not None and len(rows) * len(seeds[0]) > 1:
+        return [
+            [sample_rows(pipeline, [row], [[seed]], max_batch, on_step_end)[0][0] for seed in own]
+            for row, own in zip(rows, seeds, strict=True)
+        ]
 
     def after_step(
         _: object, index: int, timestep: object, values: Mapping[str, Tensor]
@@ -167,6 +175,7 @@ def call_arguments(rows: Sequence[Row], seeds: Sequence[Sequence[int]]) -> dict[
         "strength": first.strength,
         "region": None if first.region is None else [each.region for each in conditions],
         "solver": first.solver,
+        "cache": None if first.cache is None else cache_named(first.cache),
     }
 
 

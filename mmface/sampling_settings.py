@@ -17,6 +17,7 @@ WHOLE = (0.0, 1.0)
 FROM_PHOTO = ("both", "mask", "sketch")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("8bit", "4bit")
+CACHES = ("first-block", "taylor-seer")
 MAX_TEXT = 20_000
 """Characters of a prompt or path above which it is refused."""
 
@@ -54,6 +55,7 @@ class Settings:
     region: str | None = option(None, "Vary and edit", "Part of it to make anew, in white.")
     steps: int | None = option(None, "Control", "Sampling steps; 50.")
     solver: str | None = option(None, "Control", "euler, heun, dpm++, unipc or ddim.")
+    cache: str | None = option(None, "Control", "Leave out blocks: taylor-seer.", CACHES)
     guidance: float | None = option(None, "Control", "Guidance scale on the prompt.")
     condition_guidance: float = option(1.0, "Control", "Guidance scale on mask and sketch.")
     guidance_interval: tuple[float, float] = option(

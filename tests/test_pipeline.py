@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import mmface
 from mmface.conditions import Modality, load_mask, mask_pixels
 from mmface.encoders import LatentCodec
+from mmface.guidance import Guidance
 from mmface.objectives import OBJECTIVES
 from mmface.pipeline import MMFacePipeline
 
@@ -136,6 +137,19 @@ def test_guidance_of_one_is_the_conditional_model_alone(tiny_pipeline, face_mask
     nearly = tiny_pipeline("a", mask=face_mask, seed=0, guidance_scale=1 + 1e-6, **FAST).images
     assert torch.equal(one, other)
     torch.testing.assert_close(one, nearly, atol=1e-4, rtol=1e-4)
+
+
+def test_a_call_says_how_often_the_network_was_evaluated(tiny_pipeline, face_mask, face_sketch):
+    def evaluations(**changed):
+        return tiny_pipeline("a", mask=face_mask, seed=0, **FAST | changed).evaluations
+
+    assert evaluations() == 6  # three steps, with and without the prompt
+    assert evaluations(guidance_scale=1.0) == 3
+    assert evaluations(num_images_per_prompt=4, max_batch=3) == 6
+    assert evaluations(guidance=Guidance(2.0, end=0.5)) == 5
+    assert evaluations(solver="heun") == 10  # two calls a step, and one in the last
+    mixed = tiny_pipeline(["a", "b"], face_mask, [None, face_sketch], seed=0, **FAST)
+    assert mixed.evaluations == 3 * (2 + 6) / 2
 
 
 def test_generators_and_seeds_agree(tiny_pipeline, face_mask):

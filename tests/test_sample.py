@@ -143,6 +143,18 @@ def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, 
     assert getattr(row, field) != getattr(read_recipe("plain.png")[0].rows[0], field)
 
 
+def test_with_a_cache_a_face_is_its_seeds_all_the_same(run, mask_file):
+    base = ("--prompt", "a", "--mask", mask_file)
+    faces = {"plain": [], "cached": ["--cache", "taylor-seer"]}
+    for out, options in faces.items():
+        result = run(*base, *options, "--num", 2, "--out", out, steps=8)
+        assert result.exit_code == 0, result.stderr
+    assert changed("plain/seed_1.png", "cached/seed_1.png") > 0.01
+    assert run(*base, *faces["cached"], "--seed", 1, "--out", "alone.png", steps=8).exit_code == 0
+    assert changed("alone.png", "cached/seed_1.png") == 0
+    assert read_recipe("alone.png")[0].rows[0].cache == "taylor-seer"
+
+
 @pytest.fixture
 def files(tmp_path) -> dict[str, Path]:
     region = np.zeros((64, 64), np.uint8)

@@ -19,7 +19,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from mmface.evaluation.methods import RESULTS_FILE, FolderMethod, GeneratingMethod, Method
+from mmface.evaluation.methods import (
+    RESULTS_FILE,
+    FolderMethod,
+    GeneratingMethod,
+    Method,
+    PipelineMethod,
+)
 from mmface.evaluation.parted_work import PartedWork, as_json, count_rows, write_aside
 from mmface.evaluation.references import References
 from mmface.picture_files import flat_rgb, open_picture
@@ -153,6 +159,11 @@ class Generation:
         ids = self.references.ids
         return Pictures({id_: self.folder / _relative_path(id_) for id_ in ids}, size)
 
+    def evaluations(self) -> float | None:
+        """Network evaluations a picture, on average; None where they were not counted."""
+        counts = [row.get("evaluations") for row in self._work.rows()]
+        return sum(counts) / len(counts) if counts and None not in counts else None
+
     def _check(self) -> None:
         self.pictures()
 
@@ -186,5 +197,7 @@ class Generation:
                 "image": relative,
                 "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
             }
+            if isinstance(self.method, PipelineMethod):
+                row["evaluations"] = self.method.evaluations
             lines.append(as_json(row) + "\n")
         return "".join(lines).encode()

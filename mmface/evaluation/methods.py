@@ -8,6 +8,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from jaxtyping import UInt8
 from mmface.conditions import Modality
 from mmface.evaluation.backbones import Skipped
 from mmface.evaluation.references import Order, References
+from mmface.guidance import Guidance
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling_recipe import PICTURE_SUFFIXES
+from mmface.step_cache import StepCache
 
 RESULTS_FILE = "results.jsonl"
+WHOLE = (0.0, 1.0)
 _SHOWN = 5
 
 
@@ -81,6 +86,12 @@ def digest_of_folder(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def _guidance(scale: float | None, interval: Sequence[float]) -> Guidance:
+    if len(interval) != 2:
+        raise ValueError(f"guidance_interval is a start and an end, got {list(interval)}")
+    return Guidance(scale, start=interval[0], end=interval[1])
+
+
 class PipelineMethod(GeneratingMethod):
     """A saved `MMFacePipeline`."""
 
@@ -91,6 +102,9 @@ class PipelineMethod(GeneratingMethod):
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         how: str = "give the folder of a saved pipeline",
+        solver: str | None = None,
+        guidance_interval: Sequence[float] = WHOLE,
+        cache: StepCache | None = None,
     ) -> None:
         """Name a pipeline; it is loaded when the first picture is asked for.
 
@@ -100,12 +114,22 @@ class PipelineMethod(GeneratingMethod):
             num_inference_steps: steps of the solver.
             guidance_scale: scale of guidance; None takes the pipeline's.
             how: the command that makes the folder.
+            solver: a name in `mmface.solvers.SOLVERS`; None takes the pipeline's own.
+            guidance_interval: shares of the steps between which there is guidance.
+            cache: what leaves blocks out; None computes all.
+
+        Raises:
+            ValueError: if the interval is none.
         """
         super().__init__(name)
         self.folder = Path(folder)
         self.num_inference_steps = num_inference_steps
-        self.guidance_scale = guidance_scale
+        self.guidance = _guidance(guidance_scale, guidance_interval)
         self.how = how
+        self.solver = solver
+        self.cache = cache
+        self.evaluations: float | None = None
+        """Network evaluations a picture of the last batch; see `MMFacePipelineOutput`."""
 
     def unavailable(self) -> Skipped | None:
         """Whether the folder is missing."""
@@ -118,18 +142,30 @@ class PipelineMethod(GeneratingMethod):
         return digest_of_folder(self.folder)
 
     def made_by(self) -> dict[str, Any]:
-        """The weights by their content, and the sampler's settings."""
+        """The weights by their content, and the sampler's settings.
+
+        A later setting is left out at its default, so that pictures from before it still count.
+        """
+        interval = (self.guidance.start, self.guidance.end)
+        later = {
+            "solver": self.solver,
+            "guidance_interval": None if interval == WHOLE else interval,
+            "cache": None if self.cache is None else self.cache.made_by(),
+        }
         return {
             "method": type(self).__name__,
             "weights": self._digest,
             "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
+            "guidance_scale": self.guidance.scale,
+            **{name: value for name, value in later.items() if value is not None},
         }
 
     def with_guidance(self, scale: float) -> "PipelineMethod":
         """The same pipeline at another scale of guidance, as a row of its own."""
-        name = f"{self.name}, guidance {scale:g}"
-        return type(self)(name, self.folder, self.num_inference_steps, scale, self.how)
+        other = copy(self)
+        other.name = f"{self.name}, guidance {scale:g}"
+        other.guidance = replace(self.guidance, scale=scale)
+        return other
 
     def _load(self) -> MMFacePipeline:
         return MMFacePipeline.from_pretrained(self.folder)
@@ -168,9 +204,12 @@ class PipelineMethod(GeneratingMethod):
             [order.prompt for order in orders],
             **{modality: conditions},
             num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
+            guidance=self.guidance,
             seed=[order.seed for order in orders],
+            solver=self.solver,
+            cache=self.cache,
         )
+        self.evaluations = output.evaluations
         return [np.array(image) for image in output.images]
 
 
@@ -184,6 +223,9 @@ class ReleasedMethod(PipelineMethod):
         checkpoint: str,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        solver: str | None = None,
+        guidance_interval: Sequence[float] = WHOLE,
+        cache: StepCache | None = None,
     ) -> None:
         """Name a checkpoint.
 
@@ -193,19 +235,18 @@ class ReleasedMethod(PipelineMethod):
             checkpoint: the checkpoint's folder inside it.
             num_inference_steps: steps of the solver.
             guidance_scale: scale of guidance; None takes the release's.
+            solver: see `PipelineMethod`.
+            guidance_interval: see `PipelineMethod`.
+            cache: see `PipelineMethod`.
         """
         how = f"hf download BharathK333/MMFace-DiT-Models --local-dir {folder}"
-        super().__init__(name, folder, num_inference_steps, guidance_scale, how)
+        sampler = (solver, guidance_interval, cache)
+        super().__init__(name, folder, num_inference_steps, guidance_scale, how, *sampler)
         self.checkpoint = checkpoint
 
     @cached_property
     def _digest(self) -> str:
         return digest_of_folder(self.folder / self.checkpoint)
-
-    def with_guidance(self, scale: float) -> "ReleasedMethod":
-        """The same checkpoint at another scale of guidance, as a row of its own."""
-        name = f"{self.name}, guidance {scale:g}"
-        return ReleasedMethod(name, self.folder, self.checkpoint, self.num_inference_steps, scale)
 
     def _load(self) -> MMFacePipeline:
         return MMFacePipeline.from_released(self.folder, checkpoint=self.checkpoint)

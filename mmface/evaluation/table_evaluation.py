@@ -232,10 +232,20 @@ class TableEvaluation:
         real = controls[self._real.name]
         floors = real.remarks if isinstance(real, Scores) else []
         remarks = [method.remark for method in methods if method.remark]
-        notes = [*self.protocol.notes, *floors, *remarks]
+        notes = [*self.protocol.notes, *floors, *remarks, *self._evaluations(methods)]
         write_all(results_table(str(self.table), scores, notes), folder / "table")
         write_all(controls_table(controls, notes), folder / "controls")
         self._draw(folder, scores, controls)
+
+    def _evaluations(self, methods: Sequence[Method]) -> list[str]:
+        found = {}
+        for method in methods:
+            if isinstance(method, PipelineMethod) and method.unavailable() is None:
+                generation = self._generations(method)[0]
+                count = None if generation.pictures() is None else generation.evaluations()
+                if count is not None:
+                    found[method.name] = f"{method.name} {count:.3g}"
+        return [f"Network evaluations a picture: {'; '.join(found.values())}"] if found else []
 
     def _draw(
         self,

@@ -231,6 +231,7 @@ def test_a_table_says_what_is_measured_missing_and_skipped(done):
     assert "UNTRAINED" in footer
     assert f"{NUM_FACES} of {NUM_FACES} captions are longer than {MAX_TOKENS} tokens" in footer
     assert "FID between two halves of the real pictures" in footer
+    assert "Network evaluations a picture: MMFace-DiT (F) 2" in footer  # one step, with guidance
     assert {"table.txt", "table.md", "table.tex", "table.csv", "controls.txt"} <= contents(
         done
     ).keys()

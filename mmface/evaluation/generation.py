@@ -161,8 +161,9 @@ class Generation:
 
     def evaluations(self) -> float | None:
         """Network evaluations a picture, on average; None where they were not counted."""
-        counts = [row.get("evaluations") for row in self._work.rows()]
-        return sum(counts) / len(counts) if counts and None not in counts else None
+        rows = list(self._work.rows())
+        counts = [row["evaluations"] for row in rows if row.get("evaluations") is not None]
+        return sum(counts) / len(counts) if counts and len(counts) == len(rows) else None
 
     def _check(self) -> None:
         self.pictures()

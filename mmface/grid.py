@@ -49,16 +49,21 @@ def labelled_grid(
         raise ValueError(f"Each row of a grid needs {len(face_titles)} faces, one a title.")
     titles = ("condition", "prompt", *face_titles)
     step = cell_px + GAP_PX
+    font_px = max(11, cell_px // 14)
+    font = ImageFont.load_default(size=font_px)
+    headings, line_px = [wrapped(title, font, cell_px) for title in titles], round(1.3 * font_px)
+    first_top = MARGIN_PX + TITLE_PX + (max(map(len, headings)) - 1) * line_px
     width = 2 * MARGIN_PX + len(titles) * step - GAP_PX
-    height = 2 * MARGIN_PX + TITLE_PX + len(rows) * step - GAP_PX
+    height = first_top + len(rows) * step - GAP_PX + MARGIN_PX
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(11, cell_px // 14))
-    for column, title in enumerate(titles):
+    for column, lines in enumerate(headings):
         middle = MARGIN_PX + column * step + cell_px // 2
-        draw.text((middle, MARGIN_PX + 6), title, font=font, fill=FAINT_INK, anchor="mt")
+        for above, line in enumerate(reversed(lines)):
+            place = (middle, first_top - TITLE_PX + 6 - above * line_px)
+            draw.text(place, line, font=font, fill=FAINT_INK, anchor="mt")
     for index, row in enumerate(rows):
-        top = MARGIN_PX + TITLE_PX + index * step
+        top = first_top + index * step
         _paste(canvas, row.condition, (MARGIN_PX, top), cell_px)
         _write(draw, row.prompt, (MARGIN_PX + step, top), cell_px)
         for column, face in enumerate(row.faces, start=2):
@@ -83,7 +88,7 @@ def _write(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], cell_p
     """Write text into a cell, wrapped, as large as fits, its middle at the cell's middle."""
     padding = cell_px // 20
     room = cell_px - 2 * padding
-    for size in range(cell_px // 13, 7, -1):
+    for size in range(max(8, cell_px // 13), 7, -1):
         font = ImageFont.load_default(size=size)
         lines = wrapped(text, font, room)
         line_px = round(size * 1.35)

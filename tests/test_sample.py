@@ -19,7 +19,7 @@ from mmface.conditions import load_mask, load_sketch
 from mmface.data.examples import read_examples, write_examples
 from mmface.data.rendered import render_face
 from mmface.evaluation.agreement import edge_agreement
-from mmface.grid import GridRow, labelled_grid, wrapped
+from mmface.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
 from mmface.sampling_conditions import photo_conditions
 from mmface.sampling_recipe import SamplingRecipe, check_output, read_recipe, write_pictures
 from mmface.sampling_settings import ModelChoice, Settings
@@ -357,6 +357,19 @@ def test_grid_fits_pictures_and_text():
     assert ((pixels == (255, 0, 0)).all(axis=2)).sum() == pytest.approx(4 * 200 * 200, rel=0.01)
     with pytest.raises(ValueError, match="needs 1 faces"):
         labelled_grid(rows, ["seed 0"])
+
+
+def test_long_titles_of_a_grid_stay_above_their_own_column():
+    face = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "red")
+    short, long = "seed", "a title that is much longer than its own column is wide"
+    pixels = np.array(labelled_grid([GridRow(face, "", [face, face])], [long, long], cell_px=100))
+    plain = np.array(labelled_grid([GridRow(face, "", [face, face])], [short, short], cell_px=100))
+    added = len(pixels) - len(plain)
+    assert added > 0
+    assert np.array_equal(pixels[-120:], plain[-120:])  # the faces stand as they stood
+    last_gap = pixels.shape[1] - MARGIN_PX - 100 - GAP_PX
+    assert (pixels[:, last_gap + 1 : last_gap + GAP_PX - 1] == 255).all()  # between the frames
+    assert (pixels[: MARGIN_PX + added, last_gap + GAP_PX :] < 255).any()
 
 
 def test_wrapped_lines_fit():

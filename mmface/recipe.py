@@ -28,6 +28,16 @@ class Recipe:
     seed: int = 0
     max_skipped_steps: int = 20
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that no run can have."""
+        for name in ("total_steps", "global_batch_size", "micro_batch_size", "ema_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
+        if not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be above 0, got {self.gradient_clip}.")
+
 
 @dataclass(frozen=True)
 class Cadence:

@@ -1,10 +1,15 @@
-"""Train what an experiment describes: python scripts/train.py experiment=tiny_flow [key=value]."""
+"""Train what an experiment describes: python scripts/train.py experiment=tiny_flow [key=value].
 
+A mistake is one line; HYDRA_FULL_ERROR=1 in the environment shows where it came up.
+"""
+
+import os
 import sys
 from typing import Any
 
 import hydra
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,20 +19,32 @@ from mmface.processes import STOPPED_STATUS
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Build the trainer that the composed config describes, and run it; or plan the run."""
+    """Run what the composed config describes, and end with its status."""
+    try:
+        if status := run(config):
+            sys.exit(status)
+    except (InstantiationException, ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        print(f"error: {cause or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(config: DictConfig) -> int:
+    """Build the trainer and run it, or plan the run; give the exit status."""
     if config.plan:
         with torch.device("meta"):
             network = instantiate(config.model, _convert_="all")
         settings: Any = OmegaConf.to_container(config, resolve=True)
         print(plan(network, settings).table())
-        return
+        return 0
     # The settings go in last: as a part of the config, they would be built a second time.
     trainer = instantiate(config.trainer, _partial_=True)(
         settings=OmegaConf.to_container(config.trainer, resolve=True)
     )
     print(f"result: {trainer.train()}")
-    if not trainer.finished:
-        sys.exit(STOPPED_STATUS)
+    return 0 if trainer.finished else STOPPED_STATUS
 
 
 if __name__ == "__main__":

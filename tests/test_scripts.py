@@ -53,6 +53,22 @@ def run(workplace, monkeypatch):
     return run_script
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.store=no/such", "no store in no/such"),
+        ("task.gradient_checkpointing=selectiv", "or 'selective', got 'selectiv'"),
+        ("trainer.recipe.global_batch_size=0", "global_batch_size"),
+    ],
+)
+def test_a_mistake_in_training_is_one_line(run, trained, capsys, argument, message):
+    with pytest.raises(SystemExit) as ended:
+        run("train.py", "experiment=tiny_flow", "run_name=wrong", *SMALL_RUN, *SMALL_DIT, argument)
+    assert ended.value.code == 1
+    (error,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
+    assert message in error
+
+
 @pytest.fixture
 def trained(run, workplace):
     """Everything up to a flow pipeline, made once."""

@@ -8,6 +8,7 @@ it would take, and ends.
 import sys
 
 import hydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -19,8 +20,8 @@ from mmface.processes import joined_processes
 def main(config: DictConfig) -> None:
     """Build the job that the composed config describes, and write this process's share."""
     state = joined_processes()
-    job = instantiate(config.job, _convert_="all")
     try:
+        job = instantiate(config.job, _convert_="all")
         if config.plan:
             state.on_main_process(print)(job.plan(config.output_dir, state.num_processes))
             return
@@ -28,6 +29,8 @@ def main(config: DictConfig) -> None:
         state.wait_for_everyone()
         if state.is_main_process:
             report(config.output_dir)
+    except InstantiationException as error:
+        sys.exit(f"error: {error.__cause__ or error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -34,6 +34,12 @@ def run(tmp_path, monkeypatch, tiny_pipeline_folder):
     return run_script
 
 
+def test_a_job_that_cannot_be_built_is_one_line(run):
+    with pytest.raises(SystemExit) as ended:
+        run("job.posterior=median")
+    assert str(ended.value.code).startswith("error: 'median' is not one of sample")
+
+
 def test_it_plans_before_anything_is_there(run, tmp_path, capsys):
     run("plan=true", "job.vae=flux", "job.pictures.size_px=256")
     said = capsys.readouterr().out

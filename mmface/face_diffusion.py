@@ -103,10 +103,11 @@ class FaceDiffusion(TrainingTask):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Corrupt the latents, predict, and compare (paper, the two objectives)."""
         text = self.text(batch["caption"])
-        corrupted = self.objective.corrupt(batch["latents"], batch["noise"], batch["uniform"])
+        latents, condition = batch["latents"].float(), batch["condition"].float()
+        corrupted = self.objective.corrupt(latents, batch["noise"], batch["uniform"])
         prediction = self.trained(
             corrupted.noisy_latents,
-            batch["condition"],
+            condition,
             corrupted.timestep,
             text.tokens,
             text.pooled,

@@ -216,9 +216,9 @@ def test_halves_are_the_rounded_latents(pictures, vae, tmp_path, dtype):
     for name, values in columns(tmp_path / dtype).items():
         rounded = torch.from_numpy(exact[name]).to(half).float()
         assert torch.equal(torch.from_numpy(values).float(), rounded)
-    assert LatentSamples(tmp_path / dtype).sample(0, keyed_generator(0))["latents"].dtype == (
-        torch.float32
-    )
+    sample = LatentSamples(tmp_path / dtype).sample(0, keyed_generator(0))
+    given = {"float16": torch.float16, "bfloat16": torch.float32}[dtype]  # numpy has no bfloat16
+    assert sample["latents"].dtype == sample["condition"].dtype == given
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -117,5 +117,5 @@ def _loading(bench: Bench, side: int) -> dict[str, float]:
 
 def _sample(store: Store, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
     row = store.row(index, ("image", "mask", "captions"))
-    image, mask = (torch.from_numpy(row[kind]).float() for kind in ("image", "mask"))
-    return image, mask, row["captions"][0]
+    image, mask = (torch.from_numpy(row[kind]) for kind in ("image", "mask"))
+    return image, mask, row["captions"][0]  # as LatentSamples gives them: the device makes floats

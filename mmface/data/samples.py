@@ -65,15 +65,16 @@ class LatentSamples:
             generator: source of all draws.
 
         Returns:
-            `latents`, `condition` and `noise` float32 [C, h, w], `uniform` float32 scalar in
-            [0, 1) from which the objective makes the time, `modality` long scalar, `caption` str.
-            Where the store holds the posterior's mean and deviation, the latents are a new
-            sample of it.
+            `latents` and `condition` [C, h, w] in the store's dtype, since half the bytes reach the
+            device sooner (those of bfloat16 in float32), `noise` float32 [C, h, w], `uniform`
+            float32 scalar in [0, 1) from which the objective makes the time, `modality` long
+            scalar, `caption` str. Where the store holds the posterior's mean and deviation, the
+            latents are a new sample of it, float32.
         """
         modality = _choice(self.modalities, generator)
         column = modality.name.lower()
         row = self.store.row(item, ("image", column, "captions"))
-        latents, condition = (torch.from_numpy(row[k]).float() for k in ("image", column))
+        latents, condition = (torch.from_numpy(row[name]) for name in ("image", column))
         caption = _choice(row["captions"], generator)
         if _coin(generator, self.text_dropout):
             caption = ""
@@ -89,7 +90,9 @@ class LatentSamples:
         }
         if POSTERIOR_STD in self.store.spec.arrays:  # last, so that the other draws stay
             std = torch.from_numpy(self.store.row(item, (POSTERIOR_STD,))[POSTERIOR_STD]).float()
-            drawn["latents"] = latents + std * torch.randn(latents.shape, generator=generator)
+            drawn["latents"] = latents.float() + std * torch.randn(
+                latents.shape, generator=generator
+            )
         return drawn
 
 

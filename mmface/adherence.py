@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from mmface.evaluation.agreement import (
+from mmface.conditions import (
+    LABELS,
     class_iou,
     confusion_matrix,
     edge_agreement,
     mean_iou,
     pixel_accuracy,
 )
-from mmface.palette import LABELS
 
 Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]
 """Label maps of RGB pictures, such as `mmface.annotation.masks.PictureParser`."""

@@ -10,9 +10,9 @@ from jaxtyping import Float32
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmface.conditions import Picture, image_pixels, open_picture
+from mmface.conditions import Picture, flat_rgb, open_picture, picture_name
+from mmface.conditions.pixels import image_pixels
 from mmface.inputs import check_number, one_each
-from mmface.picture_files import flat_rgb, picture_name
 
 VARIATION_STRENGTH = 0.6
 """Share of the steps that a variation takes where nobody says."""

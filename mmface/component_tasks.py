@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers import SegformerForSemanticSegmentation as SegformerModel
 
-from mmface.conditions import LABELS, image_pixels
+from mmface.conditions import LABELS
+from mmface.conditions.pixels import image_pixels
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.training_task import TrainingTask, cast_copy

@@ -10,14 +10,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from mmface.conditions import (
-    Modality,
-    Picture,
-    load_mask,
-    load_sketch,
-    mask_pixels,
-    sketch_pixels,
-)
+from mmface.conditions import SKETCH, Modality, Picture, colorize, load_mask, load_sketch
+from mmface.conditions.pixels import image_pixels
 from mmface.objectives import NUM_TRAIN_TIMESTEPS
 
 
@@ -98,9 +92,9 @@ def distinct_pixels(
             keys[-1].append((kind, name))
             if (kind, name) not in pixels:
                 pixels[kind, name] = (
-                    mask_pixels(load_mask(source, size).labels)
+                    image_pixels(colorize(load_mask(source, size).labels))
                     if kind == Modality.MASK
-                    else sketch_pixels(load_sketch(source, size))
+                    else image_pixels(SKETCH.rgb(load_sketch(source, size)))
                 )
     order = list(pixels)
     return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]

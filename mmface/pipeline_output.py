@@ -8,7 +8,7 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from mmface.conditions import to_uint8
+from mmface.conditions.pixels import to_uint8
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -14,8 +14,14 @@ import mmface
 from mmface.annotation.masks import PictureParser
 from mmface.annotation.sketches import PencilSketch
 from mmface.blending import load_image, load_region
-from mmface.conditions import COLOR_TOLERANCE, colorize, load_mask, load_sketch
-from mmface.picture_files import flat_rgb, open_picture
+from mmface.conditions import (
+    COLOR_TOLERANCE,
+    colorize,
+    flat_rgb,
+    load_mask,
+    load_sketch,
+    open_picture,
+)
 from mmface.sampling_recipe import file_sha256
 from mmface.sampling_settings import Settings
 

@@ -19,8 +19,8 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 import mmface
+from mmface.conditions import open_picture
 from mmface.inputs import check_whole
-from mmface.picture_files import open_picture
 from mmface.sampling_settings import ModelChoice, Settings, check_text, read_fields
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

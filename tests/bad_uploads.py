@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmface.conditions import colorize
 from mmface.data.rendered import render_face
-from mmface.palette import colorize
 
 
 def bad_files(folder: Path) -> dict[str, Path]:

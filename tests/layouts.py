@@ -9,10 +9,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from mmface.conditions import LABEL_FORMATS, LABELS
 from mmface.data.rendered import render_face
 from mmface.data.rendered.face import RenderedFace
-from mmface.label_formats import LABEL_FORMATS
-from mmface.palette import LABELS
 
 SIZE = 64
 

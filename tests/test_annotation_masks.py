@@ -10,8 +10,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers import SegformerImageProcessorPil as SegformerProcessor
 
 from mmface.annotation.masks import TINY_PARSER, PictureParser
+from mmface.conditions import LABELS
 from mmface.data.rendered import render_face
-from mmface.palette import LABELS
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from mmface import builtin  # noqa: E402
 from mmface.annotation.masks import PictureParser  # noqa: E402
 from mmface.app.painting import from_data_url  # noqa: E402
 from mmface.app.server import served  # noqa: E402
+from mmface.conditions import LABEL_INDEX, PALETTE  # noqa: E402
 from mmface.model_loading import open_model  # noqa: E402
-from mmface.palette import LABEL_INDEX, PALETTE  # noqa: E402
 from mmface.sampling_recipe import read_recipe  # noqa: E402
 from mmface.sampling_settings import ModelChoice  # noqa: E402
 

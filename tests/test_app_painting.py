@@ -13,10 +13,8 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[a
 from mmface.annotation.masks import PictureParser
 from mmface.app import painting
 from mmface.app.canvas import CANVAS_PX
-from mmface.conditions import load_mask
+from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, colorize, label_format_named, load_mask
 from mmface.data.rendered import render_face
-from mmface.label_formats import label_format_named
-from mmface.palette import LABEL_INDEX, LABELS, PALETTE, colorize
 
 SIZE = (64, 64)
 

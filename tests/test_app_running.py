@@ -13,10 +13,14 @@ from mmface.annotation.masks import PictureParser  # noqa: E402
 from mmface.app import reporting, running  # noqa: E402
 from mmface.app.handlers import Handlers  # noqa: E402
 from mmface.app.running import FaceMaker, FaceRequest, FaceRun, LatentPreview  # noqa: E402
-from mmface.conditions import image_pixels, load_mask, load_sketch  # noqa: E402
+from mmface.conditions import (  # noqa: E402
+    LABEL_INDEX,
+    load_mask,
+    load_sketch,
+)
+from mmface.conditions.pixels import image_pixels  # noqa: E402
 from mmface.data.rendered import render_face  # noqa: E402
 from mmface.model_loading import OpenedModel, open_model  # noqa: E402
-from mmface.palette import LABEL_INDEX  # noqa: E402
 from mmface.sampling_recipe import read_recipe  # noqa: E402
 from mmface.sampling_settings import ModelChoice  # noqa: E402
 

@@ -10,10 +10,6 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
     "command_line",
-    "palette",
-    "picture_files",
-    "face_anatomy",
-    "label_formats",
     "conditions",
     "released",
     "linear",

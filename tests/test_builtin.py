@@ -8,16 +8,17 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 import mmface
-from mmface.conditions import LABEL_INDEX, image_pixels
-from mmface.data.pictures import HELD_OUT_SEED
-from mmface.data.rendered import CLOTHES_COLORS, render_face
-from mmface.evaluation.agreement import (
+from mmface.conditions import (
+    LABEL_INDEX,
     confusion_matrix,
     edge_agreement,
     mean_iou,
-    nearest_colour,
     pixel_accuracy,
 )
+from mmface.conditions.pixels import image_pixels
+from mmface.data.pictures import HELD_OUT_SEED
+from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.evaluation.agreement import nearest_colour
 from mmface.evaluation.parser import FaceParser
 from mmface.pipeline import MMFacePipeline
 

@@ -7,20 +7,22 @@ import pytest
 import torch
 from PIL import Image
 
-from mmface import picture_files
 from mmface.conditions import (
     LABEL_INDEX,
     LABELS,
     PALETTE,
+    SKETCH,
     colorize,
-    image_pixels,
+    condition_kind,
+    condition_kinds,
+    draw_conditions,
     load_mask,
     load_sketch,
-    mask_pixels,
-    released_mask_pixels,
-    sketch_pixels,
-    to_uint8,
+    pictures,
+    register,
+    released_mask_rgb,
 )
+from mmface.conditions.pixels import image_pixels, to_uint8
 
 SIZE = (64, 64)
 
@@ -178,7 +180,7 @@ def test_bad_files_are_named(load, tmp_path, monkeypatch):
     cut.write_bytes(whole.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut.png cannot be read"):
         load(cut, SIZE)
-    monkeypatch.setattr(picture_files, "MAX_PIXELS", 200 * 199)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 200 * 199)
     with pytest.raises(ValueError, match=r"whole.png is larger than"):
         load(whole, SIZE)
 
@@ -189,7 +191,7 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(path)
     for limit in (60_000, 1_000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        monkeypatch.setattr(picture_files, "MAX_PIXELS", limit)
+        monkeypatch.setattr(pictures, "MAX_PIXELS", limit)
         with pytest.raises(ValueError, match=r"bomb.png is larger"):
             load_mask(path, SIZE)
 
@@ -210,8 +212,8 @@ def test_pixels_and_back(face_labels, face_sketch):
     assert pixels.dtype == torch.float32
     assert np.array_equal(to_uint8(pixels), rgb)
     assert np.array_equal(to_uint8(torch.stack([pixels, pixels * 3]))[0], rgb)
-    assert np.array_equal(to_uint8(mask_pixels(face_labels)), colorize(face_labels))
-    sketch = sketch_pixels(face_sketch)
+    assert np.array_equal(to_uint8(image_pixels(colorize(face_labels))), colorize(face_labels))
+    sketch = image_pixels(SKETCH.rgb(face_sketch))
     assert (sketch.min(), sketch.max()) == (-1, 1)
     assert torch.equal(sketch[0], sketch[2])
 
@@ -233,8 +235,37 @@ def test_released_masks_are_resized_whole_as_colours(face_labels, face_mask):
     wide = np.pad(face_mask, ((0, 0), (0, 64), (0, 0)))
     expected = Image.fromarray(wide).resize((32, 32), Image.Resampling.LANCZOS)
     for source in (wide, np.pad(face_labels, ((0, 0), (0, 64)))):
-        pixels = released_mask_pixels(source, (32, 32))
-        assert np.array_equal(to_uint8(pixels), np.array(expected))
-    assert len(np.unique(to_uint8(pixels).reshape(-1, 3), axis=0)) > len(LABELS)
-    snapped = mask_pixels(load_mask(wide, (32, 32)).labels)
-    assert not torch.allclose(snapped, pixels)
+        drawn = released_mask_rgb(source, (32, 32))
+        assert np.array_equal(drawn, np.array(expected))
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > len(LABELS)
+    assert not np.array_equal(colorize(load_mask(wide, (32, 32)).labels), drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("mask", 7), ("depth", 0), ("Depth", 7), ("a depth", 7), ("", 7)]
+)
+def test_kinds_have_names_and_indices_of_their_own(name, index):
+    kind = type("Kind", (type(SKETCH),), {"name": name, "index": index})()
+    with pytest.raises(ValueError, match=r"cannot (be registered|name)"):
+        register(kind)
+    assert [each.name for each in condition_kinds()] == ["mask", "sketch"]
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="no condition 'depth'; known are mask, sketch"):
+        condition_kind("depth")
+
+
+def test_kinds_load_and_draw(face_mask, face_sketch):
+    soft = np.array(jpeg(face_mask, 75))
+    values, remark = condition_kind("mask").load(soft, SIZE)
+    assert np.array_equal(values, load_mask(soft, SIZE).labels)
+    assert "took a neighbour's class; the mask has background, skin" in remark
+    assert condition_kind("mask").load(face_mask, SIZE).remark is None
+    drawn = draw_conditions({"sketch": face_sketch, "mask": load_mask(face_mask, SIZE).labels})
+    lines = np.asarray(drawn)[face_sketch == 0]
+    assert len(lines)
+    assert not lines.any()
+    assert np.array_equal(np.asarray(drawn)[face_sketch == 255], face_mask[face_sketch == 255])
+    with pytest.raises(ValueError, match="no sketch polarity 'facer'"):
+        condition_kind("sketch").load(face_sketch, SIZE, "facer")

@@ -5,16 +5,17 @@ import pytest
 import torch
 
 import mmface
-from mmface.conditions import LABEL_INDEX, image_pixels
-from mmface.data.pictures import HELD_OUT_SEED
-from mmface.data.rendered import CLOTHES_COLORS, render_face
-from mmface.evaluation.agreement import (
+from mmface.conditions import (
+    LABEL_INDEX,
     confusion_matrix,
     edge_agreement,
     mean_iou,
-    nearest_colour,
     pixel_accuracy,
 )
+from mmface.conditions.pixels import image_pixels
+from mmface.data.pictures import HELD_OUT_SEED
+from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.evaluation.agreement import nearest_colour
 from mmface.evaluation.parser import FaceParser
 from mmface.guidance import ConditionControl, Guidance
 from mmface.pipeline import MMFacePipeline

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mmface import builtin
+from mmface.conditions import LABELS, colorize
 from mmface.data import doctor
 from mmface.data.doctor.face_checks import is_no_text
 from mmface.data.importers import import_faces, importer_of
@@ -20,7 +21,6 @@ from mmface.data.manifest import Manifest, Record
 from mmface.data.perceptual_hash import hashes_of, lowest_frequencies, near_pairs
 from mmface.data.pictures import ManifestPictures
 from mmface.data.store import StoreSpec, close_store, write_store
-from mmface.palette import LABELS, colorize
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "dataset.py"
 NUMBERS = [*range(23), *range(40, 60)]

@@ -7,7 +7,7 @@ from conftest import IMAGE_SIZE, build_pipeline
 from PIL import Image
 
 from mmface.blending import FEATHER_PX, feathered, load_image, load_region
-from mmface.conditions import to_uint8
+from mmface.conditions.pixels import to_uint8
 from mmface.objectives import OBJECTIVES
 from mmface.solvers import SOLVERS
 

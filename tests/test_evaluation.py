@@ -11,16 +11,17 @@ from transformers import (
 )
 
 from mmface.annotation.masks import PictureParser
-from mmface.conditions import LABELS, flip_labels
-from mmface.data.rendered import CLOTHES_COLORS, render_face
-from mmface.evaluation.agreement import (
+from mmface.conditions import (
+    LABELS,
     class_iou,
     confusion_matrix,
     edge_agreement,
+    flip_labels,
     mean_iou,
-    nearest_colour,
     pixel_accuracy,
 )
+from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.evaluation.agreement import nearest_colour
 from mmface.evaluation.held_out import Tally, as_table
 from mmface.evaluation.parser import FaceParser
 

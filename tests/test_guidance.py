@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import IMAGE_SIZE
 
-from mmface.conditions import Modality, load_mask, load_sketch, mask_pixels, sketch_pixels
+from mmface.conditions import SKETCH, Modality, colorize, load_mask, load_sketch
+from mmface.conditions.pixels import image_pixels
 from mmface.guidance import ConditionControl, Guidance
 from mmface.transformer import MMFaceDiT
 
@@ -21,8 +22,8 @@ class Reference:
         self.pipe = pipe
         with torch.no_grad():
             pixels = (
-                mask_pixels(load_mask(mask, SIZE).labels),
-                sketch_pixels(load_sketch(sketch, SIZE)),
+                image_pixels(colorize(load_mask(mask, SIZE).labels)),
+                image_pixels(SKETCH.rgb(load_sketch(sketch, SIZE))),
             )
             self.latents = dict(zip(Modality, pipe.codec.encode(torch.stack(pixels)), strict=True))
 

@@ -5,9 +5,7 @@ import pytest
 from layouts import SIZE, drawn_mask, face
 from PIL import Image
 
-from mmface.conditions import load_mask
-from mmface.label_formats import LABEL_FORMATS, guess_label_format
-from mmface.palette import LABELS
+from mmface.conditions import LABEL_FORMATS, LABELS, guess_label_format, load_mask
 
 NUM_FACES = 32
 COLORED = [name for name, each in LABEL_FORMATS.items() if each.palette]

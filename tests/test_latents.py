@@ -21,7 +21,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from training_runs import face_task
 from transformers import get_constant_schedule
 
-from mmface.conditions import image_pixels, load_mask, mask_pixels, open_picture, sketch_pixels
+from mmface.conditions import SKETCH, colorize, load_mask, open_picture
+from mmface.conditions.pixels import image_pixels
 from mmface.data import encoding_cost
 from mmface.data.importers import LAYOUTS, import_faces, importer_of, parse_split
 from mmface.data.keyed import keyed_generator
@@ -160,8 +161,8 @@ def test_latents_are_the_codecs_own(pictures, vae, tmp_path):
         row = store.row(item, ("id", "image", "mask", "sketch"))
         labels = load_mask(face.mask, (PX, PX)).labels
         mean = codec.encode(image_pixels(face.image)[None])[0]
-        mask = codec.encode(mask_pixels(labels)[None])[0]
-        sketch = codec.encode(sketch_pixels(face.sketch)[None])[0]
+        mask = codec.encode(image_pixels(colorize(labels))[None])[0]
+        sketch = codec.encode(image_pixels(SKETCH.rgb(face.sketch))[None])[0]
         torch.testing.assert_close(torch.from_numpy(row["mask"]), mask, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(row["sketch"]), sketch, rtol=1e-4, atol=1e-5)
         # A generator that gives the same noise as the face's own.

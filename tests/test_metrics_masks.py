@@ -11,10 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 import mmface
 from mmface.annotation.masks import PictureParser
-from mmface.conditions import LABELS, flip_labels
+from mmface.conditions import LABELS, edge_agreement, flip_labels
 from mmface.data.pictures import ManifestPictures
 from mmface.data.rendered import render_face
-from mmface.evaluation.agreement import edge_agreement
 from mmface.evaluation.condition_agreement import (
     EdgeAgreement,
     MaskAgreement,

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mmface
-from mmface.conditions import Modality, load_mask, mask_pixels
+from mmface.conditions import Modality, colorize, load_mask
+from mmface.conditions.pixels import image_pixels
 from mmface.encoders import LatentCodec
 from mmface.guidance import Guidance
 from mmface.objectives import OBJECTIVES
@@ -112,7 +113,8 @@ def test_flow_is_the_papers_euler_with_guidance(tiny_pipeline, face_mask):
     ).images
     with torch.no_grad():
         labels = load_mask(face_mask, (IMAGE_SIZE, IMAGE_SIZE)).labels
-        condition = LatentCodec(pipe.vae).encode(mask_pixels(labels)[None]).repeat(2, 1, 1, 1)
+        pixels = image_pixels(colorize(labels))
+        condition = LatentCodec(pipe.vae).encode(pixels[None]).repeat(2, 1, 1, 1)
         text = pipe.text(["a", "c"])
         latents = torch.randn(result.shape, generator=torch.Generator().manual_seed(7))
         for step in range(steps):

@@ -15,10 +15,9 @@ from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_vae
 from PIL import Image, ImageFont
 from safetensors.torch import save_file
 
-from mmface.conditions import load_mask, load_sketch
+from mmface.conditions import edge_agreement, load_mask, load_sketch
 from mmface.data.examples import read_examples, write_examples
 from mmface.data.rendered import render_face
-from mmface.evaluation.agreement import edge_agreement
 from mmface.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
 from mmface.sampling_conditions import photo_conditions
 from mmface.sampling_recipe import SamplingRecipe, check_output, read_recipe, write_pictures

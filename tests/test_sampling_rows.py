@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmface.conditions import to_uint8
+from mmface.conditions.pixels import to_uint8
 from mmface.sampling_rows import ready_row, sample_rows
 from mmface.sampling_settings import Settings
 

@@ -140,7 +140,7 @@ class Work:
         """Parse the pictures; returns the exit status.
 
         Args:
-            parser: makes label maps in the order of `mmface.palette.LABELS`.
+            parser: makes label maps in the order of `mmface.conditions.LABELS`.
 
         Returns:
             0, or 1 if pictures could not be read.

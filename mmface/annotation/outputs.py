@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmface.annotation.captions import PictureCaptioner
-from mmface.picture_files import open_picture
+from mmface.conditions import open_picture
 
 DESCRIPTION_FILE = "made_by.json"
 

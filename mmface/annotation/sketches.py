@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmface.annotation.u2net import U2Net
-from mmface.picture_files import SKETCH_POLARITIES
+from mmface.conditions import SKETCH_POLARITIES
 
 POLARITY = SKETCH_POLARITIES[0]
 """How every sketch of this module is drawn, as a manifest records it."""

@@ -17,9 +17,8 @@ from mmface.annotation.masks import PictureParser
 from mmface.app import painting, reporting
 from mmface.app.canvas import CANVAS_PX
 from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
-from mmface.conditions import Modality, load_mask, load_sketch
+from mmface.conditions import Modality, flat_rgb, load_mask, load_sketch
 from mmface.data.examples import read_examples
-from mmface.picture_files import flat_rgb
 
 REMEMBERED_RUNS = 8
 """Runs of one visitor that can be compared."""

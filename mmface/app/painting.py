@@ -13,10 +13,15 @@ from PIL import Image, ImageOps
 from mmface.adherence import Parser
 from mmface.annotation.sketches import PencilSketch
 from mmface.app.canvas import CANVAS_PX
-from mmface.conditions import load_mask, load_sketch
-from mmface.label_formats import guess_label_format
-from mmface.palette import LABELS, PALETTE, colorize
-from mmface.picture_files import flat_rgb
+from mmface.conditions import (
+    LABELS,
+    PALETTE,
+    colorize,
+    flat_rgb,
+    guess_label_format,
+    load_mask,
+    load_sketch,
+)
 
 MAX_UPLOAD_PIXELS = 16_000_000
 """Larger uploads are refused before they are decompressed; a phone's photo has 12 million."""

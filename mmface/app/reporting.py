@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmface.app.painting import CLASS_TITLES, hex_color, to_data_url
 from mmface.app.running import FaceRequest, FaceRun, StepReport
-from mmface.palette import LABELS, colorize
+from mmface.conditions import LABELS, colorize
 
 OVERLAY_PX = 512
 """Shortest side to which a picture is enlarged before contours are drawn on it."""

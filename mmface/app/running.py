@@ -20,13 +20,13 @@ from torch import Tensor
 
 from mmface.adherence import Adherence, Parser, measure_adherence
 from mmface.blending import checked_strength
-from mmface.conditions import image_pixels, to_uint8
+from mmface.conditions import colorize
+from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.data.rendered import render_face
 from mmface.encoders import LatentCodec
 from mmface.inputs import check_number, check_whole
 from mmface.model_loading import OpenedModel
 from mmface.objectives import RectifiedFlow
-from mmface.palette import colorize
 from mmface.sampling_recipe import write_pictures
 from mmface.sampling_rows import Row, ready_row, recipe_of, sample_rows, seeds_from
 from mmface.sampling_settings import Settings, check_text

@@ -13,7 +13,8 @@ from mmface.acceleration import accelerate_pipeline
 from mmface.benchmarks.measuring import in_turn, relative_error
 from mmface.benchmarks.network import ways_of_running
 from mmface.benchmarks.subjects import Bench, twin
-from mmface.conditions import LABELS, Modality, mask_pixels
+from mmface.conditions import LABELS, Modality, colorize
+from mmface.conditions.pixels import image_pixels
 from mmface.encoders import TextFeatures
 from mmface.guidance import Guidance
 from mmface.pipeline import MMFacePipeline
@@ -82,7 +83,7 @@ class GuidedPictures:
     def conditions(self) -> Float[Tensor, "pictures channels height width"]:
         """Latents of the masks, one after the other."""
         bench = self.bench
-        pixels = [mask_pixels(mask).to(bench.device, bench.dtype) for mask in self.masks]
+        pixels = [image_pixels(colorize(mask)).to(bench.device, bench.dtype) for mask in self.masks]
         return bench.reference.encode_one_by_one(self.pipeline.vae, pixels)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmface.conditions import sketch_pixels, to_uint8
+from mmface.conditions import SKETCH
 from mmface.data.encoding_cost import EncodingPlan, plan_encoding
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
@@ -127,8 +127,7 @@ class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
 
 
 def _stacked(face: FacePictures) -> UInt8[np.ndarray, "3 3 height width"]:
-    sketch = to_uint8(sketch_pixels(face.sketch))
-    return np.stack([face.image, face.mask, sketch]).transpose(0, 3, 1, 2).copy()
+    return np.stack([face.image, face.mask, SKETCH.rgb(face.sketch)]).transpose(0, 3, 1, 2).copy()
 
 
 def _collate(faces: Sequence[tuple[_Words | Skipped, Tensor | None]]) -> _Batch:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mmface.label_formats import LABEL_FORMATS
-from mmface.picture_files import SKETCH_POLARITIES
+from mmface.conditions import LABEL_FORMATS, SKETCH_POLARITIES
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -38,7 +37,7 @@ class Record:
         width: Of the photo in pixels, upright.
         height: Of the photo in pixels, upright.
         sha256: Of the photo's file, in hexadecimal, or None.
-        label_format: Of the mask, a name in `mmface.label_formats.LABEL_FORMATS`.
+        label_format: Of the mask, a name in `mmface.conditions.LABEL_FORMATS`.
         sketch_polarity: Of the sketch, one of `SKETCH_POLARITIES`.
     """
 

@@ -17,16 +17,15 @@ from PIL import Image
 
 from mmface.conditions import (
     colorize,
+    flat_rgb,
     load_mask,
     load_sketch,
     open_picture,
-    released_mask_pixels,
-    to_uint8,
+    released_mask_rgb,
 )
 from mmface.data.manifest import Manifest, Record
 from mmface.data.rendered import render_face
 from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
-from mmface.picture_files import flat_rgb
 
 HELD_OUT_SEED = 1_000_000
 """Faces with this seed and above are never trained on; evaluation takes them from here up."""
@@ -278,7 +277,7 @@ class ManifestPictures:
 class ReleasedManifestPictures(ManifestPictures):
     """The same with masks as the released weights were shown them: resized as colours.
 
-    Edges in a mask then have colours of no class; see `mmface.conditions.released_mask_pixels`.
+    Edges in a mask then have colours of no class; see `mmface.conditions.released_mask_rgb`.
     """
 
     mask_resizing: ClassVar[str] = "colours, LANCZOS, square pictures"
@@ -296,4 +295,4 @@ class ReleasedManifestPictures(ManifestPictures):
                 f"{path} is {picture.width}x{picture.height} pixels; the released weights' masks "
                 "are square and not cropped. Take ManifestPictures."
             )
-        return to_uint8(released_mask_pixels(picture, self.size()))
+        return released_mask_rgb(picture, self.size())

@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmface.conditions import (
-    LABELS,
-    Modality,
-    flip_labels,
-    image_pixels,
-    mask_pixels,
-    sketch_pixels,
-)
+from mmface.conditions import LABELS, SKETCH, Modality, colorize, flip_labels
+from mmface.conditions.pixels import image_pixels
 from mmface.data.latents import POSTERIOR_STD
 from mmface.data.store import Store
 
@@ -145,9 +139,9 @@ class AutoencoderSamples:
         if kind < self.image_share:
             pixels = image_pixels(row["image"])
         elif kind < (1 + self.image_share) / 2:
-            pixels = mask_pixels(row["labels"])
+            pixels = image_pixels(colorize(row["labels"]))
         else:
-            pixels = sketch_pixels(row["sketch"])
+            pixels = image_pixels(SKETCH.rgb(row["sketch"]))
         return {
             "pixels": pixels,
             "weights": torch.from_numpy(small_part_weights(row["labels"], self.weight_power)),

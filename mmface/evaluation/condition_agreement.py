@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mmface.evaluation.agreement import confusion_matrix, edge_agreement
+from mmface.conditions import confusion_matrix, edge_agreement
 from mmface.evaluation.per_picture import PerPictureMetric
 from mmface.evaluation.preprocessing import check_pictures
 

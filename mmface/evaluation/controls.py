@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from mmface.conditions import image_pixels, to_uint8
+from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.encoders import VAES, LatentCodec
 from mmface.evaluation.backbones import Skipped, or_skipped
 from mmface.evaluation.methods import GeneratingMethod, PipelineMethod, digest_of_folder

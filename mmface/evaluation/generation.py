@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from mmface.conditions import flat_rgb, open_picture
 from mmface.evaluation.methods import (
     RESULTS_FILE,
     FolderMethod,
@@ -28,7 +29,6 @@ from mmface.evaluation.methods import (
 )
 from mmface.evaluation.parted_work import PartedWork, as_json, count_rows, write_aside
 from mmface.evaluation.references import References
-from mmface.picture_files import flat_rgb, open_picture
 from mmface.processes import Processes
 
 IMAGES = "images"

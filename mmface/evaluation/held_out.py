@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mmface.conditions import LABELS, image_pixels, to_uint8
+from mmface.conditions import (
+    LABELS,
+    class_iou,
+    confusion_matrix,
+    edge_agreement,
+    mean_iou,
+    pixel_accuracy,
+)
+from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import (
     BACKGROUND_COLORS,
@@ -25,14 +33,7 @@ from mmface.data.rendered import (
     render_face,
 )
 from mmface.encoders import LatentCodec
-from mmface.evaluation.agreement import (
-    class_iou,
-    confusion_matrix,
-    edge_agreement,
-    mean_iou,
-    nearest_colour,
-    pixel_accuracy,
-)
+from mmface.evaluation.agreement import nearest_colour
 from mmface.evaluation.parser import FaceParser
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.pipeline import MMFacePipeline

@@ -13,6 +13,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.conditions import (
+    LABEL_FORMATS,
+    LABELS,
+    LabelFormatGuess,
+    class_indices,
+    guess_label_format,
+    open_picture,
+)
 from mmface.data.doctor import face_checks, set_checks  # noqa: F401  they register their checks
 from mmface.data.doctor.alignment import MAX_REFERENCES, OUTLINES, reference_of
 from mmface.data.doctor.face import Examination, Face, shrunk
@@ -22,14 +30,6 @@ from mmface.data.doctor.lines import LenientReading, read_leniently
 from mmface.data.doctor.patient import ExaminedFace, Patient
 from mmface.data.manifest import Manifest, Record
 from mmface.data.perceptual_hash import lowest_frequencies
-from mmface.label_formats import (
-    LABEL_FORMATS,
-    LabelFormatGuess,
-    class_indices,
-    guess_label_format,
-)
-from mmface.palette import LABELS
-from mmface.picture_files import open_picture
 
 MIN_MASKS_FOR_ORDER = 4
 """Masks of a label format from which the set's order is judged."""

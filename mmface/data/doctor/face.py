@@ -12,11 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmface.conditions import LoadedMask, load_mask, load_sketch
+from mmface.conditions import (
+    MAX_PIXELS,
+    LoadedMask,
+    edge_strength,
+    flat_rgb,
+    load_mask,
+    load_sketch,
+    open_picture,
+)
+from mmface.conditions.face_anatomy import Part, parts_of
 from mmface.data.manifest import PATH_FIELDS, Record
-from mmface.evaluation.agreement import edge_strength
-from mmface.face_anatomy import Part, parts_of
-from mmface.picture_files import MAX_PIXELS, flat_rgb, open_picture
 
 SIDE = 128
 """Edge of the square in which pictures, masks and sketches are compared, in pixels."""

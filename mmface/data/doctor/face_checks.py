@@ -5,13 +5,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mmface.conditions import (
+    LABELS,
+    LEFT_RIGHT_PAIRS,
+    SKETCH_POLARITIES,
+    guess_label_format,
+    label_format_named,
+)
+from mmface.conditions.face_anatomy import relations_of
 from mmface.data.doctor.alignment import CLEAR_SHARE, MIN_TYPICAL_EXCESS, excess_of
 from mmface.data.doctor.face import Face
 from mmface.data.doctor.findings import Problem, Repair, check
-from mmface.face_anatomy import relations_of
-from mmface.label_formats import guess_label_format, label_format_named
-from mmface.palette import LABELS, LEFT_RIGHT_PAIRS
-from mmface.picture_files import SKETCH_POLARITIES
 
 MAX_ASPECT_DIFFERENCE = 0.02
 """Of a mask or sketch and its photo; one pixel of 64 is 0.016."""

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mmface.conditions import LABELS, LabelFormatGuess
 from mmface.data.doctor.findings import Finding
 from mmface.data.manifest import Manifest, Record
 from mmface.data.perceptual_hash import hashes_of, near_pairs
-from mmface.label_formats import LabelFormatGuess
-from mmface.palette import LABELS
 
 
 @dataclass(frozen=True)

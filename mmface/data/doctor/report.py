@@ -14,13 +14,12 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import mmface
-from mmface.conditions import colorize
+from mmface.conditions import colorize, flat_rgb, open_picture
 from mmface.data.doctor.examination import Diagnosis
 from mmface.data.doctor.face import Examination, Face
 from mmface.data.doctor.findings import CHECKS, Finding, counts_by_kind
 from mmface.data.manifest import PATH_FIELDS, Record
 from mmface.grid import FAINT_INK, FRAME, GAP_PX, INK, MARGIN_PX, PAPER, wrapped
-from mmface.picture_files import flat_rgb, open_picture
 
 SHOWN = 5
 """Findings of a kind that the terminal shows."""

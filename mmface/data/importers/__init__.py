@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from mmface.conditions import (
+    SKETCH_POLARITIES,
+    flat_rgb,
+    guess_label_format,
+    label_format_named,
+    open_picture,
+)
 from mmface.data.importers.base import Importer, ImportReport
 from mmface.data.importers.celeba import CelebAMaskHQ, MultiModalCelebAHQ
 from mmface.data.importers.folders import FFHQ, AuthorsLayout, PhotoFolder
 from mmface.data.importers.hub import HuggingFaceDataset
 from mmface.data.importers.splits import SplitRule, parse_split
 from mmface.data.manifest import Manifest, Record
-from mmface.label_formats import guess_label_format, label_format_named
-from mmface.picture_files import SKETCH_POLARITIES, flat_rgb, open_picture
 
 __all__ = [
     "LAYOUTS",

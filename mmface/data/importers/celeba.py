@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.conditions import LABELS
 from mmface.data.importers.base import FaceFiles, Importer, files_below, first_there
 from mmface.data.importers.splits import SplitRule, celeba_split, face_key
-from mmface.palette import LABELS
 
 _FEW = 64  # masks that are composed sooner than processes start
 

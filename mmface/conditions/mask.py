@@ -1,104 +1,59 @@
-"""Pictures to tensors and back: masks in any known label format, sketches and the crop.
+"""Segmentation masks: reading them in any known label format, drawing and comparing them.
 
-Label maps are uint8 arrays [H, W] of class indices in the CelebAMask-HQ order (`LABELS`), and
-sketches are uint8 grey pictures [H, W] with dark lines on white. Everything a person brings is
-turned into one of these two forms here, and nowhere else.
+Label maps are uint8 arrays [H, W] of class indices in the CelebAMask-HQ order (`LABELS`).
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 from itertools import permutations
+from typing import ClassVar
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
-from mmface.label_formats import (
+from mmface.conditions.kind import ConditionKind, LoadedCondition, Parser, Reading, register
+from mmface.conditions.label_formats import (
     COLOR_TOLERANCE,
-    Color,
+    LABEL_FORMATS,
     LabelFormat,
     class_indices,
     guess_label_format,
     label_format_named,
-    nearest_colors,
 )
-from mmface.palette import (
-    LABEL_INDEX,
-    LABELS,
-    LEFT_RIGHT_PAIRS,
-    PALETTE,
-    colorize,
-    flip_labels,
-)
-from mmface.picture_files import (
-    SKETCH_POLARITIES,
+from mmface.conditions.palette import LABELS, LEFT_RIGHT_PAIRS, PALETTE
+from mmface.conditions.pictures import (
+    Color,
     Picture,
+    centre_crop,
     flat_rgb,
+    nearest_colors,
     open_picture,
     picture_name,
 )
-
-__all__ = [
-    "COLOR_TOLERANCE",
-    "LABELS",
-    "LABEL_INDEX",
-    "LEFT_RIGHT_PAIRS",
-    "PALETTE",
-    "SKETCH_POLARITIES",
-    "LoadedMask",
-    "Modality",
-    "Picture",
-    "colorize",
-    "flip_labels",
-    "image_pixels",
-    "load_mask",
-    "load_sketch",
-    "mask_pixels",
-    "open_picture",
-    "released_mask_pixels",
-    "sketch_pixels",
-    "to_uint8",
-]
-
-
-class Modality(IntEnum):
-    """Which spatial condition a sample carries; the index into the model's modality table."""
-
-    MASK = 0
-    SKETCH = 1
-
-
-def image_pixels(rgb: UInt8[np.ndarray, "height width 3"]) -> Float32[Tensor, "3 height width"]:
-    """Turn an RGB picture into the pixels that a VAE reads, in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def mask_pixels(labels: UInt8[np.ndarray, "height width"]) -> Float32[Tensor, "3 height width"]:
-    """Draw a label map in the palette, as pixels in [-1, 1]."""
-    return image_pixels(colorize(labels))
-
-
-def sketch_pixels(grey: UInt8[np.ndarray, "height width"]) -> Float32[Tensor, "3 height width"]:
-    """Repeat a grey sketch over three channels, as pixels in [-1, 1]."""
-    return image_pixels(np.repeat(grey[..., None], 3, axis=2))
-
-
-def to_uint8(
-    pixels: Float[Tensor, "*batch 3 height width"],
-) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """Turn pixels in [-1, 1] into RGB pictures, rounded; what lies outside is clamped."""
-    scaled = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
-
 
 _EDGE_WIDTH_PX = 6  # off-palette colours farther than this from all others are no soft edge
 _MAX_FOREIGN_FRACTION = 0.002
 _MAX_OFF_PALETTE_FRACTION = 0.3
 _DOUBTFUL_DISTANCE, _UNKNOWN = 8.0, 255
 _AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
+
+
+_MIRRORED = np.arange(len(LABELS), dtype=np.uint8)
+for _left, _right in LEFT_RIGHT_PAIRS:
+    _MIRRORED[[_left, _right]] = _right, _left
+
+
+def flip_labels(labels: np.ndarray) -> np.ndarray:
+    """Mirror a label map [H, W] left to right, and swap the subject's left and right parts."""
+    return _MIRRORED[labels[:, ::-1]]
+
+
+def colorize(labels: np.ndarray) -> np.ndarray:
+    """Draw a label map in the palette's colours: uint8 [H, W] -> uint8 [H, W, 3]."""
+    return PALETTE[labels]
 
 
 @dataclass(frozen=True)
@@ -149,15 +104,15 @@ def load_mask(
     off_palette_fraction = 0.0
     if labels is None:
         labels, off_palette_fraction = _decode_colors(picture, format_, name)
-    top, left, height, width = _centre_crop(labels.shape, size)
+    top, left, height, width = centre_crop(labels.shape, size)
     cropped = Image.fromarray(labels[top : top + height, left : left + width])
     resized = cropped.resize((size[1], size[0]), Image.Resampling.NEAREST)
     return LoadedMask(np.array(resized), off_palette_fraction)
 
 
-def released_mask_pixels(
+def released_mask_rgb(
     source: Picture, size: tuple[int, int]
-) -> Float32[Tensor, "3 height width"]:
+) -> UInt8[np.ndarray, "height width 3"]:
     """Read a mask in the palette's colours as the released weights were shown it.
 
     Their masks were resized as colour pictures, whole and with LANCZOS, so that edges have colours
@@ -169,7 +124,7 @@ def released_mask_pixels(
         size: Height and width of the result in pixels.
 
     Returns:
-        Pixels in [-1, 1].
+        The picture.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -179,62 +134,7 @@ def released_mask_pixels(
     labels = _index_map(picture, label_format_named("celebamask_hq"), picture_name(source))
     rgb = flat_rgb(picture, "black") if labels is None else colorize(labels)
     resized = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return image_pixels(np.array(resized))
-
-
-def load_sketch(
-    source: Picture, size: tuple[int, int], polarity: str = "dark_on_white"
-) -> UInt8[np.ndarray, "height width"]:
-    """Read a sketch, crop its middle to the aspect ratio and resize.
-
-    Args:
-        source: A picture; colour becomes grey, transparent pixels become paper.
-        size: Height and width of the result in pixels.
-        polarity: What the source is, one of `SKETCH_POLARITIES`.
-
-    Returns:
-        The sketch, dark lines on white always.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, is in colour, blank, or of the other polarity.
-    """
-    if polarity not in SKETCH_POLARITIES:
-        known = " and ".join(SKETCH_POLARITIES)
-        raise ValueError(f"There is no sketch polarity {polarity!r}; known are {known}.")
-    dark_on_white = polarity == "dark_on_white"
-    picture, name = open_picture(source), picture_name(source)
-    rgb = flat_rgb(picture, "white" if dark_on_white else "black")
-    if (np.ptp(rgb.astype(np.int16), axis=2) > 64).mean() > 0.25:
-        raise ValueError(
-            f"{name} is a colour picture, not a sketch; a segmentation mask goes in as the mask."
-        )
-    top, left, height, width = _centre_crop(rgb.shape[:2], size)
-    grey = Image.fromarray(rgb).convert("L").crop((left, top, left + width, top + height))
-    sketch = np.array(grey.resize((size[1], size[0]), Image.Resampling.LANCZOS))
-    sketch = sketch if dark_on_white else 255 - sketch
-    if np.ptp(sketch) < 32:
-        raise ValueError(f"{name} is blank: no line in it; give dark lines on white.")
-    # Portrait sketches may have a black background; the face in the middle is white in all.
-    middle = sketch[size[0] // 4 : -(size[0] // 4) or None, size[1] // 4 : -(size[1] // 4) or None]
-    if np.median(middle) < 128:
-        found, remedy = (
-            ("light lines on dark; sketches are dark lines on white", "white_on_dark")
-            if dark_on_white
-            else ("dark lines on white", "dark_on_white")
-        )
-        raise ValueError(
-            f"{name} is {found}: invert it first (PIL.ImageOps.invert), or read it with the "
-            f"polarity {remedy}."
-        )
-    return sketch
-
-
-def _centre_crop(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Give top, left, height and width of the largest middle part with the aspect of `size`."""
-    height = min(shape[0], max(1, round(shape[1] * size[0] / size[1])))
-    width = min(shape[1], max(1, round(shape[0] * size[1] / size[0])))
-    return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
+    return np.array(resized)
 
 
 def _index_map(picture: Image.Image, format_: LabelFormat, name: str) -> np.ndarray | None:
@@ -350,3 +250,89 @@ def _filled(
         padded[tuple(places.T + 1)] = found
         places = places[found == _UNKNOWN]
     return padded[1:-1, 1:-1]
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Count pixels by (true class, predicted class).
+
+    Args:
+        truth: label map, uint8 [...].
+        predicted: label map of the same shape.
+
+    Returns:
+        int64 [19, 19]; matrices of several pictures add up.
+    """
+    count = len(LABELS)
+    joint = truth.astype(np.int64).ravel() * count + predicted.astype(np.int64).ravel()
+    return np.bincount(joint, minlength=count * count).reshape(count, count)
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Share of pixels with the right class, in [0, 1]."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class, float64 [19] in [0, 1]; NaN where truth has none."""
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.where(confusion.sum(1) > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean over the classes that the truth has, in [0, 1]."""
+    return float(np.nanmean(class_iou(confusion)))
+
+
+class MaskKind(ConditionKind):
+    """Segmentation masks; the values are label maps."""
+
+    name: ClassVar = "mask"
+    index: ClassVar = 0
+    help: ClassVar = "Segmentation mask."
+    score: ClassVar = "mean_iou"
+    reading: ClassVar = Reading("label_format", tuple(LABEL_FORMATS))
+    needs_parser: ClassVar = True
+
+    def load(
+        self, source: Picture, size: tuple[int, int], reading: str | None = None
+    ) -> LoadedCondition:
+        """Read a mask by `load_mask`."""
+        mask = load_mask(source, size, self.reading.default if reading is None else reading)
+        if not mask.off_palette_fraction:
+            return LoadedCondition(mask.labels)
+        return LoadedCondition(
+            mask.labels,
+            f"{mask.off_palette_fraction:.1%} of the pixels were farther than "
+            f"{COLOR_TOLERANCE:g} from every palette colour and took a neighbour's class; "
+            f"the mask has {', '.join(mask.classes)}",
+        )
+
+    def rgb(self, values: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+        """Draw a label map in the palette's colours."""
+        return colorize(values)
+
+    def mirror(self, values: np.ndarray) -> np.ndarray:
+        """Mirror a label map by `flip_labels`."""
+        return flip_labels(values)
+
+    def read_back(
+        self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None
+    ) -> list[np.ndarray]:
+        """Read label maps by the face parser."""
+        if parser is None:
+            raise ValueError("A face parser is needed to compare a picture with a mask.")
+        return parser(pictures)
+
+    def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
+        """Give the mean IoU, the share of right pixels and the IoU of each class of the mask."""
+        confusion = confusion_matrix(values, read)
+        ious = zip(LABELS, class_iou(confusion).tolist(), strict=True)
+        return {
+            "mean_iou": mean_iou(confusion),
+            "pixel_accuracy": pixel_accuracy(confusion),
+            **{f"iou/{name}": value for name, value in ious if not math.isnan(value)},
+        }
+
+
+MASK = register(MaskKind())

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mmface.face_anatomy import Part, Relation, parts_of, relations_of
-from mmface.palette import LABEL_INDEX, LABELS, PALETTE
-from mmface.picture_files import Picture, flat_rgb, open_picture, picture_name
-
-Color = tuple[int, int, int]
+from mmface.conditions.face_anatomy import Part, Relation, parts_of, relations_of
+from mmface.conditions.palette import LABEL_INDEX, LABELS, PALETTE
+from mmface.conditions.pictures import (
+    Color,
+    Picture,
+    flat_rgb,
+    nearest_colors,
+    open_picture,
+    picture_name,
+)
 
 COLOR_TOLERANCE = 24.0
 """RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""
@@ -122,32 +127,6 @@ def label_format_named(name: str) -> LabelFormat:
             f"There is no label format {name!r}; known are {', '.join(LABEL_FORMATS)}."
         )
     return LABEL_FORMATS[name]
-
-
-def nearest_colors(
-    rgb: np.ndarray, palette: Sequence[Color]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the palette colour that is nearest to each pixel.
-
-    Args:
-        rgb: uint8 [H, W, 3].
-        palette: At most 255 colours.
-
-    Returns:
-        Its index, uint8 [H, W]; its distance in RGB, float64 [H, W]; and the pixel's own colour
-        packed in one number, uint32 [H, W].
-    """
-    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    colors, inverse = np.unique(packed, return_inverse=True)
-    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
-    nearest = np.zeros(len(colors), dtype=np.uint8)
-    distance = np.full(len(colors), np.inf)
-    for index, color in enumerate(palette):
-        candidate = np.linalg.norm(unpacked - np.array(color, dtype=np.float64), axis=1)
-        closer = candidate < distance
-        nearest[closer], distance[closer] = index, candidate[closer]
-    inverse = inverse.reshape(packed.shape)
-    return nearest[inverse], distance[inverse], packed
 
 
 def class_indices(picture: Image.Image, palettes: Sequence[Sequence[Color]]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""The 19 face classes, their colours, and what a mirror does to them.
+"""The 19 face classes, and the colours that masks are drawn in.
 
 Label maps are uint8 arrays [H, W] of class indices in the CelebAMask-HQ order (`LABELS`).
 """
@@ -58,20 +58,5 @@ PALETTE = np.array(
 )
 """uint8 [19, 3]: the RGB colour of each class, as CelebAMask-HQ's `g_color.py` draws them."""
 
-
-def colorize(labels: np.ndarray) -> np.ndarray:
-    """Draw a label map in the palette's colours: uint8 [H, W] -> uint8 [H, W, 3]."""
-    return PALETTE[labels]
-
-
 LEFT_RIGHT_PAIRS: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (8, 9))
 """Classes that change places in a mirror: the eyes, the brows and the ears."""
-
-_MIRRORED = np.arange(len(LABELS), dtype=np.uint8)
-for _left, _right in LEFT_RIGHT_PAIRS:
-    _MIRRORED[[_left, _right]] = _right, _left
-
-
-def flip_labels(labels: np.ndarray) -> np.ndarray:
-    """Mirror a label map [H, W] left to right, and swap the subject's left and right parts."""
-    return _MIRRORED[labels[:, ::-1]]

@@ -1,6 +1,7 @@
-"""Opens what a person brings as a picture: a file, an array or a PIL picture, and nothing else."""
+"""Opening a file, an array or a PIL picture, and what is done alike with all pictures."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,8 +11,7 @@ from PIL import Image, ImageOps
 Picture = Image.Image | np.ndarray | str | Path
 """A picture as people have it: a PIL picture, an array, or the path of a file."""
 
-SKETCH_POLARITIES = ("dark_on_white", "white_on_dark")
-"""The two ways in which sketches are found; the first is the model's."""
+Color = tuple[int, int, int]
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decompressed."""
@@ -75,3 +75,36 @@ def flat_rgb(picture: Image.Image, backdrop: str) -> np.ndarray:
         below = Image.new("RGBA", picture.size, backdrop)
         picture = Image.alpha_composite(below, picture.convert("RGBA"))
     return np.array(picture.convert("RGB"))
+
+
+def centre_crop(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Give top, left, height and width of the largest middle part with the aspect of `size`."""
+    height = min(shape[0], max(1, round(shape[1] * size[0] / size[1])))
+    width = min(shape[1], max(1, round(shape[0] * size[1] / size[0])))
+    return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
+
+
+def nearest_colors(
+    rgb: np.ndarray, palette: Sequence[Color]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the palette colour that is nearest to each pixel.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        palette: At most 255 colours.
+
+    Returns:
+        Its index, uint8 [H, W]; its distance in RGB, float64 [H, W]; and the pixel's own colour
+        packed in one number, uint32 [H, W].
+    """
+    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    colors, inverse = np.unique(packed, return_inverse=True)
+    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
+    nearest = np.zeros(len(colors), dtype=np.uint8)
+    distance = np.full(len(colors), np.inf)
+    for index, color in enumerate(palette):
+        candidate = np.linalg.norm(unpacked - np.array(color, dtype=np.float64), axis=1)
+        closer = candidate < distance
+        nearest[closer], distance[closer] = index, candidate[closer]
+    inverse = inverse.reshape(packed.shape)
+    return nearest[inverse], distance[inverse], packed

@@ -1,0 +1,203 @@
+"""What a kind of spatial condition is, and the registry of all kinds.
+
+A kind that is registered is an argument of the pipeline, an option of the command line, a field of
+manifests and a column of stores, all of its own name. No other room names a kind.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import reduce
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageChops
+
+from mmface.conditions.pictures import Picture
+
+
+class Modality(IntEnum):
+    """Which spatial condition a sample carries; the index into the model's modality table."""
+
+    MASK = 0
+    SKETCH = 1
+
+
+Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]
+"""Gives the label maps of RGB pictures, such as `mmface.annotation.masks.PictureParser`."""
+
+
+class LoadedCondition(NamedTuple):
+    """A condition as the model wants it.
+
+    Attributes:
+        values: uint8 [H, W] or [H, W, C]; what they mean is the kind's own.
+        remark: What had to be guessed, in a sentence without its subject; None if nothing.
+    """
+
+    values: np.ndarray
+    remark: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """In which ways the files of a kind are written.
+
+    Attributes:
+        field: What a manifest calls the choice.
+        choices: The known ways; the first is the default.
+    """
+
+    field: str
+    choices: tuple[str, ...]
+
+    @property
+    def default(self) -> str:
+        """The way in which files are written unless it is said."""
+        return self.choices[0]
+
+
+class ConditionKind(ABC):
+    """A kind of spatial condition, such as masks.
+
+    Attributes:
+        name: A lower-case word, such as `mask`.
+        index: Its row in the model's modality table. Trained models depend on it.
+        help: What `--help` says of its option.
+        reading: In which ways its files are written; None if there is one way only.
+        needs_parser: Whether `read_back` needs a face parser.
+        score: The name in `agreement` of the number that stands for all of them.
+    """
+
+    name: ClassVar[str]
+    index: ClassVar[int]
+    help: ClassVar[str]
+    score: ClassVar[str]
+    reading: ClassVar[Reading | None] = None
+    needs_parser: ClassVar[bool] = False
+
+    @abstractmethod
+    def load(
+        self, source: Picture, size: tuple[int, int], reading: str | None = None
+    ) -> LoadedCondition:
+        """Read a condition, crop its middle to the aspect ratio of `size` and resize it.
+
+        Args:
+            source: A picture, an array or a path.
+            size: Height and width of the result in pixels.
+            reading: How it is written, one of `reading.choices`; None for the default.
+
+        Returns:
+            The condition.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no picture, or none of this kind.
+        """
+
+    @abstractmethod
+    def rgb(self, values: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+        """Draw a condition as the VAE is shown it, and as people see it."""
+
+    def draw(self, values: np.ndarray) -> Image.Image:
+        """Draw a condition for a grid; `rgb` as a picture."""
+        return Image.fromarray(self.rgb(values))
+
+    def mirror(self, values: np.ndarray) -> np.ndarray:
+        """Mirror a condition left to right."""
+        return values[:, ::-1]
+
+    def read_back(
+        self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None
+    ) -> list[np.ndarray]:
+        """Read off made pictures what `agreement` compares with; the pictures themselves here.
+
+        Args:
+            pictures: Made pictures in RGB.
+            parser: The face parser, where `needs_parser`.
+
+        Returns:
+            One array a picture.
+        """
+        return list(pictures)
+
+    @abstractmethod
+    def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
+        """Compare a condition with what was read back from a picture made from it.
+
+        Args:
+            values: The condition.
+            read: Of `read_back`, at the same height and width.
+
+        Returns:
+            Numbers in [0, 1] by name, higher is better; `score` is one of the names.
+        """
+
+    def check_measurable(self, values: np.ndarray) -> None:  # noqa: B027
+        """Raise ValueError if nothing can agree with these values, such as a blank sketch."""
+
+
+_kinds: dict[str, ConditionKind] = {}
+
+
+def register(kind: ConditionKind) -> ConditionKind:
+    """Make a kind known under its name.
+
+    Args:
+        kind: The kind.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If its name is no lower-case identifier, or its name or index is taken.
+    """
+    if not (kind.name.isidentifier() and kind.name.islower()):
+        raise ValueError(f"{kind.name!r} cannot name a condition; take a lower-case identifier.")
+    for other in condition_kinds():
+        if kind.name == other.name or kind.index == other.index:
+            raise ValueError(
+                f"The condition {kind.name!r} (index {kind.index}) cannot be registered: there is "
+                f"{other.name!r} (index {other.index}) already."
+            )
+    _kinds[kind.name] = kind
+    return kind
+
+
+@contextmanager
+def registered(kind: ConditionKind) -> Iterator[ConditionKind]:
+    """Register a kind for as long as the context lasts."""
+    register(kind)
+    try:
+        yield kind
+    finally:
+        del _kinds[kind.name]
+
+
+def condition_kinds() -> tuple[ConditionKind, ...]:
+    """Give all kinds in the order of their indices."""
+    return tuple(sorted(_kinds.values(), key=lambda kind: kind.index))
+
+
+def condition_kind(name: str) -> ConditionKind:
+    """Give the kind of a name, or raise ValueError that names the known ones."""
+    if name not in _kinds:
+        known = ", ".join(kind.name for kind in condition_kinds())
+        raise ValueError(f"There is no condition {name!r}; known are {known}.")
+    return _kinds[name]
+
+
+def draw_conditions(conditions: Mapping[str, np.ndarray]) -> Image.Image:
+    """Draw the conditions of a face over each other.
+
+    Args:
+        conditions: Values by the kind's name, at least one.
+
+    Returns:
+        An RGB picture: what is white in one lets the others through.
+    """
+    given = [kind for kind in condition_kinds() if kind.name in conditions]
+    return reduce(ImageChops.multiply, [kind.draw(conditions[kind.name]) for kind in given])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmface.model.transformer import MMFaceDiT
     from mmface.pipeline import MMFacePipeline
-    from mmface.transformer import MMFaceDiT
 
 __version__ = "0.1.0"
 __all__ = ["MMFaceDiT", "MMFacePipeline", "__version__", "builtin"]
@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
 
         return MMFacePipeline
     if name == "MMFaceDiT":
-        from mmface.transformer import MMFaceDiT
+        from mmface.model.transformer import MMFaceDiT
 
         return MMFaceDiT
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

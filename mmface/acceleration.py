@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmface.modulations import fuse_modulations, unfuse_modulations
+from mmface.model.packed_modulations import fuse_modulations, unfuse_modulations
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
-from mmface.transformer import MMFaceDiT
 
 MAX_GRAPHS = 8
 """Shapes of which a CUDA graph is kept; a batch of another shape replaces the one least in use."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from mmface.conditions import Modality
 from mmface.encoders import TextFeatures
 from mmface.guidance import Rows
+from mmface.model.transformer import MMFaceDiT
 from mmface.step_cache import ComputedBlocks, StepCache
-from mmface.transformer import MMFaceDiT
 
 
 class Denoiser:

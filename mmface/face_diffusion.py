@@ -16,15 +16,15 @@ from mmface.data.samples import LatentSamples
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.example_rows import sample_examples
 from mmface.grid import labelled_grid
-from mmface.initial_weights import load_initial_weights
 from mmface.metering import time_buckets, training_flops
+from mmface.model.initial_weights import load_initial_weights
+from mmface.model.recomputation import recompute_blocks
+from mmface.model.transformer import MMFaceDiT
 from mmface.model_card import model_card
 from mmface.objectives import objective_named
 from mmface.pipeline import MMFacePipeline
-from mmface.recomputation import recompute_blocks
 from mmface.sampling_settings import Settings
 from mmface.training_task import RunFacts, TrainingTask, cast_copy
-from mmface.transformer import MMFaceDiT
 
 PREVIEW_SEEDS = (0, 1)
 PREVIEW_STEPS = 25

@@ -8,12 +8,12 @@ from diffusers import BitsAndBytesConfig
 
 import mmface
 from mmface.acceleration import accelerate_pipeline, check_compiler
-from mmface.lora import load_lora
+from mmface.model.lora import load_lora
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 from mmface.released_folder import RELEASED_TEXT, released_checkpoint
 from mmface.sampling_recipe import files_digest
 from mmface.sampling_settings import ModelChoice
-from mmface.transformer import MMFaceDiT
 
 
 class OpenedModel(NamedTuple):

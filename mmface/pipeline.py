@@ -19,6 +19,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+# diffusers loads the classes that a folder names only from modules that are imported already.
+import mmface.ablations
+import mmface.transformer  # noqa: F401
 from mmface.blending import KeptPicture, checked_strength
 from mmface.conditions import Modality, Picture
 from mmface.denoiser import Denoiser
@@ -31,12 +34,12 @@ from mmface.inputs import (
     distinct_pixels,
     picture_generators,
 )
+from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import Objective, objective_named
 from mmface.pipeline_output import OUTPUT_TYPES, MMFacePipelineOutput, as_output_type
 from mmface.released_folder import released_checkpoint, released_components
 from mmface.solvers import Trajectory, fitting_scheduler
 from mmface.step_cache import StepCache
-from mmface.transformer import MMFaceDiT
 
 
 class MMFacePipeline(DiffusionPipeline):

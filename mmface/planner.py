@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from mmface.encoders import VAES
 from mmface.metering import training_flops
-from mmface.recomputation import SELECTIVE, KeptResults, num_recomputed, recompute_blocks
+from mmface.model.recomputation import SELECTIVE, KeptResults, num_recomputed, recompute_blocks
 
 TRAINING_IMAGES = 94_000
 """Training pictures of the paper's data: CelebA-HQ's 24,000 and FFHQ's 70,000."""

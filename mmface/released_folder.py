@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from mmface.encoders import VAES, TextEncoder
+from mmface.model.released import WEIGHTS_NAME
+from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import MinSnrDiffusion, RectifiedFlow
-from mmface.released import WEIGHTS_NAME
-from mmface.transformer import MMFaceDiT
 
 RELEASED_TEXT = "stable-diffusion-2-1-base"
 """Where the authors' repository has its text encoder and tokenizer."""

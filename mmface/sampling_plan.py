@@ -18,17 +18,17 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import mmface
-from mmface.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
 from mmface.encoders import VAES, Vae
 from mmface.live_memory import KernelRules, LiveBytes
-from mmface.lora import load_lora
+from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
+from mmface.model.lora import load_lora
+from mmface.model.released import from_released
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 from mmface.planner import DEVICE_CONTEXT
-from mmface.released import from_released
 from mmface.released_folder import RELEASED_TEXT, released_checkpoint
 from mmface.sampling_rows import Row, call_arguments
 from mmface.sampling_settings import ModelChoice
-from mmface.transformer import MMFaceDiT
 
 GB = 1e9
 ENCODING, PROMPTS, STEPS, DECODING = "masks and sketches", "prompts", "steps", "decoding"

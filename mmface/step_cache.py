@@ -18,9 +18,9 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor, nn
 
-from mmface.ablations import CrossAttentionBlock
 from mmface.inputs import check_number, check_whole
-from mmface.transformer import Block, FinalBlock, MMFaceDiT
+from mmface.model.ablations import CrossAttentionBlock
+from mmface.model.transformer import Block, FinalBlock, MMFaceDiT
 
 for _kind in (Block, FinalBlock, CrossAttentionBlock):
     TransformerBlockRegistry.register(

@@ -21,8 +21,8 @@ from tqdm import tqdm  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
 from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
+from mmface.model.transformer import MMFaceDiT  # noqa: E402
 from mmface.pipeline import MMFacePipeline  # noqa: E402
-from mmface.transformer import MMFaceDiT  # noqa: E402
 
 TEXT_DIM = 12
 MAX_TOKENS = 16

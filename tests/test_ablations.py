@@ -2,6 +2,10 @@
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,16 +13,17 @@ from conftest import TEXT_DIM, build_text_model, build_tokenizer, build_vae
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from training_runs import face_trainer
 
-from mmface.ablations import (
+import mmface
+from mmface.face_diffusion import FaceDiffusion
+from mmface.model.ablations import (
     CrossAttentionBlock,
     SinCosMMFaceDiT,
     SingleStreamDiT,
     UnimodalDiT,
     sincos_table,
 )
-from mmface.face_diffusion import FaceDiffusion
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
-from mmface.transformer import MMFaceDiT
 
 VARIANTS = [UnimodalDiT, SingleStreamDiT, SinCosMMFaceDiT]
 TINY = {"hidden_size": 32, "depth": 2, "num_heads": 2, "text_dim": 8}
@@ -202,12 +207,11 @@ def test_cross_attention_against_torch():
     torch.testing.assert_close(cross(image, text), expected, rtol=1e-5, atol=1e-5)
 
 
-@variants
-def test_it_samples_through_the_pipeline_and_loads_again(variant, tmp_path, face_mask):
+def pipeline_of(variant):
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     sizes = {"hidden_size": 16, "depth": 2, "num_heads": 2, "text_dim": TEXT_DIM}
-    pipeline = MMFacePipeline(
+    return MMFacePipeline(
         vae=build_vae(latent_channels=4),
         text_encoder=build_text_model(tokenizer),
         tokenizer=tokenizer,
@@ -215,6 +219,11 @@ def test_it_samples_through_the_pipeline_and_loads_again(variant, tmp_path, face
         scheduler=None,
         image_size=32,
     )
+
+
+@variants
+def test_it_samples_through_the_pipeline_and_loads_again(variant, tmp_path, face_mask):
+    pipeline = pipeline_of(variant)
     pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["transformer"] == ["mmface.ablations", variant.__name__]
@@ -227,6 +236,34 @@ def test_it_samples_through_the_pipeline_and_loads_again(variant, tmp_path, face
         return pipe("a face", mask=face_mask, guidance_scale=2.0, **arguments).images
 
     assert torch.equal(sample(loaded), sample(pipeline))
+
+
+LOAD_AND_SAVE = """
+import sys
+from mmface import MMFacePipeline
+
+for folder in sys.argv[1:]:
+    pipeline = MMFacePipeline.from_pretrained(folder)
+    pipeline.save_pretrained(folder + "-again")
+    print(type(pipeline.transformer).__name__)
+"""
+
+
+def test_saved_folders_load_in_a_fresh_process_and_keep_the_names_of_their_classes(tmp_path):
+    shutil.copytree(mmface.builtin("tiny-flow"), tmp_path / "MMFaceDiT")
+    for variant in VARIANTS:
+        pipeline_of(variant).save_pretrained(tmp_path / variant.__name__)
+    folders = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-c", LOAD_AND_SAVE, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [folder.name for folder in folders]
+    for folder in folders:
+        names = [
+            json.loads(Path(f"{folder}{suffix}", "model_index.json").read_text())["transformer"]
+            for suffix in ("", "-again")
+        ]
+        module = "transformer" if folder.name == "MMFaceDiT" else "ablations"
+        assert names == [[f"mmface.{module}", folder.name]] * 2
 
 
 @variants

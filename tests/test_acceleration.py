@@ -26,10 +26,10 @@ from mmface.acceleration import (
 )
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.subjects import randomize
-from mmface.lora import load_lora, unload_lora
-from mmface.modulations import PackedModulations
+from mmface.model.lora import load_lora, unload_lora
+from mmface.model.packed_modulations import PackedModulations
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
-from mmface.transformer import MMFaceDiT
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "released_layout_public.safetensors"

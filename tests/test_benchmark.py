@@ -27,7 +27,7 @@ from mmface.benchmarks.reading import measure_encoding, measure_loading
 from mmface.benchmarks.sampling import FEWER, Course, measure_fewer, measure_sampling
 from mmface.benchmarks.subjects import SIZES, Bench, forward_flops, load_reference
 from mmface.benchmarks.suite import FAMILIES, REFERENCE, run_suite
-from mmface.transformer import MMFaceDiT
+from mmface.model.transformer import MMFaceDiT
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"

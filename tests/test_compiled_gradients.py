@@ -13,7 +13,7 @@ COMPILED = """
 import torch
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.subjects import make_inputs, randomize
-from mmface.transformer import MMFaceDiT
+from mmface.model.transformer import MMFaceDiT
 
 torch.set_num_threads(1)
 # Compiled code vectorizes widths and numbers of tokens that are multiples of 16.

@@ -10,11 +10,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from mmface.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
+from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
+from mmface.model.recomputation import num_recomputed
+from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import objective_named
 from mmface.planner import TRAINING_IMAGES
-from mmface.recomputation import num_recomputed
-from mmface.transformer import MMFaceDiT
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))

@@ -6,8 +6,8 @@ from conftest import build_tokenizer
 
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.face_diffusion import FaceDiffusion
+from mmface.model.transformer import MMFaceDiT
 from mmface.planner import TEXT_TOKENS, meta_text_model, meta_vae
-from mmface.transformer import MMFaceDiT
 
 BATCH, SIDE = 2, 256
 FROZEN = {

@@ -8,9 +8,9 @@ from conftest import build_transformer
 from safetensors.torch import save_file
 
 from mmface import builtin
-from mmface.initial_weights import load_initial_weights, time_embedding, translate_objective
+from mmface.model.initial_weights import load_initial_weights, time_embedding, translate_objective
+from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import objective_named
-from mmface.transformer import MMFaceDiT
 
 STEPS = torch.arange(1000.0)
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmface import linear
 from mmface.benchmarks.counting import count_operators
 from mmface.benchmarks.measuring import relative_error
-from mmface.linear import Linear, OneDnnLinear, product
-from mmface.transformer import MMFaceDiT
+from mmface.model import linear
+from mmface.model.linear import Linear, OneDnnLinear, product
+from mmface.model.transformer import MMFaceDiT
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"

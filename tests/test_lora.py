@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from script_runs import load_script
 
-from mmface.lora import load_lora, read_lora, unload_lora
+from mmface.model.lora import load_lora, read_lora, unload_lora
 
 pytest.importorskip("peft", reason="needs the extra lora")
 LAYERS = ("blocks.0.image.qkv", "blocks.1.text.mlp.2", "text_embedder")

@@ -19,7 +19,7 @@ from mmface.metering import (
     time_buckets,
     training_flops,
 )
-from mmface.transformer import MMFaceDiT
+from mmface.model.transformer import MMFaceDiT
 
 
 def test_time_buckets_part_a_batch():

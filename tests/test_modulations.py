@@ -12,12 +12,12 @@ from plain_reference import PlainMMFaceDiT
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mmface.ablations import SingleStreamDiT
 from mmface.benchmarks.counting import TOY, count_operators
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.subjects import make_inputs, on_meta, randomize, run_reference, twin
-from mmface.modulations import PackedModulations, fuse_modulations, unfuse_modulations
-from mmface.transformer import MMFaceDiT
+from mmface.model.ablations import SingleStreamDiT
+from mmface.model.packed_modulations import PackedModulations, fuse_modulations, unfuse_modulations
+from mmface.model.transformer import MMFaceDiT
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "released_layout_public.safetensors"

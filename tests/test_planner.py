@@ -11,11 +11,12 @@ import bitsandbytes
 import pytest
 import torch
 
-from mmface import linear, planner
-from mmface.ablations import SingleStreamDiT
+from mmface import planner
+from mmface.model import linear
+from mmface.model.ablations import SingleStreamDiT
+from mmface.model.recomputation import SELECTIVE, recompute_blocks
+from mmface.model.transformer import MMFaceDiT
 from mmface.planner import Activations, activation_peak, kept_bytes, meta_inputs, plan
-from mmface.recomputation import SELECTIVE, recompute_blocks
-from mmface.transformer import MMFaceDiT
 
 ROOT = Path(__file__).parent.parent
 TINY = {"latent_channels": 4, "hidden_size": 64, "num_heads": 2, "text_dim": 64}

@@ -7,16 +7,16 @@ from functools import partial
 import pytest
 import torch
 
-from mmface.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
-from mmface.planner import meta_inputs
-from mmface.recomputation import (
+from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
+from mmface.model.recomputation import (
     KEPT,
     SELECTIVE,
     KeptResults,
     num_recomputed,
     recompute_blocks,
 )
-from mmface.transformer import MMFaceDiT
+from mmface.model.transformer import MMFaceDiT
+from mmface.planner import meta_inputs
 
 TINY = {"latent_channels": 4, "hidden_size": 64, "num_heads": 2, "text_dim": 64}
 IMAGE_SIZE = 64

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmface.released import WEIGHTS_NAME, released_shapes
-from mmface.transformer import MMFaceDiT
+from mmface.model.released import WEIGHTS_NAME, released_shapes
+from mmface.model.transformer import MMFaceDiT
 
 GOLDEN = Path(__file__).parent / "golden" / "released_layout_public.safetensors"
 

@@ -19,10 +19,10 @@ from mmface.conditions import edge_agreement, load_mask, load_sketch
 from mmface.data.examples import read_examples, write_examples
 from mmface.data.rendered import render_face
 from mmface.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
+from mmface.model.transformer import MMFaceDiT
 from mmface.sampling_conditions import photo_conditions
 from mmface.sampling_recipe import SamplingRecipe, check_output, read_recipe, write_pictures
 from mmface.sampling_settings import ModelChoice, Settings
-from mmface.transformer import MMFaceDiT
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "sample.py"
 

@@ -15,10 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 from mmface import builtin
 from mmface.data.examples import read_examples
 from mmface.live_memory import KernelRules, LiveBytes
+from mmface.model.released import WEIGHTS_NAME
+from mmface.model.transformer import MMFaceDiT
 from mmface.model_loading import open_model
 from mmface.pipeline import MMFacePipeline
 from mmface.planner import DEVICE_CONTEXT, meta_text_model, meta_vae
-from mmface.released import WEIGHTS_NAME
 from mmface.sampling import sample
 from mmface.sampling_conditions import located
 from mmface.sampling_plan import (
@@ -34,7 +35,6 @@ from mmface.sampling_plan import (
 )
 from mmface.sampling_rows import Row, call_arguments, ready_row
 from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
-from mmface.transformer import MMFaceDiT
 
 ASKED = Settings(prompt="a man with black hair", mask="mmface:examples/mask_0.png", steps=2)
 

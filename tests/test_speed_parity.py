@@ -20,8 +20,8 @@ from mmface.benchmarks.counting import TOY, count_operators, host_syncs
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.network import OwnTraining, gradient_error, training_batch
 from mmface.benchmarks.subjects import make_inputs, on_meta, randomize, run_reference
-from mmface.recomputation import selective_checkpoint
-from mmface.transformer import MMFaceDiT
+from mmface.model.recomputation import selective_checkpoint
+from mmface.model.transformer import MMFaceDiT
 
 GOLDEN = Path(__file__).parent / "golden" / "released_layout_public.safetensors"
 ROOT = Path(__file__).parent.parent
@@ -207,7 +207,7 @@ from mmface.benchmarks.counting import TOY, count_compilation
 from torch._dynamo.utils import counters
 from mmface.benchmarks.subjects import make_inputs, randomize
 from mmface.benchmarks.measuring import relative_error
-from mmface.transformer import MMFaceDiT
+from mmface.model.transformer import MMFaceDiT
 
 torch.set_num_threads(1)
 model = randomize(MMFaceDiT(**TOY, depth=2, text_rope="none")).eval()

@@ -6,8 +6,9 @@ import torch
 from conftest import build_pipeline, build_transformer
 
 from mmface import builtin
-from mmface.ablations import SingleStreamDiT
 from mmface.guidance import ConditionControl, Guidance
+from mmface.model.ablations import SingleStreamDiT
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 from mmface.step_cache import (
     CACHES,
@@ -18,7 +19,6 @@ from mmface.step_cache import (
     TaylorSeer,
     cache_named,
 )
-from mmface.transformer import MMFaceDiT
 
 STEPS = 8
 FAST = {"num_inference_steps": STEPS, "output_type": "latent", "seed": 3, "guidance_scale": 3.0}

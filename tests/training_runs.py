@@ -16,10 +16,10 @@ from transformers import get_constant_schedule
 
 from mmface.data.keyed import keyed_generator
 from mmface.face_diffusion import FaceDiffusion
+from mmface.model.transformer import MMFaceDiT
 from mmface.recipe import Cadence, Recipe
 from mmface.training import Trainer
 from mmface.training_task import TrainingTask
-from mmface.transformer import MMFaceDiT
 
 FORK = multiprocessing.get_context("fork")
 

@@ -31,8 +31,8 @@ from mmface.benchmarks.subjects import (
     run_reference,
     twin,
 )
-from mmface.modulations import fuse_modulations
-from mmface.transformer import MMFaceDiT
+from mmface.model.packed_modulations import fuse_modulations
+from mmface.model.transformer import MMFaceDiT
 
 TOY = {"hidden_size": 16, "num_heads": 2, "text_dim": 8, "latent_channels": 4}
 """A width at which the host's work is all that there is; the depth stays the paper's 28."""

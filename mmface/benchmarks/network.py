@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from mmface import released
 from mmface.acceleration import CapturedDenoise
 from mmface.benchmarks.measuring import relative_error, seconds
 from mmface.benchmarks.subjects import (
@@ -23,11 +22,12 @@ from mmface.benchmarks.subjects import (
     run_reference,
     twin,
 )
-from mmface.linear import Linear
+from mmface.model import released
+from mmface.model.linear import Linear
+from mmface.model.recomputation import selective_checkpoint
+from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import RectifiedFlow
 from mmface.optimization import ExponentialAverage
-from mmface.recomputation import selective_checkpoint
-from mmface.transformer import MMFaceDiT
 
 GRADIENT_CLIP = 0.5
 

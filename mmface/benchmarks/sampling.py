@@ -17,8 +17,8 @@ from mmface.conditions import LABELS, Modality, colorize
 from mmface.conditions.pixels import image_pixels
 from mmface.encoders import TextFeatures
 from mmface.guidance import Guidance
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
-from mmface.transformer import MMFaceDiT
 
 GUIDANCE_SCALE = 7.5
 PROMPT = "a smiling woman with long red hair"

@@ -18,9 +18,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.benchmarks.measuring import Report, Work, flops, in_turn, write_trace
 from mmface.encoders import VAES
-from mmface.modulations import fuse_modulations
+from mmface.model.packed_modulations import fuse_modulations
+from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
-from mmface.transformer import MMFaceDiT
 
 TEXT_TOKENS = 77
 

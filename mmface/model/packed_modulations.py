@@ -12,20 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmface.linear import Linear
+from mmface.model.linear import Linear
+from mmface.model.transformer import BlockModulations
 
 Vector = Float[Tensor, "batch dim"]
-
-
-class BlockModulations(nn.ModuleList):
-    """A linear layer for each block.
-
-    They are outside the blocks, because a sampler can run them once for all steps, as one batch.
-    """
-
-    def forward(self, activated: Vector) -> list[Tensor]:
-        """Give each block's modulation, in order."""
-        return [linear(activated) for linear in self]
 
 
 class PackedModulations(Linear):

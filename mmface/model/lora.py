@@ -10,7 +10,7 @@ from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmface.modulations import unfuse_modulations
+from mmface.model.packed_modulations import unfuse_modulations
 
 _ADAPTER = "default"
 _PREFIXES = ("base_model.model.", "transformer.")

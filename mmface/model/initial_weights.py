@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import NUM_TRAIN_TIMESTEPS, objective_named
-from mmface.transformer import MMFaceDiT
 
 
 def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:

@@ -1,0 +1,411 @@
+"""MMFaceDiT: the dual-stream diffusion transformer of MMFace-DiT (arXiv 2603.29029, section 3).
+
+The noisy latents and the latents of the spatial condition (a mask or a sketch) become one sequence
+of image tokens, the prompt a sequence of text tokens. Each block runs both streams side by side;
+they meet in one attention over all tokens. Time, pooled prompt and modality steer every block
+through shifts, scales and gates (AdaLN-Zero, as in DiT, arXiv 2212.09748).
+
+    B batch       C latent channels       h, w latent height and width      p patch size
+    D width       H heads                 d = D / H head dim
+    N = h/p * w/p image tokens            L text tokens                     S = N + L
+    latents [B, C, h, w]     image [B, N, D]     text [B, L, D]     condition [B, D]
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from operator import index
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import CacheMixin, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import Timesteps
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmface.model import released
+from mmface.model.linear import Linear
+
+Latents = Float[Tensor, "batch channels height width"]
+Tokens = Float[Tensor, "batch tokens dim"]
+Image = Float[Tensor, "batch image_tokens dim"]
+Text = Float[Tensor, "batch text_tokens dim"]
+Heads = Float[Tensor, "batch _ heads head_dim"]
+Vector = Float[Tensor, "batch dim"]
+Rotation = Float[Tensor, "2 tokens 1 pairs"]
+Time = Float[Tensor, " batch"]
+Pooled = Float[Tensor, "batch text_dim"]
+Index = Int[Tensor, " batch"]
+
+TEXT_POSITIONS: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "sequential": lambda length: tuple(range(length)),  # the paper: a token's place in the prompt
+    "none": lambda length: (0,) * length,  # the released weights: position 0 rotates by nothing
+}
+
+
+def rotary_angles(positions: Tensor, dim: int, theta: str) -> Float[Tensor, "tokens pairs"]:
+    """Give each position's angle for each of `dim / 2` pairs, position * theta^(-2k / dim)."""
+    frequencies = float(theta) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return positions.double()[:, None] * frequencies
+
+
+@torch.compiler.assume_constant_result  # a compiled graph holds the finished table
+def joint_rotation(*key: int | str | tuple[int, ...] | torch.device) -> Rotation:
+    """Give the table of `make_rotation`, which is made once for its arguments and then shared."""
+    return make_rotation(*key)
+
+
+@lru_cache(maxsize=64)
+def make_rotation(
+    rows: int, columns: int, text: tuple[int, ...], head_dim: int, theta: str, device: torch.device
+) -> Rotation:
+    """Make cosine and sine, float32, for all tokens: image tokens row by row, then text (3.2).
+
+    An image token's row turns the first half of the head dim and its column the second half; a
+    text token's position turns the whole.
+    """
+    # A table first asked for under inference_mode must still serve training afterwards.
+    with torch.inference_mode(False), torch.device("cpu"):
+        row, column = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).unbind(1)
+        axes = [rotary_angles(positions, head_dim // 2, theta) for positions in (row, column)]
+        text_angles = rotary_angles(torch.tensor(text), head_dim, theta)
+        angles = torch.cat((torch.cat(axes, dim=1), text_angles)).unsqueeze(1)  # [S, 1, d/2]
+        return torch.stack((angles.cos(), angles.sin())).to(device, torch.float32)
+
+
+def rotate(x: Heads, rotation: Rotation) -> Heads:
+    """Turn each pair (2k, 2k+1) of `x` by its angle, in float32 at least; the dtype is kept."""
+    pairs = (x.float() if x.dtype.itemsize < 4 else x).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler fuses real numbers, and not complex ones
+        (cos, sin), (even, odd) = rotation, pairs.unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:  # one kernel instead of seven
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*rotation))
+    return turned.flatten(-2).to(x.dtype)
+
+
+class Modulation(NamedTuple):
+    """What AdaLN does at one of a block's sites; each is [B, 1, D]."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+    @classmethod
+    def split(cls, modulation: Vector, sites: int = 4) -> "list[Modulation]":
+        """Cut a block's 12 D numbers into image attention, image MLP, text attention, text MLP."""
+        return [cls(*x.unbind(1)) for x in modulation.unflatten(-1, (sites, 3, 1, -1)).unbind(1)]
+
+
+def modulated_norm(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
+    """LayerNorm(x) * (1 + scale) + shift, the norm without parameters of its own."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def joint_attention(
+    queries: Sequence[Heads], keys: Sequence[Heads], values: Sequence[Heads], rotation: Rotation
+) -> tuple[Tensor, ...]:
+    """Attend over all tokens: softmax(RoPE(Q) RoPE(K)^T / sqrt(d)) V (section 3.2).
+
+    Each argument holds the image's part, then the text's; `queries` may hold the image's alone.
+    What each stream in `queries` gathered returns as [B, tokens, D].
+    """
+    query, key, value = (torch.cat(tuple(streams), 1) for streams in (queries, keys, values))
+    query, key = rotate(query, rotation[:, : query.shape[1]]), rotate(key, rotation)  # image first
+    # diffusers' dispatcher: torch's attention, or what `attention_backend` names.
+    attended = dispatch_attention_fn(query, key, value).flatten(2)
+    return attended.split([x.shape[1] for x in queries], dim=1)
+
+
+class Stream(nn.Module):
+    """One stream's part of a block: its projections around the shared attention, and its MLP."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        mlp_size = round(hidden_size * mlp_ratio)
+        self.num_heads = num_heads
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = Linear(hidden_size, hidden_size, bias=False)
+        up, down = Linear(hidden_size, mlp_size), Linear(mlp_size, hidden_size)
+        self.mlp = nn.Sequential(up, nn.GELU(approximate="tanh"), down)
+
+    def project(self, tokens: Tokens, attention: Modulation) -> tuple[Tensor, ...]:
+        """Give query, key and value, each [B, tokens, H, d]."""
+        qkv = self.qkv(modulated_norm(tokens, attention.shift, attention.scale))
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+
+    def update(
+        self, tokens: Tokens, attended: Tokens, attention: Modulation, mlp: Modulation
+    ) -> Tokens:
+        """Add what attention brought, then the MLP, each through its gate."""
+        tokens = torch.addcmul(tokens, attention.gate, self.out(attended))
+        normed = modulated_norm(tokens, mlp.shift, mlp.scale)
+        return torch.addcmul(tokens, mlp.gate, self.mlp(normed))
+
+
+class Block(nn.Module):
+    """A dual-stream block: two symmetric streams that share one attention (section 3.2)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.image = Stream(hidden_size, num_heads, mlp_ratio)
+        self.text = Stream(hidden_size, num_heads, mlp_ratio)
+
+    def forward(
+        self, image: Image, text: Text, modulation: Tensor, rotation: Rotation
+    ) -> tuple[Image, Text]:
+        """Update both streams; `modulation` is [B, 12 D]."""
+        image_attention, image_mlp, text_attention, text_mlp = Modulation.split(modulation)
+        qkv = self.image.project(image, image_attention), self.text.project(text, text_attention)
+        queries, keys, values = zip(*qkv, strict=True)
+        attended = joint_attention(queries, keys, values, rotation)
+        image = self.image.update(image, attended[0], image_attention, image_mlp)
+        text = self.text.update(text, attended[1], text_attention, text_mlp)
+        return image, text
+
+
+class FinalBlock(Block):
+    """The last block: it reads the text as keys and values but makes no update nobody would read.
+
+    The text's output projection and MLP are kept to fit the released weights, but never run. They
+    are frozen, so that every trainable parameter takes part in each step, as data parallel training
+    asks. The text's query and last four modulations are rows of read tensors: their gradient is 0.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio)
+        self.text.out.requires_grad_(False)
+        self.text.mlp.requires_grad_(False)
+
+    def forward(
+        self, image: Image, text: Text, modulation: Tensor, rotation: Rotation
+    ) -> tuple[Image, Text]:
+        """Update the image; the text returns as it came."""
+        image_attention, image_mlp, text_attention, _ = Modulation.split(modulation)
+        query, *image_kv = self.image.project(image, image_attention)
+        _, *text_kv = self.text.project(text, text_attention)  # the query costs 0.06 % of a step
+        keys, values = zip(image_kv, text_kv, strict=True)
+        (attended,) = joint_attention((query,), keys, values, rotation)
+        return self.image.update(image, attended, image_attention, image_mlp), text
+
+
+class BlockModulations(nn.ModuleList):
+    """A linear layer for each block, outside the blocks: a sampler can run all steps as one batch.
+
+    `packed_modulations` holds the fast form, one layer for all blocks.
+    """
+
+    def forward(self, activated: Vector) -> list[Tensor]:
+        """Give each block's modulation, in order."""
+        return [linear(activated) for linear in self]
+
+
+def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
+    """Lay patches out as latents; a patch is ordered row, column, channel, the channel fastest."""
+    x = patches.unflatten(-1, (size, size, -1)).unflatten(1, grid)  # [B, h/p, w/p, p, p, C]
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
+    """The MMFace-DiT network; without arguments, the paper's 1,345,298,624 parameters.
+
+    `null_pooled`, the release's learned stand-in for the pooled embedding of dropped text, is not
+    read by `forward` and is frozen for the reason given at `FinalBlock`. A training that writes it
+    into `pooled_text` can thaw it with `requires_grad_(True)`. Misfit sizes raise ValueError.
+
+    Args:
+        latent_channels: Channels C of the VAE's latents.
+        patch_size: Side p of a patch, in latent pixels.
+        hidden_size: Width D of both streams.
+        depth: Number of blocks.
+        num_heads: Number of attention heads; the head dim D / H must be divisible by 4.
+        mlp_ratio: Hidden width of the MLPs over D.
+        text_dim: Width of the text encoder.
+        num_modalities: Rows of the modality table (0 mask, 1 sketch).
+        text_rope: Positions of the text tokens: "sequential" (the paper) or "none" (the release).
+        objective: Name of the objective that the weights were trained with, stored for samplers.
+        rope_theta: Base of the rotary frequencies.
+    """
+
+    __module__ = "mmface.transformer"  # the name in saved pipelines, wherever this file lies
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["Block", "FinalBlock"]
+    _repeated_blocks: ClassVar = ["Block", "FinalBlock"]
+    block_classes: ClassVar[tuple[Any, Any]] = (Block, FinalBlock)  # all but the last, and the last
+    sites: ClassVar = 4  # of modulation, in a block
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        patch_size: int = 2,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        text_dim: int = 1024,
+        num_modalities: int = 2,
+        text_rope: str = "sequential",
+        objective: str = "rectified_flow",
+        rope_theta: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        self._check_config()
+        if text_rope not in TEXT_POSITIONS:
+            raise ValueError(f"text_rope must be in {[*TEXT_POSITIONS]}, got {text_rope!r}.")
+        self.gradient_checkpointing = False
+        self.head_dim, self.patch_size = hidden_size // num_heads, patch_size
+        self.theta = repr(rope_theta)  # text, since compiled code may take a float for a variable
+        width, modulation_size = hidden_size, 3 * self.sites * hidden_size
+        self.patch_embedder = nn.Conv2d(2 * latent_channels, width, patch_size, patch_size)
+        self.text_embedder = Linear(text_dim, width)
+        self.frequencies = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_mlp = nn.Sequential(Linear(256, width), nn.SiLU(), Linear(width, width))
+        self.pooled_embedder = Linear(text_dim, width)
+        self.modality_embedder = nn.Embedding(num_modalities, width)
+        self.null_pooled = nn.Parameter(torch.empty(text_dim), requires_grad=False)
+        kinds = [self.block_classes[0]] * (depth - 1) + [self.block_classes[1]]
+        self.block_modulations = BlockModulations(Linear(width, modulation_size) for _ in kinds)
+        self.final_modulation = Linear(width, 2 * width)
+        self.blocks = nn.ModuleList(kind(width, num_heads, mlp_ratio) for kind in kinds)
+        self.final_linear = Linear(width, patch_size**2 * latent_channels)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Initialize as DiT does, so that every block starts as the identity (AdaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for stream in (module for module in self.modules() if isinstance(module, Stream)):
+            for part in stream.qkv.weight.chunk(3):  # three projections, not one wide one
+                nn.init.xavier_uniform_(part)
+        nn.init.xavier_uniform_(self.patch_embedder.weight.flatten(1))  # a linear over the patch
+        for name in ("time_mlp.0.weight", "time_mlp.2.weight", "modality_embedder.weight"):
+            nn.init.normal_(self.get_parameter(name), std=0.02)
+        nn.init.normal_(self.null_pooled, std=0.02)
+        for linear in (*self.block_modulations, self.final_modulation, self.final_linear):
+            nn.init.zeros_(linear.weight)
+
+    def global_condition(self, timestep: Time, pooled_text: Pooled, modality: Index) -> Vector:
+        """C_global = E_time(t) + E_caption(c_pooled) + E_modality(m) (section 3.1)."""
+        # In float32 whatever the model's dtype: bfloat16 cannot tell neighbouring steps apart.
+        time = self.time_mlp(self.frequencies(timestep.float()).to(self.null_pooled.dtype))
+        return time + self.pooled_embedder(pooled_text) + self.modality_embedder(modality)
+
+    def modulations(self, condition: Vector) -> list[Tensor]:
+        """Give the [B, 12 D] of each block, in order, and last the [B, 2 D] of the final layer."""
+        activated = F.silu(condition)
+        return [*self.block_modulations(activated), self.final_modulation(activated)]
+
+    def place(self, image: Image, grid: tuple[int, ...], num_text: int) -> tuple[Image, Rotation]:
+        """Tell tokens their places: here by the rotation of queries and keys alone (3.2)."""
+        text = TEXT_POSITIONS[self.config["text_rope"]](index(num_text))
+        return image, joint_rotation(*grid, text, index(self.head_dim), self.theta, image.device)
+
+    def denoise(
+        self,
+        noisy_latents: Latents,
+        condition_latents: Latents,
+        text: Text,
+        modulations: list[Tensor],
+    ) -> Latents:
+        """Run the network on embedded text and the result of `modulations`; see `forward`."""
+        image = self.patch_embedder(torch.cat((noisy_latents, condition_latents), dim=1))
+        # index() makes compiled code specialize on the sizes, as a table has one.
+        grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
+        # Contiguous: torch 2.13 compiles wrong gradients for strided tokens on a CPU.
+        image = image.flatten(2).transpose(1, 2).contiguous()
+        image, rotation = self.place(image, grid, text.shape[1])
+        *block_modulations, final_modulation = modulations
+        anew = torch.is_grad_enabled() and self.gradient_checkpointing
+        for block, modulation in zip(self.blocks, block_modulations, strict=True):
+            args = (block, image, text, modulation, rotation)
+            image, text = self._gradient_checkpointing_func(*args) if anew else block(*args[1:])
+        shift, scale = final_modulation.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, D] each
+        patches = self.final_linear(modulated_norm(image, shift, scale))  # [B, N, p * p * C]
+        return unpatchify(patches, grid, self.patch_size)  # [B, C, h, w]
+
+    def forward(
+        self,
+        noisy_latents: Latents,
+        condition_latents: Latents,
+        timestep: Time,
+        text_tokens: Float[Tensor, "batch text_tokens text_dim"],
+        pooled_text: Pooled,
+        modality: Index,
+    ) -> Latents:
+        """Predict the velocity or the noise, whichever the weights were trained for.
+
+        Args:
+            noisy_latents: Scaled VAE latents with noise, any height and width divisible by p.
+            condition_latents: Scaled VAE latents of the mask or sketch; zeros for no condition.
+            timestep: Time in [0, 1000): a diffusion step, or 999 t of the flow. Float32.
+            text_tokens: Last but one hidden states of the text encoder.
+            pooled_text: Pooled output of the text encoder.
+            modality: Index of the condition's kind, int64 in [0, num_modalities).
+
+        Returns:
+            The prediction, in the shape of `noisy_latents`.
+        """
+        self._check(noisy_latents, condition_latents, timestep, text_tokens, pooled_text, modality)
+        condition = self.global_condition(timestep, pooled_text, modality)  # [B, D]
+        modulations = self.modulations(condition)  # [B, 12 D] a block, and [B, 2 D]
+        text = self.text_embedder(text_tokens)  # [B, L, D]
+        return self.denoise(noisy_latents, condition_latents, text, modulations)
+
+    @classmethod
+    def from_released(
+        cls,
+        path_or_state_dict: str | Path | Mapping[str, Tensor],
+        num_heads: int = 16,
+        objective: str = "rectified_flow",
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> "MMFaceDiT":
+        """Load the authors' weights, on the CPU and in eval mode.
+
+        The tensors tell every size but the number of heads, and not the objective: folders named
+        `-rfm` are "rectified_flow", the others "min_snr_diffusion". See `released.from_released`.
+        """
+        sizes, state = released.from_released(path_or_state_dict)
+        with torch.device("meta"):  # no time spent on weights that are about to be replaced
+            model = cls(**sizes, num_heads=num_heads, text_rope="none", objective=objective)
+        own = {name: tensor.to("cpu", torch_dtype, copy=True) for name, tensor in state.items()}
+        model.load_state_dict(own, assign=True)
+        return model.eval()
+
+    def to_released(self) -> dict[str, Tensor]:
+        """Give the weights under the released names; that code runs them with text_rope="none"."""
+        return released.to_released(self.state_dict(), len(self.blocks))
+
+    def _check_config(self) -> None:
+        for name, value in self.config.items():
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        if self.config.hidden_size % (4 * self.config.num_heads):
+            head_dim = f"{self.config.hidden_size} / {self.config.num_heads}"
+            raise ValueError(f"2D RoPE: hidden_size / num_heads must divide by 4, got {head_dim}.")
+
+    def _check(self, *inputs: Tensor) -> None:
+        """Compare the shapes of `forward`'s inputs, without a look at their values."""
+        config, latents, batch = self.config, inputs[0].shape, inputs[0].shape[:1]
+        expected = {
+            "noisy_latents": (*batch, config.latent_channels, "height", "width"),
+            "condition_latents": latents,
+            "timestep": batch,
+            "text_tokens": (*batch, "tokens", config.text_dim),
+            "pooled_text": (*batch, config.text_dim),
+            "modality": batch,
+        }
+        for (name, shape), tensor in zip(expected.items(), inputs, strict=True):
+            fits = (isinstance(x, str) or x == y for x, y in zip(shape, tensor.shape, strict=False))
+            if len(shape) != tensor.ndim or not all(fits):
+                sizes = ", ".join(map(str, shape))
+                raise ValueError(f"{name} must be [{sizes}], got {list(tensor.shape)}.")
+        if any(size % config.patch_size for size in latents[2:]):
+            sizes = f"{config.patch_size}, got {latents[2]} x {latents[3]}"
+            raise ValueError(f"Latents must divide by the patch size {sizes}; crop or pad.")

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from mmface.conditions import Modality
 from mmface.encoders import TextFeatures
 from mmface.guidance import Rows
 from mmface.model.transformer import MMFaceDiT
@@ -21,7 +20,7 @@ class Denoiser:
         self,
         transformer: MMFaceDiT,
         text: TextFeatures,
-        modalities: Sequence[Modality],
+        modalities: Sequence[int],
         timesteps: Float32[Tensor, " calls"],
         conditions: Float32[Tensor, "conditions channels height width"],
         max_batch: int | None,
@@ -33,7 +32,7 @@ class Denoiser:
         Args:
             transformer: The model.
             text: The features of each text that some row has.
-            modalities: The modality with which each of them is heard.
+            modalities: The index of the kind of condition with which each of them is heard.
             timesteps: What the model hears as time at each call, in [0, 1000).
             conditions: The latents of each condition that some row has; row 0 is none.
             max_batch: The most rows that are computed at once; None for no limit.
@@ -44,7 +43,7 @@ class Denoiser:
             # Model offloading waits for `forward`, which is not called here.
             transformer._hf_hook.pre_forward(transformer)
         dtype, sizes = transformer.dtype, (len(timesteps), len(modalities))
-        modality = torch.tensor([int(each) for each in modalities], device=timesteps.device)
+        modality = torch.tensor(list(modalities), device=timesteps.device)
         global_condition = transformer.global_condition(
             timesteps.repeat_interleave(sizes[1]),
             text.pooled.to(dtype).repeat(sizes[0], 1),

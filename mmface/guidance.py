@@ -1,4 +1,4 @@
-"""How a picture's predictions add up: guidance on text and condition, strength, two conditions.
+"""How a picture's predictions add up: guidance on text and condition, strength, several conditions.
 
 With a text x (the prompt t, or the negative prompt n) and a condition c (or zeros, as condition
 dropout trained it), the model predicts e(x, c). A call adds such predictions up linearly:
@@ -22,8 +22,8 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from mmface.blending import covered, load_region
-from mmface.conditions import Modality, Picture
-from mmface.inputs import Request, check_interval, check_number
+from mmface.conditions import Picture, condition_kind
+from mmface.inputs import CONTROL_SUFFIX, ConditionedPrompt, check_interval, check_number
 
 Weights = Float32[Tensor, "rows 1 _ _"]
 Predictions = Float32[Tensor, "rows channels height width"]
@@ -85,11 +85,11 @@ class Guidance:
 
 @dataclass(frozen=True, eq=False)
 class ConditionControl:
-    """How strongly a mask or a sketch binds, when and where.
+    """How strongly a condition binds, when and where.
 
     Attributes:
-        strength: 0 or more: 0 for no condition, 1 as trained, above it exaggerated. A mask and a
-            sketch that are given together both bind at 1.
+        strength: 0 or more: 0 for no condition, 1 as trained, above it exaggerated. Conditions
+            that are given together all bind at 1.
         start: Share of the steps, in [0, 1), before which the condition is left out.
         end: Share of the steps, above `start`, from which on it is left out.
         region: A picture, white where the condition binds and black where nothing is asked; None
@@ -111,7 +111,7 @@ class Term(NamedTuple):
     """One of a picture's predictions: a text, and the condition that it is heard with."""
 
     prompt: str
-    modality: Modality
+    modality: int  # index of the condition's kind
     condition: int  # row of the table of conditions; row 0 is none
 
 
@@ -161,10 +161,10 @@ class Composition:
 
     def __init__(
         self,
-        requests: Sequence[Request],
+        prompts: Sequence[ConditionedPrompt],
         num_images_per_prompt: int,
         guidance: Guidance,
-        controls: Mapping[Modality, ConditionControl | None],
+        controls: Mapping[str, ConditionControl],
         conditions: Sequence[Sequence[int]],
         size: tuple[int, int],
         downscale_factor: int,
@@ -172,34 +172,35 @@ class Composition:
         """Take up what a call was given.
 
         Args:
-            requests: What is asked for.
-            num_images_per_prompt: Pictures of each request.
+            prompts: What is asked for.
+            num_images_per_prompt: Pictures of each prompt.
             guidance: Guidance, with the scale filled in.
-            controls: How each kind of condition binds; None is as trained.
-            conditions: Of each request, the row of each of its conditions; row 0 is none.
+            controls: How conditions bind, by the name of their kind; the others as trained.
+            conditions: Of each prompt, the row of each of its conditions; row 0 is none.
             size: Height and width in pixels.
             downscale_factor: How much smaller the latents are.
 
         Raises:
-            ValueError: If a control is given for a condition that no request has, or if its region
+            ValueError: If a control is given for a condition that no prompt has, or if its region
                 is none.
         """
         regions = {}
-        for kind, control in controls.items():
-            name = kind.name.lower()
-            if control is not None and not any(kind in request.kinds for request in requests):
-                raise ValueError(f"{name}_control is given, but no {name}; give the {name} too.")
-            if control is not None and control.region is not None:
-                region = load_region(control.region, size, f"The region of {name}_control")
-                regions[kind] = covered(region, downscale_factor)
-        self.requests = requests
+        given = {name: ConditionControl() for prompt in prompts for name in prompt.conditions}
+        for name, control in controls.items():
+            title = name + CONTROL_SUFFIX
+            if name not in given:
+                raise ValueError(f"{title} is given, but no {name}; give the {name} too.")
+            if control.region is not None:
+                region = load_region(control.region, size, f"The region of {title}")
+                regions[name] = covered(region, downscale_factor)
+        self.prompts = prompts
         self.num_images_per_prompt = num_images_per_prompt
         self.guidance = guidance
-        self.controls = {kind: each or ConditionControl() for kind, each in controls.items()}
+        self.controls = {**given, **controls}
         self.regions = regions
         self.conditions = conditions
-        self.texts: dict[tuple[str, Modality], int] = {}
-        """Place of each prompt and modality that some row has; filled as rows are made."""
+        self.texts: dict[tuple[str, int], int] = {}
+        """Place of each prompt and modality's index that some row has; filled as rows are made."""
         self._rows: dict[tuple[bool, ...], Rows] = {}
 
     def rows(self, share: float, device: torch.device) -> Rows:
@@ -213,20 +214,18 @@ class Composition:
             The rows.
         """
         guided = self.guidance.start <= share < self.guidance.end
-        active = {kind: each.start <= share < each.end for kind, each in self.controls.items()}
+        active = {name: each.start <= share < each.end for name, each in self.controls.items()}
         key = (guided, *active.values())
         if key not in self._rows:
             self._rows[key] = self._make_rows(guided, active, device)
         return self._rows[key]
 
-    def _make_rows(
-        self, guided: bool, active: Mapping[Modality, bool], device: torch.device
-    ) -> Rows:
+    def _make_rows(self, guided: bool, active: Mapping[str, bool], device: torch.device) -> Rows:
         each = self.num_images_per_prompt
         runs: list[list[tuple[int, Term, Tensor, Tensor]]] = []
-        for number, request in enumerate(self.requests):
+        for number, asked in enumerate(self.prompts):
             pictures = range(number * each, (number + 1) * each)
-            plain = self._of_text(request.prompt, number, active)
+            plain = self._of_text(asked.prompt, number, active)
             for place, (term, weight) in enumerate(self._terms(number, guided, active).items()):
                 runs += [[]] if place == len(runs) else []
                 plain_weight = plain.get(term, torch.zeros(1, 1))
@@ -251,40 +250,40 @@ class Composition:
             rescale=self.guidance.rescale if guided else 0.0,
         )
 
-    def _terms(
-        self, number: int, guided: bool, active: Mapping[Modality, bool]
-    ) -> dict[Term, Tensor]:
-        """Give the terms of a request's prediction, with their factors."""
-        request, guidance = self.requests[number], self.guidance
+    def _terms(self, number: int, guided: bool, active: Mapping[str, bool]) -> dict[Term, Tensor]:
+        """Give the terms of a prompt's prediction, with their factors."""
+        asked, guidance = self.prompts[number], self.guidance
         text_scale = guidance.scale if guided and guidance.scale is not None else 1.0
         condition_scale = guidance.condition_scale if guided else 1.0
-        none = Term(request.negative_prompt, request.kinds[0], 0)
+        none = Term(asked.negative_prompt, _first_modality(asked), 0)
         total: dict[Term, Tensor] = {}
         for factor, terms in (
-            (text_scale, self._of_text(request.prompt, number, active)),
-            (condition_scale - text_scale, self._of_text(request.negative_prompt, number, active)),
+            (text_scale, self._of_text(asked.prompt, number, active)),
+            (condition_scale - text_scale, self._of_text(asked.negative_prompt, number, active)),
             (1 - condition_scale, {none: torch.ones(1, 1)}),
         ):
             for term, weight in terms.items():
                 total[term] = total.get(term, torch.zeros(1, 1)) + factor * weight
         # To be brought back to, the prediction without guidance is needed even at a factor of 0.
-        plain = self._of_text(request.prompt, number, active) if guidance.rescale else {}
+        plain = self._of_text(asked.prompt, number, active) if guidance.rescale else {}
         return {term: each for term, each in total.items() if _matters(each) or term in plain}
 
-    def _of_text(
-        self, prompt: str, number: int, active: Mapping[Modality, bool]
-    ) -> dict[Term, Tensor]:
-        """Give the terms of E(x) for the text x of a request, with their factors."""
-        request = self.requests[number]
+    def _of_text(self, text: str, number: int, active: Mapping[str, bool]) -> dict[Term, Tensor]:
+        """Give the terms of E(x) for the text x of a prompt, with their factors."""
+        asked = self.prompts[number]
         rest, terms = torch.ones(1, 1), {}
-        for kind, condition in zip(request.kinds, self.conditions[number], strict=True):
-            strength = self.controls[kind].strength if active[kind] else 0.0
+        for name, condition in zip(asked.conditions, self.conditions[number], strict=True):
+            strength = self.controls[name].strength if active[name] else 0.0
             weight = torch.full((1, 1), float(strength))
-            weight = weight * self.regions[kind] if kind in self.regions else weight
-            terms[Term(prompt, kind, condition)] = weight
+            weight = weight * self.regions[name] if name in self.regions else weight
+            terms[Term(text, condition_kind(name).index, condition)] = weight
             rest = rest - weight
-        terms[Term(prompt, request.kinds[0], 0)] = rest
+        terms[Term(text, _first_modality(asked), 0)] = rest
         return {term: weight for term, weight in terms.items() if _matters(weight)}
+
+
+def _first_modality(asked: ConditionedPrompt) -> int:
+    return condition_kind(next(iter(asked.conditions))).index
 
 
 def _matters(weight: Float[Tensor, "_ _"]) -> bool:

@@ -10,92 +10,112 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from mmface.conditions import SKETCH, Modality, Picture, colorize, load_mask, load_sketch
+from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels
 from mmface.objectives import NUM_TRAIN_TIMESTEPS
 
+CONTROL_SUFFIX = "_control"
+"""What follows a kind's name in the keyword for its control."""
 
-class Request(NamedTuple):
-    """One prompt of a call, with its negative prompt and its one or two conditions.
+
+class ConditionedPrompt(NamedTuple):
+    """One prompt of a call, with its negative prompt and its conditions.
 
     Attributes:
         prompt: What the face should look like.
         negative_prompt: What guidance on the text leads away from.
-        sources: The mask, the sketch, or both, in this order.
+        conditions: The conditions by the name of their kind, in the order of the registry.
     """
 
     prompt: str
     negative_prompt: str
-    sources: Mapping[Modality, Picture]
-
-    @property
-    def kinds(self) -> tuple[Modality, ...]:
-        """Which conditions there are."""
-        return tuple(self.sources)
+    conditions: Mapping[str, Picture]
 
     @classmethod
     def each_of(
         cls,
         prompts: Sequence[str],
         negative_prompt: str | Sequence[str],
-        mask: Picture | Sequence[Picture | None] | None,
-        sketch: Picture | Sequence[Picture | None] | None,
-    ) -> "list[Request]":
-        """Make a request of each prompt.
+        conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
+    ) -> "list[ConditionedPrompt]":
+        """Give each prompt of a call its own negative prompt and conditions.
 
         Args:
             prompts: The prompts.
             negative_prompt: One for all prompts or one a prompt.
-            mask: The same, or None; in lists, None marks the prompts without.
-            sketch: The same as for masks.
+            conditions: By kind, the same, or None; in lists, None marks the prompts without.
 
         Returns:
-            The requests.
+            The prompts.
 
         Raises:
-            ValueError: If a list has another length, or a prompt neither mask nor sketch.
+            ValueError: If a list has another length, or a prompt has no condition.
         """
-        requests = []
-        negatives = one_each("negative_prompt", negative_prompt, len(prompts))
-        masks = one_each("mask", mask, len(prompts))
-        sketches = one_each("sketch", sketch, len(prompts))
-        for prompt, negative, *given in zip(prompts, negatives, masks, sketches, strict=True):
-            pairs = zip((Modality.MASK, Modality.SKETCH), given, strict=True)
-            sources = {kind: source for kind, source in pairs if source is not None}
-            if not sources:
+        count = len(prompts)
+        negatives = one_each("negative_prompt", negative_prompt, count)
+        columns = {name: one_each(name, each, count) for name, each in conditions.items()}
+        found = []
+        for place, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
+            own = {
+                kind.name: columns[kind.name][place]
+                for kind in condition_kinds()
+                if kind.name in columns and columns[kind.name][place] is not None
+            }
+            if not own:
                 raise ValueError(
-                    f"The prompt {prompt!r} has neither a mask nor a sketch; give each prompt one "
-                    "or both."
+                    f"The prompt {prompt!r} has neither {kinds_in_words(' nor ')}; give each "
+                    "prompt one at least."
                 )
-            requests.append(cls(prompt, negative, sources))
-        return requests
+            found.append(cls(prompt, negative, own))
+        return found
+
+
+def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort the keywords of a call into conditions and their controls.
+
+    Args:
+        keywords: By the names of kinds, and these followed by `CONTROL_SUFFIX`.
+
+    Returns:
+        The conditions and the controls that are not None, both by the name of their kind.
+
+    Raises:
+        TypeError: If a keyword is neither.
+    """
+    names = [kind.name for kind in condition_kinds()]
+    given = {key: value for key, value in keywords.items() if value is not None}
+    for key in keywords:
+        if key.removesuffix(CONTROL_SUFFIX) not in names:
+            raise TypeError(
+                f"The pipeline has no argument {key!r}; the conditions are {', '.join(names)}, and "
+                f"what says how one binds is called as in {names[0]}{CONTROL_SUFFIX}."
+            )
+    controls = {name: given.pop(key) for name in names if (key := name + CONTROL_SUFFIX) in given}
+    return given, controls
 
 
 def distinct_pixels(
-    requests: Sequence[Request], size: tuple[int, int]
+    prompts: Sequence[ConditionedPrompt], size: tuple[int, int]
 ) -> tuple[Float32[Tensor, "distinct 3 height width"], list[list[int]]]:
-    """Load the conditions of requests, each distinct one once.
+    """Load the conditions of prompts, each distinct one once.
 
     Args:
-        requests: The requests whose conditions are wanted.
+        prompts: The prompts whose conditions are wanted.
         size: Height and width in pixels.
 
     Returns:
-        The distinct conditions in [-1, 1], and which of them each request has.
+        The distinct conditions in [-1, 1], and which of them each prompt has.
     """
-    pixels: dict[tuple[Modality, str | int], Tensor] = {}
-    keys: list[list[tuple[Modality, str | int]]] = []
-    for request in requests:
+    pixels: dict[tuple[str, str | int], Tensor] = {}
+    keys: list[list[tuple[str, str | int]]] = []
+    for prompt in prompts:
         keys.append([])
-        for kind, source in request.sources.items():
-            name = str(source) if isinstance(source, str | Path) else id(source)
-            keys[-1].append((kind, name))
-            if (kind, name) not in pixels:
-                pixels[kind, name] = (
-                    image_pixels(colorize(load_mask(source, size).labels))
-                    if kind == Modality.MASK
-                    else image_pixels(SKETCH.rgb(load_sketch(source, size)))
-                )
+        for name, source in prompt.conditions.items():
+            key = (name, str(source) if isinstance(source, str | Path) else id(source))
+            keys[-1].append(key)
+            if key not in pixels:
+                kind = condition_kind(name)
+                pixels[key] = image_pixels(kind.rgb(kind.load(source, size).values))
     order = list(pixels)
     return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]
 

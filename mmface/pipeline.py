@@ -1,11 +1,12 @@
-"""MMFacePipeline: faces from a mask or a sketch plus a prompt.
+"""MMFacePipeline: faces from a mask, a sketch or another condition plus a prompt.
 
 A call checks its inputs, encodes prompts and conditions once each, draws the noise of each picture
 from its own seed, follows a solver with guidance, and decodes. What the predictions of a step are
 and how they add up is said in `mmface.guidance`.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,16 +24,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import mmface.ablations
 import mmface.transformer  # noqa: F401
 from mmface.blending import KeptPicture, checked_strength
-from mmface.conditions import Modality, Picture
+from mmface.conditions import Picture, condition_kind
 from mmface.denoiser import Denoiser
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
-from mmface.guidance import Composition, ConditionControl, Guidance
+from mmface.guidance import Composition, Guidance
 from mmface.inputs import (
-    Request,
+    ConditionedPrompt,
     check_latents,
     check_numbers,
     distinct_pixels,
     picture_generators,
+    split_keywords,
 )
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives import Objective, objective_named
@@ -156,24 +158,22 @@ class MMFacePipeline(DiffusionPipeline):
     def check_inputs(
         self,
         prompt: str | Sequence[str],
-        mask: Picture | Sequence[Picture | None] | None,
-        sketch: Picture | Sequence[Picture | None] | None,
+        conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
         negative_prompt: str | Sequence[str],
         size: tuple[int, int],
         output_type: str,
-    ) -> list[Request]:
-        """Check what a call was given, and sort it into one request a prompt.
+    ) -> list[ConditionedPrompt]:
+        """Check what a call was given, and sort it by its prompts.
 
         Args:
             prompt: As for a call.
-            mask: As for a call.
-            sketch: As for a call.
+            conditions: As for a call, by the name of their kind.
             negative_prompt: As for a call.
             size: Height and width in pixels.
             output_type: As for a call.
 
         Returns:
-            One request a prompt.
+            Each prompt with what belongs to it.
 
         Raises:
             ValueError: If anything does not fit; the message names it and the remedy.
@@ -188,7 +188,14 @@ class MMFacePipeline(DiffusionPipeline):
             raise ValueError(
                 f"height and width must be positive multiples of {multiple}, got {size}."
             )
-        return Request.each_of(prompts, negative_prompt, mask, sketch)
+        num_modalities = self.transformer.config.get("num_modalities", math.inf)
+        for name in conditions:
+            if (index := condition_kind(name).index) >= num_modalities:
+                raise ValueError(
+                    f"The model was not trained with a {name}: its modality table has "
+                    f"{num_modalities} rows, and a {name} needs row {index}."
+                )
+        return ConditionedPrompt.each_of(prompts, negative_prompt, conditions)
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
         """Encode prompts, each distinct one once.
@@ -205,20 +212,23 @@ class MMFacePipeline(DiffusionPipeline):
         return TextFeatures(pooled[index], tokens[index])
 
     def encode_condition(
-        self, requests: Sequence[Request], size: tuple[int, int], max_batch: int | None = None
+        self,
+        prompts: Sequence[ConditionedPrompt],
+        size: tuple[int, int],
+        max_batch: int | None = None,
     ) -> tuple[Float32[Tensor, "conditions channels height width"], list[list[int]]]:
-        """Encode masks and sketches, each distinct one once, by the VAE's posterior mean.
+        """Encode conditions, each distinct one once, by the VAE's posterior mean.
 
         Args:
-            requests: The requests whose conditions are wanted.
+            prompts: The prompts whose conditions are wanted.
             size: Height and width in pixels.
             max_batch: As for a call.
 
         Returns:
             A table of normalised latents whose row 0 is zeros, which is no condition; and the rows
-            that each request has.
+            that each prompt has.
         """
-        pixels, rows = distinct_pixels(requests, size)
+        pixels, rows = distinct_pixels(prompts, size)
         latents = self._encode(pixels, max_batch)
         table = torch.cat((torch.zeros_like(latents[:1]), latents))
         return table, [[row + 1 for row in own] for own in rows]
@@ -267,8 +277,6 @@ class MMFacePipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         *,
         guidance: Guidance | None = None,
-        mask_control: ConditionControl | None = None,
-        sketch_control: ConditionControl | None = None,
         image: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
         region: Picture | Sequence[Picture] | None = None,
@@ -276,6 +284,7 @@ class MMFacePipeline(DiffusionPipeline):
         solver: str | None = None,
         max_batch: int | None = None,
         cache: StepCache | None = None,
+        **conditions: Any,
     ) -> MMFacePipelineOutput:
         """Sample faces; all of a call's pictures are one batch.
 
@@ -286,7 +295,7 @@ class MMFacePipeline(DiffusionPipeline):
         Args:
             prompt: One prompt or several.
             mask: One mask for all prompts or one a prompt, as `load_mask` takes it. Each prompt has
-                a mask, a sketch or both: in lists, None marks the places without.
+                one condition at least: in lists, None marks the places without.
             sketch: The same for sketches, as `load_sketch` takes them.
             negative_prompt: What guidance leads away from; one for all prompts or one a prompt.
             num_inference_steps: Steps of the solver, at least 1.
@@ -300,8 +309,6 @@ class MMFacePipeline(DiffusionPipeline):
             callback_on_step_end: Called after each step with the pipeline, the step's index, its
                 timestep and `{"latents": ...}`; returns a dict that may hold other latents.
             guidance: More of guidance than its scale.
-            mask_control: How strongly masks bind, when and where.
-            sketch_control: The same for sketches.
             image: A picture to start from; one for all prompts or one a prompt.
             strength: Share of the steps that are taken from the picture on, in (0, 1]; 1 starts
                 from noise alone. None is 1 with a region and `VARIATION_STRENGTH` without.
@@ -313,6 +320,9 @@ class MMFacePipeline(DiffusionPipeline):
                 once; None for no limit. It changes the memory that is needed, not the pictures.
             cache: What leaves blocks out where a step before said nearly the same; a picture then
                 depends on the batch that it is in. None computes all.
+            **conditions: Conditions of other registered kinds by the kind's name; and by
+                `mask_control`, `sketch_control` and so on a `ConditionControl`: how strongly the
+                conditions of a kind bind, when and where.
 
         Returns:
             The pictures, their seeds, and how often the network was evaluated.
@@ -320,20 +330,20 @@ class MMFacePipeline(DiffusionPipeline):
         side = self.config.image_size
         size = (side if height is None else height, side if width is None else width)
         check_numbers(num_inference_steps, num_images_per_prompt, max_batch)
-        requests = self.check_inputs(prompt, mask, sketch, negative_prompt, size, output_type)
+        given, controls = split_keywords({"mask": mask, "sketch": sketch, **conditions})
+        prompts = self.check_inputs(prompt, given, negative_prompt, size, output_type)
         strength = checked_strength(image, strength, region)
         scheduler = fitting_scheduler(self.objective, solver, self.scheduler)
         guidance = Guidance.merged(guidance_scale, guidance, self.config.guidance_scale)
-        count = len(requests) * num_images_per_prompt
+        count = len(prompts) * num_images_per_prompt
         generators, seeds = picture_generators(seed, generator, count, latents)
         noise = self.prepare_latents(generators, size, latents)
-        conditions, owned = self.encode_condition(requests, size, max_batch)
-        controls = {Modality.MASK: mask_control, Modality.SKETCH: sketch_control}
+        table, owned = self.encode_condition(prompts, size, max_batch)
         each, factor = num_images_per_prompt, self.codec.downscale_factor
-        composition = Composition(requests, each, guidance, controls, owned, size, factor)
+        composition = Composition(prompts, each, guidance, controls, owned, size, factor)
         kept, original = None, None
         if image is not None:
-            kept = KeptPicture.load(image, region, len(requests), size)
+            kept = KeptPicture.load(image, region, len(prompts), size)
             original = self._encode(kept.pixels, max_batch).repeat_interleave(each, dim=0)
 
         way = Trajectory(self.objective, scheduler, num_inference_steps, strength, noise.device)
@@ -343,7 +353,7 @@ class MMFacePipeline(DiffusionPipeline):
             self.encode_prompt([text for text, _ in composition.texts]),
             [modality for _, modality in composition.texts],
             way.model_timesteps,
-            conditions,
+            table,
             max_batch,
             way.shares,
             cache,

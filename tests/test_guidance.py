@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import IMAGE_SIZE
 
-from mmface.conditions import SKETCH, Modality, colorize, load_mask, load_sketch
+from mmface.conditions import MASK, SKETCH, colorize, load_mask, load_sketch
 from mmface.conditions.pixels import image_pixels
 from mmface.guidance import ConditionControl, Guidance
 from mmface.model.transformer import MMFaceDiT
@@ -25,9 +25,11 @@ class Reference:
                 image_pixels(colorize(load_mask(mask, SIZE).labels)),
                 image_pixels(SKETCH.rgb(load_sketch(sketch, SIZE))),
             )
-            self.latents = dict(zip(Modality, pipe.codec.encode(torch.stack(pixels)), strict=True))
+            self.latents = dict(
+                zip((MASK, SKETCH), pipe.codec.encode(torch.stack(pixels)), strict=True)
+            )
 
-    def predict(self, latents, time, prompt, condition=None, modality=Modality.MASK):
+    def predict(self, latents, time, prompt, condition=None, modality=MASK):
         modality = modality if condition is None else condition
         given = torch.zeros_like(latents) if condition is None else self.latents[condition][None]
         text = self.pipe.text([prompt])
@@ -37,12 +39,12 @@ class Reference:
             torch.full((1,), 999 * time),
             text.tokens,
             text.pooled,
-            torch.tensor([int(modality)]),
+            torch.tensor([modality.index]),
         )
 
     @torch.no_grad()
     def follow(self, velocity):
-        shape = (1, *self.latents[Modality.MASK].shape)
+        shape = (1, *self.latents[MASK].shape)
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(FAST["seed"]))
         for step in range(STEPS):
             latents = latents + velocity(latents, step / STEPS) / STEPS
@@ -84,8 +86,8 @@ def test_guidance_on_text_and_condition(tiny_pipeline, reference, pictures, scal
 
     def velocity(latents, time):
         none = reference.predict(latents, time, "no")
-        condition = reference.predict(latents, time, "no", Modality.MASK)
-        both = reference.predict(latents, time, "a", Modality.MASK)
+        condition = reference.predict(latents, time, "no", MASK)
+        both = reference.predict(latents, time, "a", MASK)
         return none + condition_scale * (condition - none) + scale * (both - condition)
 
     made = tiny_pipeline(
@@ -118,7 +120,7 @@ def test_no_more_is_computed_than_needed(tiny_pipeline, pictures, rows_per_call)
 
 def test_interval_and_window(tiny_pipeline, reference, pictures):
     def velocity(latents, time):
-        condition = Modality.MASK if 0.25 <= time < 0.75 else None
+        condition = MASK if 0.25 <= time < 0.75 else None
         wanted = reference.predict(latents, time, "a", condition)
         if time >= 0.5:
             return wanted
@@ -138,8 +140,8 @@ def test_interval_and_window(tiny_pipeline, reference, pictures):
 @pytest.mark.parametrize("rescale", [0.7, 1.0])
 def test_rescale_is_the_papers(tiny_pipeline, reference, pictures, rescale):
     def velocity(latents, time):
-        wanted = reference.predict(latents, time, "a", Modality.MASK)
-        unwanted = reference.predict(latents, time, "", Modality.MASK)
+        wanted = reference.predict(latents, time, "a", MASK)
+        unwanted = reference.predict(latents, time, "", MASK)
         guided = unwanted + 6 * (wanted - unwanted)
         rescaled = guided * wanted.std() / guided.std()
         return rescale * rescaled + (1 - rescale) * guided
@@ -151,10 +153,7 @@ def test_rescale_is_the_papers(tiny_pipeline, reference, pictures, rescale):
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
 def test_strength_is_guidance_on_the_condition(tiny_pipeline, reference, pictures, strength):
     def velocity(latents, time):
-        none, bound = (
-            reference.predict(latents, time, "a", c, Modality.SKETCH)
-            for c in (None, Modality.SKETCH)
-        )
+        none, bound = (reference.predict(latents, time, "a", c, SKETCH) for c in (None, SKETCH))
         return none + strength * (bound - none)
 
     made = tiny_pipeline(
@@ -170,8 +169,8 @@ def test_strength_is_guidance_on_the_condition(tiny_pipeline, reference, picture
 def test_mask_and_sketch_are_composed(tiny_pipeline, reference, pictures):
     def velocity(latents, time):
         none = reference.predict(latents, time, "a")
-        mask = reference.predict(latents, time, "a", Modality.MASK)
-        sketch = reference.predict(latents, time, "a", Modality.SKETCH)
+        mask = reference.predict(latents, time, "a", MASK)
+        sketch = reference.predict(latents, time, "a", SKETCH)
         return none + 0.8 * (mask - none) + 1.0 * (sketch - none)
 
     made = tiny_pipeline(
@@ -199,7 +198,7 @@ def test_region_binds_inside_and_asks_nothing_outside(tiny_pipeline, reference, 
 
     def velocity(latents, time):
         none = reference.predict(latents, time, "a")
-        return none + share * (reference.predict(latents, time, "a", Modality.MASK) - none)
+        return none + share * (reference.predict(latents, time, "a", MASK) - none)
 
     def sample(region):
         control = ConditionControl(region=region)

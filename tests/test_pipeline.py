@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mmface
-from mmface.conditions import Modality, colorize, load_mask
+from mmface.conditions import MASK, colorize, load_mask
 from mmface.conditions.pixels import image_pixels
 from mmface.encoders import LatentCodec
 from mmface.guidance import Guidance
@@ -124,7 +124,7 @@ def test_flow_is_the_papers_euler_with_guidance(tiny_pipeline, face_mask):
                 torch.full((2,), 999 * step / steps),
                 text.tokens,
                 text.pooled,
-                torch.full((2,), int(Modality.MASK)),
+                torch.full((2,), MASK.index),
             ).chunk(2)
             latents = latents + (unwanted + scale * (wanted - unwanted)) / steps
     torch.testing.assert_close(result, latents, atol=1e-4, rtol=1e-4)

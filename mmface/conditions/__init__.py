@@ -13,6 +13,7 @@ from mmface.conditions.kind import (
     condition_kind,
     condition_kinds,
     draw_conditions,
+    kinds_in_words,
     register,
     registered,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "flat_rgb",
     "flip_labels",
     "guess_label_format",
+    "kinds_in_words",
     "label_format_named",
     "load_mask",
     "load_sketch",

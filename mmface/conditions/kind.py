@@ -190,6 +190,11 @@ def condition_kind(name: str) -> ConditionKind:
     return _kinds[name]
 
 
+def kinds_in_words(between: str) -> str:
+    """Name all kinds with their article, such as "a mask or a sketch" with " or " between."""
+    return between.join(f"a {kind.name}" for kind in condition_kinds())
+
+
 def draw_conditions(conditions: Mapping[str, np.ndarray]) -> Image.Image:
     """Draw the conditions of a face over each other.
 

@@ -18,7 +18,7 @@ from mmface.conditions import (
 )
 
 Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]
-"""Label maps of RGB pictures, such as `mmface.annotation.masks.PictureParser`."""
+"""Label maps of RGB pictures, such as `mmface.encoders.face_parser.FaceParser`."""
 
 
 @dataclass(frozen=True)

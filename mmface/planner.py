@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTokenizer
 
-from mmface.encoders import VAES
+from mmface.encoders import Encoder, LatentCodec, TextEncoder, meta_text_model, meta_vae
 from mmface.metering import training_flops
 from mmface.model.recomputation import SELECTIVE, KeptResults, num_recomputed, recompute_blocks
 
@@ -212,40 +211,13 @@ def trainable_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
 
 
-def meta_text_model(text_dim: int) -> nn.Module:
-    """Build the text tower of Stable Diffusion 2.1, or one of its shape at another width."""
-    with torch.device("meta"):
-        return CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49408,
-                hidden_size=text_dim,
-                intermediate_size=4 * text_dim,
-                num_hidden_layers=23,
-                num_attention_heads=max(1, text_dim // 64),
-                max_position_embeddings=TEXT_TOKENS,
-                hidden_act="gelu",
-            )
-        )
-
-
-def meta_vae(name: str, channels: int) -> nn.Module:
-    """Build a VAE of the shape of one in `encoders.VAES`; a folder counts as one of the KL family.
-
-    FLUX's and SD3's have no convolutions around the latents, the others do.
-    """
-    with torch.device("meta"):
-        if name in VAES and VAES[name].class_name == "AutoencoderKLQwenImage":
-            return AutoencoderKLQwenImage()
-        around = channels == 4
-        return AutoencoderKL(
-            latent_channels=channels,
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            use_quant_conv=around,
-            use_post_quant_conv=around,
-        )
+def frozen_encoders(network: Any, task: Mapping[str, Any]) -> dict[str, Encoder]:
+    """Give the encoders that stand beside the network in a run, without weights."""
+    text, config = meta_text_model(network.config.text_dim), network.config
+    return {
+        "text encoder": TextEncoder(text, CLIPTokenizer()),
+        "VAE": LatentCodec(meta_vae(str(task["vae"]), config.latent_channels)),
+    }
 
 
 @dataclass(frozen=True)
@@ -312,6 +284,7 @@ class Plan:
 def memory_by_part(network: Any, settings: Mapping[str, Any]) -> dict[str, int]:
     """Count bytes on one device at the peak of a step; see `plan`."""
     hardware, task = settings["hardware"], settings["task"]
+    encoders = frozen_encoders(network, task)
     devices, sharded = hardware.get("num_devices", 1), hardware.get("sharded", False)
     bf16 = hardware["mixed_precision"] == "bf16"
     activations, copies = activation_peak(
@@ -332,8 +305,7 @@ def memory_by_part(network: Any, settings: Mapping[str, Any]) -> dict[str, int]:
         "averaged weights": 0 if hardware.get("average_on_cpu") else gradients // share,
         "activations": activations,
         "bf16 copies of weights": copies,
-        "text encoder": parameter_bytes(meta_text_model(network.config.text_dim)),
-        "VAE": parameter_bytes(meta_vae(str(task["vae"]), network.config.latent_channels)),
+        **{name: parameter_bytes(each.module) for name, each in encoders.items()},
         "context and workspaces (assumed)": int(DEVICE_CONTEXT),
     }
     return {name: size for name, size in parts.items() if size}
@@ -392,8 +364,7 @@ def plan(network: Any, settings: Mapping[str, Any]) -> Plan:
         checkpoint=checkpoint,
         disk=(trainer["cadence"]["checkpoint_limit"] + 1) * checkpoint
         + weights
-        + memory["text encoder"]
-        + memory["VAE"],
+        + sum(memory[name] for name in frozen_encoders(network, settings["task"])),
         step_flops=step_flops,
         seconds=total_steps * step_flops / rate if rate else None,
     )

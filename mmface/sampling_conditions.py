@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageChops, ImageOps
 
 import mmface
-from mmface.annotation.masks import PictureParser
 from mmface.annotation.sketches import PencilSketch
 from mmface.blending import load_image, load_region
 from mmface.conditions import (
@@ -22,6 +21,7 @@ from mmface.conditions import (
     load_sketch,
     open_picture,
 )
+from mmface.encoders.face_parser import FaceParser
 from mmface.sampling_recipe import file_sha256
 from mmface.sampling_settings import Settings
 
@@ -147,7 +147,7 @@ def photo_conditions(
     Args:
         photo: The file; its middle is cropped to the aspect ratio of `size`.
         size: Height and width of the results in pixels.
-        parser: As for `PictureParser.from_pretrained`.
+        parser: As for `FaceParser.from_pretrained`.
         wanted: `both`, `mask` or `sketch`.
 
     Returns:
@@ -173,10 +173,10 @@ def photo_conditions(
 
 
 @lru_cache(maxsize=1)
-def open_parser(name: str) -> PictureParser:
+def open_parser(name: str) -> FaceParser:
     """Load a face parser; ValueError if there is none of this name."""
     try:
-        return PictureParser.from_pretrained(name)
+        return FaceParser.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The face parser {name} cannot be loaded: {reason}") from None

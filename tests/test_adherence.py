@@ -10,14 +10,14 @@ from PIL import Image
 from script_runs import load_script
 
 from mmface.adherence import measure_adherence
-from mmface.annotation.masks import TINY_PARSER, PictureParser
 from mmface.conditions import colorize
 from mmface.data.rendered import render_face
+from mmface.encoders.face_parser import TINY_PARSER, FaceParser
 
 
 @pytest.fixture(scope="module")
 def parser():
-    return PictureParser.from_pretrained(TINY_PARSER)
+    return FaceParser.from_pretrained(TINY_PARSER)
 
 
 @pytest.fixture(scope="module")

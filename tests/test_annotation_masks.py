@@ -9,9 +9,9 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers import SegformerImageProcessorPil as SegformerProcessor
 
-from mmface.annotation.masks import TINY_PARSER, PictureParser
 from mmface.conditions import LABELS
 from mmface.data.rendered import render_face
+from mmface.encoders.face_parser import TINY_PARSER, FaceParser
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def parser_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parser(parser_folder):
-    return PictureParser.from_pretrained(parser_folder)
+    return FaceParser.from_pretrained(parser_folder)
 
 
 def test_rendered_faces_are_parsed(parser):
@@ -62,7 +62,7 @@ def test_how_pixels_are_wanted_is_read_from_the_file(parser_folder, parser, tmp_
     config = tmp_path / "other" / "preprocessor_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"image_mean": [0.9, 0.9, 0.9]}))
     picture = [render_face(1_000_021, 128).image]
-    other = PictureParser.from_pretrained(tmp_path / "other")
+    other = FaceParser.from_pretrained(tmp_path / "other")
     assert (other(picture)[0] != parser(picture)[0]).any()
 
 
@@ -79,6 +79,6 @@ def test_wrong_classes_and_unsized_pictures_are_refused():
             SegformerConfig(id2label=dict(enumerate(LABELS)), **sizes)
         )
     with pytest.raises(ValueError, match="classes"):
-        PictureParser(wrong, SegformerProcessor())
+        FaceParser(wrong, SegformerProcessor())
     with pytest.raises(ValueError, match="one size"):
-        PictureParser(right, SegformerProcessor(do_resize=False))
+        FaceParser(right, SegformerProcessor(do_resize=False))

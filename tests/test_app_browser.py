@@ -18,10 +18,10 @@ playwright = pytest.importorskip(
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 from mmface import builtin  # noqa: E402
-from mmface.annotation.masks import PictureParser  # noqa: E402
 from mmface.app.painting import from_data_url  # noqa: E402
 from mmface.app.server import served  # noqa: E402
 from mmface.conditions import LABEL_INDEX, PALETTE  # noqa: E402
+from mmface.encoders.face_parser import FaceParser  # noqa: E402
 from mmface.model_loading import open_model  # noqa: E402
 from mmface.sampling_recipe import read_recipe  # noqa: E402
 from mmface.sampling_settings import ModelChoice  # noqa: E402
@@ -39,7 +39,7 @@ PATIENCE_MS = 30_000
 
 @pytest.fixture(scope="module")
 def address():
-    parser = PictureParser.from_pretrained("tiny-parser")
+    parser = FaceParser.from_pretrained("tiny-parser")
     with served(open_model(ModelChoice()), parser) as address:
         yield address
 

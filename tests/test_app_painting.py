@@ -10,18 +10,18 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 
-from mmface.annotation.masks import PictureParser
 from mmface.app import painting
 from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, colorize, label_format_named, load_mask
 from mmface.data.rendered import render_face
+from mmface.encoders.face_parser import FaceParser
 
 SIZE = (64, 64)
 
 
 @pytest.fixture(scope="module")
-def parser() -> PictureParser:
-    return PictureParser.from_pretrained("tiny-parser")
+def parser() -> FaceParser:
+    return FaceParser.from_pretrained("tiny-parser")
 
 
 def url_of(array: np.ndarray) -> str:

@@ -9,7 +9,6 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 
-from mmface.annotation.masks import PictureParser  # noqa: E402
 from mmface.app import reporting, running  # noqa: E402
 from mmface.app.handlers import Handlers  # noqa: E402
 from mmface.app.running import FaceMaker, FaceRequest, FaceRun, LatentPreview  # noqa: E402
@@ -20,6 +19,7 @@ from mmface.conditions import (  # noqa: E402
 )
 from mmface.conditions.pixels import image_pixels  # noqa: E402
 from mmface.data.rendered import render_face  # noqa: E402
+from mmface.encoders.face_parser import FaceParser  # noqa: E402
 from mmface.model_loading import OpenedModel, open_model  # noqa: E402
 from mmface.sampling_recipe import read_recipe  # noqa: E402
 from mmface.sampling_settings import ModelChoice  # noqa: E402
@@ -33,8 +33,8 @@ def model(tiny_pipeline_folder) -> OpenedModel:
 
 
 @pytest.fixture(scope="module")
-def parser() -> PictureParser:
-    return PictureParser.from_pretrained("tiny-parser")
+def parser() -> FaceParser:
+    return FaceParser.from_pretrained("tiny-parser")
 
 
 @pytest.fixture

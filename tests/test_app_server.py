@@ -16,8 +16,8 @@ psutil = pytest.importorskip("psutil")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.utils import Status  # noqa: E402
 
-from mmface.annotation.masks import PictureParser  # noqa: E402
 from mmface.app.server import credentials, served  # noqa: E402
+from mmface.encoders.face_parser import FaceParser  # noqa: E402
 from mmface.model_loading import OpenedModel, open_model  # noqa: E402
 from mmface.sampling_recipe import read_recipe  # noqa: E402
 from mmface.sampling_rows import ready_row, sample_rows  # noqa: E402
@@ -32,8 +32,8 @@ def model(tiny_pipeline_folder) -> OpenedModel:
 
 
 @pytest.fixture(scope="module")
-def parser() -> PictureParser:
-    return PictureParser.from_pretrained("tiny-parser")
+def parser() -> FaceParser:
+    return FaceParser.from_pretrained("tiny-parser")
 
 
 @pytest.fixture(scope="module")

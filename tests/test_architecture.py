@@ -60,7 +60,6 @@ READING_ORDER = [
     "model.initial_weights",
     "face_diffusion",
     "component_tasks",
-    "evaluation.parser",
     "evaluation.agreement",
     "evaluation.settings",
     "evaluation.held_out",

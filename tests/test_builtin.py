@@ -18,8 +18,8 @@ from mmface.conditions import (
 from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.agreement import nearest_colour
-from mmface.evaluation.parser import FaceParser
 from mmface.pipeline import MMFacePipeline
 
 ASSETS = Path(mmface.__file__).parent / "assets"
@@ -36,7 +36,9 @@ def parser():
 
 
 def parsed_agreement(parser, pictures, faces):
-    labels = parser(torch.stack([image_pixels(np.array(picture)) for picture in pictures]))
+    labels = parser.of_pixels(
+        torch.stack([image_pixels(np.array(picture)) for picture in pictures])
+    )
     return sum(
         confusion_matrix(face.labels, one) for face, one in zip(faces, labels.numpy(), strict=True)
     )

@@ -16,7 +16,7 @@ from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import RenderedPictures
 from mmface.data.samples import AutoencoderSamples, CaptionedPictures, ParsingSamples
 from mmface.encoders import LatentCodec
-from mmface.evaluation.parser import FaceParser
+from mmface.encoders.face_parser import FaceParser
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,11 @@ def test_parser(pictures, tmp_path):
     losses = losses_of(task, ParsingSamples(pictures))
     assert losses[-1] < 0.7 * losses[0]
     task.export(task.trained, tmp_path)
-    assert FaceParser.from_pretrained(tmp_path)(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 32)
+    assert FaceParser.from_pretrained(tmp_path).of_pixels(torch.zeros(1, 3, 32, 32)).shape == (
+        1,
+        32,
+        32,
+    )
 
 
 def test_contrastive_pair(pictures, tmp_path):

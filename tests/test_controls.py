@@ -15,8 +15,8 @@ from mmface.conditions import (
 from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.agreement import nearest_colour
-from mmface.evaluation.parser import FaceParser
 from mmface.guidance import ConditionControl, Guidance
 from mmface.pipeline import MMFacePipeline
 
@@ -50,7 +50,7 @@ def parse():
 
     def parse(pictures):
         pixels = [image_pixels(picture.astype(np.uint8)) for picture in pictures]
-        return parser(torch.stack(pixels)).numpy()
+        return parser.of_pixels(torch.stack(pixels)).numpy()
 
     return parse
 

@@ -12,7 +12,7 @@ import torch
 
 from mmface.conditions import LABELS, flip_labels
 from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, keyed_generator
-from mmface.data.latents import LatentEncoding, weights_hash
+from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import HELD_OUT_SEED, RenderedPictures, StoredPictures
 from mmface.data.samples import (
     AutoencoderSamples,
@@ -31,6 +31,7 @@ from mmface.data.store import (
     write_store,
 )
 from mmface.encoders import LatentCodec
+from mmface.encoders.encoder import weights_hash
 
 
 @pytest.fixture(scope="module")

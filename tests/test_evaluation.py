@@ -10,7 +10,6 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
-from mmface.annotation.masks import PictureParser
 from mmface.conditions import (
     LABELS,
     class_iou,
@@ -21,9 +20,9 @@ from mmface.conditions import (
     pixel_accuracy,
 )
 from mmface.data.rendered import CLOTHES_COLORS, render_face
+from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.agreement import nearest_colour
 from mmface.evaluation.held_out import Tally, as_table
-from mmface.evaluation.parser import FaceParser
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +100,26 @@ def tiny_segformer(names):
 
 def test_parser_gives_full_size_labels_whatever_the_batch():
     torch.manual_seed(0)
-    parser = FaceParser(tiny_segformer(LABELS))
+    parser = FaceParser(tiny_segformer(LABELS), SegformerImageProcessorPil())
     pixels = torch.rand(3, 3, 64, 96) * 2 - 1
-    labels = parser(pixels)
+    labels = parser.of_pixels(pixels)
     assert labels.shape == (3, 64, 96)
     assert labels.dtype == torch.uint8
-    alone = torch.cat([parser(one[None]) for one in pixels])
+    alone = torch.cat([parser.of_pixels(one[None]) for one in pixels])
     assert (labels == alone).float().mean() > 0.999
 
 
 def test_parser_upsamples_scores_and_not_classes():
     torch.manual_seed(0)
-    parser = FaceParser(tiny_segformer(LABELS))
+    parser = FaceParser(tiny_segformer(LABELS), SegformerImageProcessorPil())
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         scores = parser.model(pixel_values=pixels).logits
     assert scores.shape == (1, len(LABELS), 16, 16)
     full = F.interpolate(scores, (64, 64), mode="bilinear", align_corners=False)
-    assert torch.equal(parser(pixels)[0].long(), full[0].argmax(0))
+    assert torch.equal(parser.of_pixels(pixels)[0].long(), full[0].argmax(0))
     enlarged = scores.argmax(1).repeat_interleave(4, 1).repeat_interleave(4, 2)
-    assert (parser(pixels).long() != enlarged).any()
+    assert (parser.of_pixels(pixels).long() != enlarged).any()
 
 
 OLD_NAMES = """
@@ -135,6 +134,4 @@ OLD_NAMES = """
 )
 def test_parser_with_other_class_names_is_refused(names):
     with pytest.raises(ValueError, match=r"the parser's classes.*take a revision"):
-        FaceParser(tiny_segformer(names))
-    with pytest.raises(ValueError, match="the parser's classes"):
-        PictureParser(tiny_segformer(names), SegformerImageProcessorPil())
+        FaceParser(tiny_segformer(names), SegformerImageProcessorPil())

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import build_tokenizer
 
-from mmface.encoders import LatentCodec, TextEncoder
+from mmface.encoders import LatentCodec, TextEncoder, meta_text_model, meta_vae
 from mmface.face_diffusion import FaceDiffusion
 from mmface.model.transformer import MMFaceDiT
-from mmface.planner import TEXT_TOKENS, meta_text_model, meta_vae
+from mmface.planner import TEXT_TOKENS
 
 BATCH, SIDE = 2, 256
 FROZEN = {
@@ -32,7 +32,7 @@ def task(tiny_pipeline_folder) -> FaceDiffusion:
     tokenizer.model_max_length = TEXT_TOKENS
     task.text = TextEncoder(meta_text_model(1024).requires_grad_(False).eval(), tokenizer)
     task.text_model = task.text.text_model
-    task.vae = meta_vae("flux", 16).requires_grad_(False).eval()
+    task.vae = meta_vae("flux").requires_grad_(False).eval()
     return task
 
 

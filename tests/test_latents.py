@@ -37,7 +37,8 @@ from mmface.data.pictures import (
 )
 from mmface.data.samples import LatentSamples
 from mmface.data.store import Store, close_store
-from mmface.encoders import LatentCodec
+from mmface.encoders import LatentCodec, meta_vae
+from mmface.encoders.encoder import peak_bytes
 from mmface.recipe import Recipe
 from mmface.training import Trainer
 
@@ -391,14 +392,14 @@ def test_every_layout_trains_a_step(layout, tiny_pipeline_folder, tmp_path):
 
 
 def test_flops_of_the_flux_encoder_are_the_published_count():
-    vae = encoding_cost.unbuilt_vae("flux")
-    assert encoding_cost.encoder_flops(vae, 256, 256) == pytest.approx(0.273e12, rel=2e-3)
-    assert encoding_cost.encoder_flops(vae, 512, 512) == pytest.approx(1.118e12, rel=2e-3)
+    codec = LatentCodec(meta_vae("flux"))
+    assert codec.flops((256, 256)) == pytest.approx(0.273e12, rel=2e-3)
+    assert codec.flops((512, 512)) == pytest.approx(1.118e12, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen"])
 def test_predicted_memory_is_the_tracked_peak(name):
-    counted = encoding_cost.unbuilt_vae(name)
+    counted = meta_vae(name)
     with FakeTensorMode(), torch.no_grad():
         vae = type(counted).from_config(counted.config)
         frame = (1,) if name == "qwen" else ()
@@ -410,7 +411,7 @@ def test_predicted_memory_is_the_tracked_peak(name):
     sizes = {getattr(kind, "value", kind): size for kind, size in peak.items()}
     activations = sizes["Total"] - sizes["Parameter"]
     weights = sum(parameter.numel() for parameter in counted.parameters()) * 4
-    predicted = encoding_cost.encoder_bytes(counted, 3, 256, 256, torch.float32)
+    predicted = peak_bytes(LatentCodec(counted), 3, (256, 256), torch.float32)
     assert predicted - weights == pytest.approx(activations, rel=0.1)
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 import mmface
-from mmface.annotation.masks import PictureParser
 from mmface.conditions import LABELS, edge_agreement, flip_labels
 from mmface.data.pictures import ManifestPictures
 from mmface.data.rendered import render_face
+from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.condition_agreement import (
     EdgeAgreement,
     MaskAgreement,
@@ -122,7 +122,7 @@ def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pic
         row for i in range(4) for row in measure.read(face_pictures[i : i + 1], orders[i : i + 1])
     ]
     intervals = measure.intervals(references.ids, rows)
-    parser = PictureParser.from_pretrained(PARSER)
+    parser = FaceParser.from_pretrained(PARSER)
     metric = MaskAgreement()
     parsed = parser([face.image for face in faces])
     metric.update(as_batch(*parsed), as_batch(*(face.labels for face in faces)))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmface import planner
+from mmface.encoders import meta_text_model, meta_vae
 from mmface.model import linear
 from mmface.model.ablations import SingleStreamDiT
 from mmface.model.recomputation import SELECTIVE, recompute_blocks
@@ -166,12 +167,9 @@ def test_the_table_says_whether_it_fits():
 
 
 def test_frozen_parts_have_the_published_sizes():
-    sizes = {
-        name: sum(p.numel() for p in planner.meta_vae(name, c).parameters())
-        for name, c in (("flux", 16), ("sd2", 4))
-    }
+    sizes = {name: sum(p.numel() for p in meta_vae(name).parameters()) for name in ("flux", "sd2")}
     assert sizes == {"flux": 83_819_683, "sd2": 83_653_863}
-    text = planner.meta_text_model(1024)
+    text = meta_text_model(1024)
     assert sum(p.numel() for p in text.parameters()) == 340_387_840
 
 

@@ -14,12 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmface import builtin
 from mmface.data.examples import read_examples
+from mmface.encoders import meta_text_model, meta_vae
 from mmface.live_memory import KernelRules, LiveBytes
 from mmface.model.released import WEIGHTS_NAME
 from mmface.model.transformer import MMFaceDiT
 from mmface.model_loading import open_model
 from mmface.pipeline import MMFacePipeline
-from mmface.planner import DEVICE_CONTEXT, meta_text_model, meta_vae
+from mmface.planner import DEVICE_CONTEXT
 from mmface.sampling import sample
 from mmface.sampling_conditions import located
 from mmface.sampling_plan import (
@@ -226,7 +227,7 @@ def test_the_papers_model_has_the_published_sizes():
     assert stored_bytes(network.bfloat16()) == 2 * 1_345_298_624
     four_bit = stored_bytes(network, "4bit")
     assert 0.25 * 2 * 1_345_298_624 < four_bit < 0.3 * 2 * 1_345_298_624
-    assert isinstance(meta_vae("flux", 16), AutoencoderKL)
+    assert isinstance(meta_vae("flux"), AutoencoderKL)
     assert stored_bytes(meta_text_model(1024)) == pytest.approx(4 * 340_387_840, rel=1e-5)
 
 

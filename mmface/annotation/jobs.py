@@ -17,7 +17,6 @@ from mmface.annotation.caption_engines import (
     VllmCaptioner,
 )
 from mmface.annotation.captions import PictureCaptioner
-from mmface.annotation.masks import PARSER, PictureParser
 from mmface.annotation.outputs import (
     Item,
     Outcome,
@@ -30,6 +29,7 @@ from mmface.annotation.outputs import (
 from mmface.annotation.rewriting import REWRITER, Rewriter, RewriterSettings
 from mmface.annotation.sketches import POLARITY, PencilSketch, U2NetPortrait
 from mmface.data.manifest import Manifest, Record
+from mmface.encoders.face_parser import PARSER, FaceParser
 from mmface.processes import joined_processes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -257,9 +257,9 @@ class Models:
     engine: str = "transformers"
     seed: int = 0
 
-    def parser(self, device: str) -> PictureParser:
+    def parser(self, device: str) -> FaceParser:
         """Load the parser; without a name it is the paper's kind, a SegFormer for faces."""
-        return PictureParser.from_pretrained(*_named(self.model or PARSER), device)
+        return FaceParser.from_pretrained(*_named(self.model or PARSER), device)
 
     def sketcher(self, device: str) -> PencilSketch | U2NetPortrait:
         """Load U2-Net from its weights; without them it is the pencil, which needs none."""

@@ -13,12 +13,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmface.annotation.masks import PictureParser
 from mmface.app import painting, reporting
 from mmface.app.canvas import CANVAS_PX
 from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
 from mmface.conditions import Modality, flat_rgb, load_mask, load_sketch
 from mmface.data.examples import read_examples
+from mmface.encoders.face_parser import FaceParser
 
 REMEMBERED_RUNS = 8
 """Runs of one visitor that can be compared."""
@@ -68,7 +68,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 class Handlers:
     """The page's handlers, around one model for all visitors."""
 
-    def __init__(self, maker: FaceMaker, parser: PictureParser) -> None:
+    def __init__(self, maker: FaceMaker, parser: FaceParser) -> None:
         """Take over what makes the faces.
 
         Args:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from mmface.annotation.masks import PictureParser
 from mmface.app.handlers import Handlers
 from mmface.app.page import MAX_WAITING, STYLE, Page, theme
 from mmface.app.running import FaceMaker
+from mmface.encoders.face_parser import FaceParser
 from mmface.model_loading import OpenedModel, open_model
 from mmface.sampling import quiet
 from mmface.sampling_conditions import open_parser
@@ -44,7 +44,7 @@ def credentials(password: str | None) -> tuple[str, str] | None:
 
 @contextmanager
 def served(
-    model: OpenedModel, parser: PictureParser, port: int | None = None, password: str | None = None
+    model: OpenedModel, parser: FaceParser, port: int | None = None, password: str | None = None
 ) -> Iterator[str]:
     """Serve the page while the context lasts.
 
@@ -109,7 +109,7 @@ def serve(
         pipeline: Built-in name, folder or hub id.
         released: Copy of the authors' repository instead, or None.
         checkpoint: Checkpoint folder in it, or None.
-        parser: As for `PictureParser.from_pretrained`.
+        parser: As for `FaceParser.from_pretrained`.
         port: As for `served`.
         password: As for `served`.
 

@@ -27,7 +27,7 @@ class Modality(IntEnum):
 
 
 Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]
-"""Gives the label maps of RGB pictures, such as `mmface.annotation.masks.PictureParser`."""
+"""Gives the label maps of RGB pictures, such as `mmface.encoders.face_parser.FaceParser`."""
 
 
 class LoadedCondition(NamedTuple):

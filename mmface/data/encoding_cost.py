@@ -2,87 +2,28 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmface.data.pictures import PictureSource
-from mmface.encoders import VAES, LatentCodec
+from mmface.encoders import Encoder, LatentCodec
+from mmface.encoders.encoder import peak_bytes
 from mmface.processes import joined_processes
 
-PICTURES_PER_FACE = 3
 PAPER_FACES = 94_000
 """Faces that the paper trains on: 24,000 of CelebA-HQ and 70,000 of FFHQ."""
 ASSUMED_FLOPS = 40e12
 """FLOP/s a device is taken to reach in a VAE's convolutions, where they cannot be measured."""
 CAPTION_BYTES = 10 * 200
 """Captions of a face, where they cannot be read: the paper's ten, of 200 letters."""
-LIVE_ACTIVATIONS = {"AutoencoderKL": 5, "AutoencoderKLQwenImage": 10}
-"""How many activations of the first level are alive at the encoder's peak, without gradients;
-counted with torch's MemTracker on fake tensors. What cuDNN takes beside them is not in it."""
-
-
-def unbuilt_vae(name_or_path: str) -> nn.Module:
-    """Build a VAE on the meta device, for counting.
-
-    Args:
-        name_or_path: a name in `encoders.VAES`, which needs no download, or a folder.
-
-    Returns:
-        The VAE without weights.
-
-    Raises:
-        FileNotFoundError: if it is neither.
-    """
-    with torch.device("meta"):
-        spec = VAES.get(name_or_path)
-        if spec is not None and spec.class_name == "AutoencoderKLQwenImage":
-            return AutoencoderKLQwenImage()
-        if spec is not None:  # the KL VAEs of the paper differ in their latents alone
-            return AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                latent_channels=spec.channels,
-            )
-        if not (Path(name_or_path) / "config.json").exists():
-            raise FileNotFoundError(
-                f"{name_or_path} is no folder of a VAE, nor one of {', '.join(VAES)}"
-            )
-        config = AutoencoderKL.load_config(name_or_path)
-        classes = (AutoencoderKL, AutoencoderKLQwenImage)
-        kinds: dict[str, Any] = {each.__name__: each for each in classes}
-        return kinds[config["_class_name"]].from_config(config)
-
-
-def encoder_flops(vae: Any, height: int, width: int) -> int:
-    """FLOPs of encoding one picture, 2 a multiply-add; a VAE on the meta device will do."""
-    frame = (1,) if isinstance(vae, AutoencoderKLQwenImage) else ()
-    pixels = torch.empty(1, 3, *frame, height, width, device=vae.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        vae.encode(pixels)
-    return counter.get_total_flops()
-
-
-def encoder_bytes(vae: Any, num_pictures: int, height: int, width: int, dtype: torch.dtype) -> int:
-    """Peak memory of encoding a batch: the weights, and the first level's activations."""
-    weights = sum(parameter.numel() for parameter in vae.parameters())
-    config = vae.config
-    channels = config["base_dim"] if "base_dim" in config else config["block_out_channels"][0]
-    activation = num_pictures * channels * height * width
-    return (weights + LIVE_ACTIVATIONS[type(vae).__name__] * activation) * dtype.itemsize
 
 
 @dataclass(frozen=True)
 class EncodingSpeed:
-    """How fast faces are encoded, each with its image, mask and sketch.
+    """How fast faces are encoded, each with all its pictures.
 
     Attributes:
         batched: faces per second in batches of all kinds.
@@ -101,21 +42,25 @@ class EncodingSpeed:
 
 
 def encoding_speed(
-    codec: LatentCodec, height: int, width: int, batch_size: int, num_batches: int = 3
+    codec: LatentCodec,
+    size: tuple[int, int],
+    batch_size: int,
+    pictures_per_face: int,
+    num_batches: int = 3,
 ) -> EncodingSpeed:
     """Measure the VAE on noise, on the device where it is; reading pictures is not in it.
 
     Args:
         codec: the codec; its device and dtype are what is measured.
-        height: of the pictures in pixels.
-        width: of the pictures in pixels.
+        size: height and width of the pictures in pixels.
         batch_size: faces in a batch.
+        pictures_per_face: pictures that are encoded of each.
         num_batches: batches to time, after one that is not; the median counts.
 
     Returns:
         The speeds of batches and of single pictures.
     """
-    pictures = torch.rand(batch_size * PICTURES_PER_FACE, 3, height, width) * 2 - 1
+    pictures = torch.rand(batch_size * pictures_per_face, 3, *size) * 2 - 1
     batched = _median_seconds(lambda: codec.encode(pictures).cpu(), num_batches)
 
     def singly() -> None:
@@ -175,54 +120,52 @@ class EncodingPlan:
 
 def plan_encoding(
     pictures: PictureSource,
-    vae: str,
+    codec: LatentCodec,
+    encoders: Sequence[Encoder],
     folder: str | Path,
     *,
+    pictures_per_face: int,
+    bytes_per_face: int,
     batch_size: int,
     num_processes: int,
     num_workers: int,
-    bytes_per_value: int,
-    num_arrays: int,
     vae_dtype: torch.dtype,
 ) -> EncodingPlan:
     """Count what encoding would take; what is there is measured, what is not is assumed.
 
     Args:
         pictures: where the faces are read from; it may be missing yet.
-        vae: folder or name of the VAE; its weights may be missing yet.
+        codec: the VAE, which may be on the meta device; its weights are looked for at its source.
+        encoders: what else encodes each photo.
         folder: where the store is to be.
-        batch_size: faces in one pass of the VAE.
+        pictures_per_face: pictures of a face that the VAE encodes.
+        bytes_per_face: size of a face's arrays in the store.
+        batch_size: faces in one pass.
         num_processes: processes that encode together, each with a device of its own.
         num_workers: processes that read pictures for each of them.
-        bytes_per_value: size of a stored number.
-        num_arrays: latents stored of a face.
-        vae_dtype: what the VAE computes in.
+        vae_dtype: what the encoders compute in.
 
     Returns:
         The plan.
-
-    Raises:
-        FileNotFoundError: if the VAE is neither a folder nor a name that is known.
     """
-    height, width = pictures.size()
+    size = pictures.size()
     num_faces, caption_bytes, notes = _faces_of(pictures, num_workers)
-    counted = unbuilt_vae(vae)
-    codec = LatentCodec(counted)
-    values = codec.channels * height * width // codec.downscale_factor**2
-    flops = float(num_faces * PICTURES_PER_FACE * encoder_flops(counted, height, width))
-    speed, note = _measured_speed(vae, height, width, batch_size, vae_dtype)
-    seconds = num_faces / speed if speed else flops / ASSUMED_FLOPS
+    other_flops = num_faces * sum(each.flops(size) for each in encoders)
+    flops = float(num_faces * pictures_per_face * codec.flops(size)) + other_flops
+    speed, note = _measured_speed(codec.source, size, batch_size, pictures_per_face, vae_dtype)
+    seconds = num_faces / speed + other_flops / ASSUMED_FLOPS if speed else flops / ASSUMED_FLOPS
+    batches = [(codec, batch_size * pictures_per_face), *((each, batch_size) for each in encoders)]
+    weights = sum(peak_bytes(each, 0, size, vae_dtype) for each, _ in batches)
+    activations = max(num * each.activation_bytes(size, vae_dtype) for each, num in batches)
     existing = next(
         p for p in (Path(folder).resolve(), *Path(folder).resolve().parents) if p.exists()
     )
     return EncodingPlan(
         num_faces=num_faces,
-        disk_bytes=num_faces * (num_arrays * values * bytes_per_value + caption_bytes),
+        disk_bytes=num_faces * (bytes_per_face + caption_bytes),
         free_bytes=shutil.disk_usage(existing).free,
         flops=flops,
-        memory_bytes=encoder_bytes(
-            counted, batch_size * PICTURES_PER_FACE, height, width, vae_dtype
-        ),
+        memory_bytes=weights + activations,
         seconds=seconds / num_processes,
         notes=(*notes, note, f"{num_processes} process(es), a device each"),
     )
@@ -255,7 +198,7 @@ def _faces_of(pictures: PictureSource, num_workers: int) -> tuple[int, int, tupl
 
 
 def _measured_speed(
-    vae: str, height: int, width: int, batch_size: int, vae_dtype: torch.dtype
+    vae: str, size: tuple[int, int], batch_size: int, pictures_per_face: int, vae_dtype: torch.dtype
 ) -> tuple[float | None, str]:
     """Faces per second of the VAE on this machine, or None if it is not at hand."""
     try:
@@ -267,5 +210,5 @@ def _measured_speed(
         )
     device = joined_processes().device
     codec.vae.to(device)
-    speed = encoding_speed(codec, height, width, batch_size)
+    speed = encoding_speed(codec, size, batch_size, pictures_per_face)
     return speed.batched, f"measured on this {device.type}: {speed}"

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmface.conditions import SKETCH
@@ -17,7 +17,7 @@ from mmface.data.encoding_cost import EncodingPlan, plan_encoding
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
-from mmface.encoders import LatentCodec
+from mmface.encoders import Encoder, Feature, LatentCodec, Vae, meta_vae
 from mmface.processes import joined_processes
 
 KINDS = ("image", "mask", "sketch")
@@ -28,34 +28,7 @@ POSTERIORS = ("sample", "mean", "moments")
 LATENT_DTYPES = ("float16", "bfloat16", "float32")
 
 
-def weights_hash(module: nn.Module) -> str:
-    """Hash a module's weights: names, shapes and values, whatever dtype they are kept in.
-
-    Args:
-        module: the module; not yet cast to fewer bits than its file has.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def vae_facts(vae: nn.Module) -> dict[str, Any]:
-    """What of a VAE decides its latents: its weights and its normalisation."""
-    config: Any = vae.config
-    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-    normalisation = {name: config.get(name) for name in names}
-    return {"vae_weights": weights_hash(vae)} | {
-        name: list(value) if isinstance(value, Sequence) else value
-        for name, value in normalisation.items()
-    }
-
-
-def check_store(store: Store, vae: nn.Module, image_size: int) -> None:
+def check_store(store: Store, vae: Vae, image_size: int) -> None:
     """Refuse a store of other latents than a run is for.
 
     Args:
@@ -67,7 +40,8 @@ def check_store(store: Store, vae: nn.Module, image_size: int) -> None:
         ValueError: if the store was made with another VAE, another normalisation or at another
             resolution; names both.
     """
-    wanted = vae_facts(vae) | {"kind": "latents", "resolution": [image_size, image_size]}
+    resolution = [image_size, image_size]
+    wanted = LatentCodec(vae).identity() | {"kind": "latents", "resolution": resolution}
     made_by = store.spec.made_by
     # A store says what it says: one of an older recipe may lack some of these.
     differing = [k for k in wanted if k in made_by and made_by[k] != wanted[k]]
@@ -80,26 +54,6 @@ def check_store(store: Store, vae: nn.Module, image_size: int) -> None:
             f"the VAE {made_by.get('vae')!r}. Give its VAE and image_size, or encode the pictures "
             "anew: scripts/precompute.py."
         )
-
-
-class PosteriorCodec(LatentCodec):
-    """The codec with both moments of the posterior, so that one pass serves all kinds."""
-
-    def moments(
-        self, pixels: Float32[Tensor, "batch 3 height width"]
-    ) -> tuple[Float32[Tensor, "batch c h w"], Float32[Tensor, "batch c h w"]]:
-        """Mean and standard deviation of the normalised latents.
-
-        Args:
-            pixels: pictures in [-1, 1], on the VAE's device.
-
-        Returns:
-            The two moments; mean + std * noise is what `encode` samples.
-        """
-        posterior = self.vae.encode(self._add_frame(pixels.to(self.vae.dtype))).latent_dist
-        mean = self._normalise(self._drop_frame(posterior.mean).float())
-        std = torch.exp(0.5 * self._drop_frame(posterior.logvar).float())
-        return mean, std * self._factor.to(std.device)
 
 
 class _Words(NamedTuple):
@@ -170,6 +124,8 @@ class LatentEncoding:
         shard_size: faces in a shard; what a stopped run loses at most.
         strict: whether the first face that cannot be read ends the run; else it is listed and
             left out.
+        encoders: what else encodes the photo, by name. Each feature is a column: the encoder's
+            name, followed by the feature's if it gives several.
     """
 
     pictures: PictureSource
@@ -182,6 +138,7 @@ class LatentEncoding:
     num_workers: int = 0
     shard_size: int = 256
     strict: bool = False
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse unknown names before the work begins."""
@@ -204,8 +161,9 @@ class LatentEncoding:
         """
         spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
         dtype = getattr(torch, self.vae_dtype)
-        codec = PosteriorCodec(LatentCodec.from_pretrained(str(self.vae), torch_dtype=dtype).vae)
-        codec.vae.to(joined_processes().device)
+        codec = LatentCodec.from_pretrained(str(self.vae), torch_dtype=dtype)
+        for encoder in (codec, *self.encoders.values()):
+            encoder.module.to(joined_processes().device)
 
         def entries(shards: Sequence[range]) -> Iterator[list[Entry]]:
             return self._entries(codec, spec, shards)
@@ -214,45 +172,60 @@ class LatentEncoding:
 
     def plan(self, folder: str | Path, num_processes: int = 1) -> EncodingPlan:
         """Count what `write` would take, without a GPU; the arguments are its own."""
+        codec = LatentCodec(meta_vae(str(self.vae)), str(self.vae))
         return plan_encoding(
             self.pictures,
-            str(self.vae),
+            codec,
+            list(self.encoders.values()),
             folder,
+            pictures_per_face=len(KINDS),
+            bytes_per_face=sum(array.num_bytes for array in self._arrays(codec).values()),
             batch_size=self.batch_size,
             num_processes=num_processes,
             num_workers=self.num_workers,
-            bytes_per_value=ArraySpec((), self.dtype).num_bytes,
-            num_arrays=len(self._columns),
             vae_dtype=getattr(torch, self.vae_dtype),
         )
 
-    @property
-    def _columns(self) -> tuple[str, ...]:
-        return (*KINDS, POSTERIOR_STD) if self.posterior == "moments" else KINDS
+    def _arrays(self, codec: LatentCodec) -> dict[str, ArraySpec]:
+        size = self.pictures.size()
+        latents = codec.gives(size)["mean"].shape
+        names = (*KINDS, POSTERIOR_STD) if self.posterior == "moments" else KINDS
+        arrays = {name: ArraySpec(latents, self.dtype) for name in names}
+        for name, encoder in self.encoders.items():
+            for feature, given in encoder.gives(size).items():
+                column = _column(name, feature, encoder.gives(size))
+                if column in arrays:
+                    raise ValueError(f"two things would be the column {column!r}; rename {name!r}")
+                dtype = str(given.dtype).removeprefix("torch.")
+                arrays[column] = ArraySpec(given.shape, dtype)
+        return arrays
 
     def _spec(self, codec: LatentCodec) -> StoreSpec:
-        height, width = self.pictures.size()
-        factor = codec.downscale_factor
-        shape = (codec.channels, height // factor, width // factor)
+        made_by = {
+            "kind": "latents",
+            "vae": str(self.vae),
+            **codec.identity(),
+            "vae_dtype": self.vae_dtype,
+            "resolution": list(self.pictures.size()),
+            "posterior": self.posterior,
+            "seed": self.seed,
+            "pictures": self.pictures.made_by(),
+        }
+        if self.encoders:
+            made_by["encoders"] = {
+                name: {"source": each.source} | each.identity()
+                for name, each in self.encoders.items()
+            }
         return StoreSpec(
             num_items=len(self.pictures),
-            arrays={name: ArraySpec(shape, self.dtype) for name in self._columns},
+            arrays=self._arrays(codec),
             texts=("captions",),
-            made_by={
-                "kind": "latents",
-                "vae": str(self.vae),
-                **vae_facts(codec.vae),
-                "vae_dtype": self.vae_dtype,
-                "resolution": [height, width],
-                "posterior": self.posterior,
-                "seed": self.seed,
-                "pictures": self.pictures.made_by(),
-            },
+            made_by=made_by,
             shard_size=self.shard_size,
         )
 
     def _entries(
-        self, codec: PosteriorCodec, spec: StoreSpec, shards: Sequence[range]
+        self, codec: LatentCodec, spec: StoreSpec, shards: Sequence[range]
     ) -> Iterator[list[Entry]]:
         """Yield the entries of each shard; no batch reaches over a shard's end."""
         batches = [
@@ -274,7 +247,7 @@ class LatentEncoding:
                 made += self._encoded(codec, spec, next(stream))
             yield made
 
-    def _encoded(self, codec: PosteriorCodec, spec: StoreSpec, batch: _Batch) -> list[Entry]:
+    def _encoded(self, codec: LatentCodec, spec: StoreSpec, batch: _Batch) -> list[Entry]:
         skipped = [entry for entry in batch.entries if isinstance(entry, Skipped)]
         if skipped and self.strict:
             raise ValueError(f"{skipped[0].id}: {skipped[0].reason}")
@@ -289,12 +262,13 @@ class LatentEncoding:
 
     @torch.no_grad()
     def _latents(
-        self, codec: PosteriorCodec, spec: StoreSpec, words: Sequence[_Words], pixels: Tensor
+        self, codec: LatentCodec, spec: StoreSpec, words: Sequence[_Words], pixels: Tensor
     ) -> Mapping[str, np.ndarray]:
         """Encode faces: a column's name to float32 [face, C, h, w] that `dtype` can hold."""
-        pixels = pixels.to(codec.vae.device, non_blocking=True).flatten(0, 1)
-        moments = codec.moments(pixels.float() / 127.5 - 1)  # as conditions.image_pixels does
-        mean, std = (each.cpu().unflatten(0, (-1, len(KINDS))) for each in moments)
+        pixels = pixels.to(codec.vae.device, non_blocking=True)
+        pixels = pixels.float() / 127.5 - 1  # as conditions.image_pixels does
+        moments = codec.features(pixels.flatten(0, 1))
+        mean, std = (moments[n].cpu().unflatten(0, (-1, len(KINDS))) for n in ("mean", "std"))
         columns = {name: mean[:, place] for place, name in enumerate(KINDS)}
         if self.posterior == "moments":
             columns[POSTERIOR_STD] = std[:, 0]
@@ -311,4 +285,14 @@ class LatentEncoding:
                     f"{self.dtype}; the VAE {self.vae} computes in {self.vae_dtype}. Set "
                     "job.vae_dtype=float32, or job.dtype=bfloat16."
                 )
-        return {name: values.numpy() for name, values in columns.items()}
+        for name, encoder in self.encoders.items():
+            for feature, values in encoder.features(pixels[:, 0]).items():
+                columns[_column(name, feature, encoder.gives(self.pictures.size()))] = values.cpu()
+        return {
+            name: (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+            for name, values in columns.items()
+        }
+
+
+def _column(encoder: str, feature: str, given: Mapping[str, Feature]) -> str:
+    return encoder if len(given) == 1 else f"{encoder}_{feature}"

@@ -33,8 +33,8 @@ from mmface.data.rendered import (
     render_face,
 )
 from mmface.encoders import LatentCodec
+from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.agreement import nearest_colour
-from mmface.evaluation.parser import FaceParser
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.pipeline import MMFacePipeline
 
@@ -208,7 +208,7 @@ class HeldOutEvaluation:
             group = slice(first, first + self.batch_size)
             pixels = torch.stack([image_pixels(image) for image in pictures[group]])
             for image, labels, face in zip(
-                pictures[group], parser(pixels).numpy(), faces[group], strict=True
+                pictures[group], parser.of_pixels(pixels).numpy(), faces[group], strict=True
             ):
                 tally.add(image, labels, face)
         neighbours = [*faces[1:], faces[0]]

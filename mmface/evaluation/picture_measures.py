@@ -14,8 +14,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mmface.annotation.masks import PictureParser
 from mmface.conditions import LABELS, Modality
+from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.backbones import CLIP_SCORE_ID, ClipBackbone, Skipped, hash_weights
 from mmface.evaluation.clip_score import ClipScore, clip_distance
 from mmface.evaluation.condition_agreement import (
@@ -180,12 +180,12 @@ class MaskFidelity(PictureMeasure):
         """
         self.source, self.revision = parser, revision
         self.remedy = f"hf download {parser}, or give its folder with parser=DIR"
-        self._parser: PictureParser | None = None
+        self._parser: FaceParser | None = None
         self._protocol = ""
 
     def load(self, device: torch.device) -> Skipped | None:
         """Load the parser."""
-        self._parser = PictureParser.from_pretrained(self.source, self.revision, str(device))
+        self._parser = FaceParser.from_pretrained(self.source, self.revision, str(device))
         digest = hash_weights(self._parser.model)[:12]
         self._protocol = f"parser/{Path(self.source).name}/sha256:{digest}"
         return None

@@ -1,19 +1,16 @@
-"""The two frozen encoders around the transformer: pictures <-> latents, and prompts -> features.
-
-`LatentCodec` is the one place that scales and shifts latents, for the five VAEs of the paper's
-ablation. `TextEncoder` is the one place that says which of CLIP's outputs the model hears.
-"""
+"""VAEs: pictures to normalised latents and back; the one place that scales and shifts latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from jaxtyping import Float, Float32
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor
+
+from mmface.encoders.encoder import Feature, count_flops, execution_device, weights_hash
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderKLQwenImage
 _VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderKLQwenImage]] = {
@@ -120,6 +117,62 @@ VAES: dict[str, VaeSpec] = {
 FLUX as the authors' released weights use it: scaled but not shifted."""
 
 
+_LIVE_ACTIVATIONS = {"AutoencoderKL": 5, "AutoencoderKLQwenImage": 10}
+"""Activations of the first level that are alive at the encoder's peak, without gradients; counted
+with torch's MemTracker on fake tensors. What cuDNN takes beside them is not in it."""
+
+
+def meta_vae(name_or_path: str, channels: int | None = None) -> Vae:
+    """Build a VAE without weights, on the meta device, for counting.
+
+    Args:
+        name_or_path: A name in `VAES`, which needs no download, or a folder with its config.
+        channels: Latent channels to assume of a folder or hub id that is not here: then it is
+            taken for one of the KL family.
+
+    Returns:
+        The VAE, its latents normalised as the name or folder says.
+
+    Raises:
+        FileNotFoundError: If it is neither, and no channels are given.
+        ValueError: If the folder holds no VAE of a known class.
+    """
+    spec, folder = VAES.get(name_or_path), Path(name_or_path)
+    with torch.device("meta"):
+        if spec is None and (folder / "config.json").exists():
+            config = AutoencoderKL.load_config(name_or_path)
+            return _vae_class(config, name_or_path).from_config(config)
+        if spec is not None and spec.class_name == "AutoencoderKLQwenImage":
+            return spec.configure(AutoencoderKLQwenImage())
+        if spec is not None:
+            channels = spec.channels
+        if channels is None:
+            raise FileNotFoundError(
+                f"{name_or_path} is no folder of a VAE, nor one of {', '.join(VAES)}"
+            )
+        around = channels == 4  # FLUX's and SD3's have no convolutions around the latents
+        vae = AutoencoderKL(
+            latent_channels=channels,
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            use_quant_conv=around,
+            use_post_quant_conv=around,
+        )
+    return vae if spec is None else spec.configure(vae)
+
+
+def _vae_class(config: Any, name_or_path: str) -> Any:
+    class_name = config.get("_class_name")
+    if class_name not in _VAE_CLASSES:
+        raise ValueError(
+            f"{name_or_path} holds a {class_name}, not a VAE that can be used here; give one "
+            f"of the names {', '.join(VAES)}, or a folder with a {' or '.join(_VAE_CLASSES)}."
+        )
+    return _VAE_CLASSES[class_name]
+
+
 class LatentCodec:
     """Pictures to normalised latents and back, through a frozen VAE.
 
@@ -128,13 +181,15 @@ class LatentCodec:
     each channel. It is computed in float32, and latents and pixels come out as float32.
     """
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: Vae, source: str = "") -> None:
         """Wrap a VAE.
 
         Args:
             vae: The frozen VAE; its device and dtype are followed when they change.
+            source: The name, folder or hub id that it was loaded from, for the record.
         """
         self.vae = vae
+        self.source = source
         config = vae.config
         self.channels: int = config["z_dim"] if "z_dim" in config else config["latent_channels"]
         self.downscale_factor: int = (
@@ -175,17 +230,53 @@ class LatentCodec:
         source, subfolder = (spec.hub_id, spec.subfolder) if spec else (name_or_path, subfolder)
         where = {"subfolder": subfolder} if subfolder else {}
         config = AutoencoderKL.load_config(source, **where)
-        class_name = config.get("_class_name")
-        if class_name not in _VAE_CLASSES:
-            raise ValueError(
-                f"{name_or_path} holds a {class_name}, not a VAE that can be used here; give one "
-                f"of the names {', '.join(VAES)}, or a folder with a {' or '.join(_VAE_CLASSES)}."
-            )
-        vae = _VAE_CLASSES[class_name].from_pretrained(
+        vae = _vae_class(config, name_or_path).from_pretrained(
             source, torch_dtype=torch_dtype, use_safetensors=True, **where
         )
         vae.requires_grad_(False).eval()
-        return cls(spec.configure(vae) if spec else vae)
+        return cls(spec.configure(vae) if spec else vae, name_or_path)
+
+    @property
+    def module(self) -> Vae:
+        """The frozen VAE."""
+        return self.vae
+
+    def gives(self, size: tuple[int, int]) -> dict[str, Feature]:
+        """`mean` and `std` of the posterior of the normalised latents."""
+        latent_size = (side // self.downscale_factor for side in size)
+        latents = Feature((self.channels, *latent_size), torch.float32)
+        return {"mean": latents, "std": latents}
+
+    def identity(self) -> dict[str, Any]:
+        """The weights' hash and the normalisation, as stores of latents keep them."""
+        names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        values = {name: self.vae.config.get(name) for name in names}
+        return {"vae_weights": weights_hash(self.vae)} | {
+            name: list(value) if isinstance(value, Sequence) else value
+            for name, value in values.items()
+        }
+
+    def flops(self, size: tuple[int, int]) -> int:
+        """FLOPs of encoding one picture."""
+        pixels = self._add_frame(torch.empty(1, 3, *size, device=self.vae.device))
+        return count_flops(lambda: self.vae.encode(pixels))
+
+    def activation_bytes(self, size: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes of the first level's activations, where the peak is."""
+        config = self.vae.config
+        channels = config["base_dim"] if "base_dim" in config else config["block_out_channels"][0]
+        live = _LIVE_ACTIVATIONS[type(self.vae).__name__]
+        return live * channels * size[0] * size[1] * dtype.itemsize
+
+    def features(
+        self, inputs: Float[Tensor, "batch 3 height width"]
+    ) -> dict[str, Float32[Tensor, "batch channels latent_height latent_width"]]:
+        """Give both moments of the posterior; mean + std * noise is what `encode` samples."""
+        pixels = inputs.to(device=execution_device(self.vae), dtype=self.vae.dtype)
+        posterior = self.vae.encode(self._add_frame(pixels)).latent_dist
+        mean = self._normalise(self._drop_frame(posterior.mean).float())
+        std = torch.exp(0.5 * self._drop_frame(posterior.logvar).float())
+        return {"mean": mean, "std": std * self._factor.to(std.device)}
 
     def encode(
         self,
@@ -241,95 +332,5 @@ class LatentCodec:
         return pictures.squeeze(2) if self._is_video else pictures
 
 
-def execution_device(module: nn.Module) -> torch.device:
-    """Return where a module computes, also while accelerate keeps its weights elsewhere."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return next(module.parameters()).device if device is None else torch.device(device)
-
-
 def _channel_vector(values: Sequence[float]) -> Float32[Tensor, "1 channels 1 1"]:
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
-
-
-class TextFeatures(NamedTuple):
-    """What the model hears of a prompt, in the text encoder's dtype.
-
-    Attributes:
-        pooled: The final layer's normalised state at the end-of-text token.
-        tokens: The state of every token before the last layer, padding included.
-    """
-
-    pooled: Float[Tensor, "batch text_dim"]
-    tokens: Float[Tensor, "batch length text_dim"]
-
-
-class TextEncoder:
-    """Prompts to `TextFeatures`, through a frozen CLIP text tower (paper section 3.2)."""
-
-    def __init__(self, text_model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-        """Wrap a text tower and its tokenizer.
-
-        Args:
-            text_model: The frozen tower; its device and dtype are followed when they change.
-            tokenizer: Its tokenizer.
-        """
-        self.text_model = text_model
-        self.tokenizer = tokenizer
-        # A tokenizer saved without its limit claims 1e30 tokens; the tower's positions are a fact.
-        positions = text_model.config.max_position_embeddings
-        self.max_length: int = min(tokenizer.model_max_length, positions)
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, torch_dtype: torch.dtype = torch.float32
-    ) -> "TextEncoder":
-        """Load the `text_encoder` and `tokenizer` of a saved pipeline, frozen.
-
-        Args:
-            folder: The pipeline's folder or hub id.
-            torch_dtype: The dtype of the tower's weights.
-
-        Returns:
-            The encoder around the frozen tower.
-        """
-        text_model = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", dtype=torch_dtype, use_safetensors=True
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        return cls(text_model.requires_grad_(False).eval(), tokenizer)
-
-    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts, padded and cut to `max_length` tokens.
-
-        Args:
-            prompts: At least one prompt; the empty string is the unconditional one.
-
-        Returns:
-            The features of each prompt.
-        """
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        ).to(execution_device(self.text_model))
-        # Stable Diffusion's rule: padding takes part unless the tower's config asks for a mask.
-        use_mask = getattr(self.text_model.config, "use_attention_mask", False)
-        output = self.text_model(
-            tokens.input_ids,
-            attention_mask=tokens.attention_mask if use_mask else None,
-            output_hidden_states=True,
-        )
-        return TextFeatures(pooled=output.pooler_output, tokens=output.hidden_states[-2])
-
-    def truncated(self, prompt: str) -> str:
-        """Return the end of the prompt that does not fit and is cut; empty if all of it fits."""
-        encoded = self.tokenizer(
-            prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add()
-        if len(encoded.input_ids) <= room:
-            return ""
-        return prompt[encoded.offset_mapping[room][0] :]

@@ -1,0 +1,23 @@
+"""The frozen networks around the transformer: VAEs, text towers and the face parser.
+
+Each says of itself what `Encoder` asks for: what it gives, its identity and its cost. Entry points
+are `LatentCodec` and `TextEncoder`; `mmface.encoders.face_parser` has `FaceParser`.
+"""
+
+from mmface.encoders.encoder import Encoder, Feature, execution_device
+from mmface.encoders.text import TextEncoder, TextFeatures, meta_text_model
+from mmface.encoders.vae import VAES, LatentCodec, Vae, VaeSpec, meta_vae
+
+__all__ = [
+    "VAES",
+    "Encoder",
+    "Feature",
+    "LatentCodec",
+    "TextEncoder",
+    "TextFeatures",
+    "Vae",
+    "VaeSpec",
+    "execution_device",
+    "meta_text_model",
+    "meta_vae",
+]

@@ -1,0 +1,105 @@
+"""What every frozen encoder says of itself, so that one code precomputes, plans and checks all."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Shape and dtype of one thing that an encoder gives of one picture or prompt."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen network that turns pictures (or prompts) into features.
+
+    `size` is the height and width of the pictures in pixels; encoders of prompts ignore it. All
+    but `features` and `identity` also work with weights on the meta device.
+
+    Attributes:
+        source: The name, folder or hub id that it was loaded from.
+    """
+
+    source: str
+
+    @property
+    def module(self) -> nn.Module:
+        """The frozen network."""
+        ...
+
+    def gives(self, size: tuple[int, int]) -> Mapping[str, Feature]:
+        """Name the features, with what one picture or prompt yields."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the features, as JSON: the weights' hash and parts of the config."""
+        ...
+
+    def flops(self, size: tuple[int, int]) -> int:
+        """FLOPs of encoding one picture or prompt; a multiply-add is two."""
+        ...
+
+    def activation_bytes(self, size: tuple[int, int], dtype: torch.dtype) -> int:
+        """Memory of one picture or prompt at the peak of encoding, without the weights."""
+        ...
+
+    def features(self, inputs: Any) -> Mapping[str, Tensor]:
+        """Encode a batch.
+
+        Args:
+            inputs: Pictures, float [batch, 3, height, width] in [-1, 1]; or a list of prompts.
+
+        Returns:
+            The features that `gives` names, each [batch, *shape].
+        """
+        ...
+
+
+def num_parameters(encoder: Encoder) -> int:
+    """Count the parameters of an encoder's network."""
+    return sum(parameter.numel() for parameter in encoder.module.parameters())
+
+
+def peak_bytes(encoder: Encoder, num_items: int, size: tuple[int, int], dtype: torch.dtype) -> int:
+    """Memory of an encoder in `dtype` that encodes a batch: its weights and its activations."""
+    activations = num_items * encoder.activation_bytes(size, dtype)
+    return num_parameters(encoder) * dtype.itemsize + activations
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Count the FLOPs of a call; on the meta device nothing is computed."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Return where a module computes, also while accelerate keeps its weights elsewhere."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash a module's weights: names, shapes and values, whatever dtype they are kept in.
+
+    Args:
+        module: The module; not yet cast to fewer bits than its file has.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

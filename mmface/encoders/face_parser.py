@@ -1,0 +1,159 @@
+"""The face parser: label maps of pictures, by a SegFormer trained on CelebAMask-HQ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, BaseImageProcessor, SegformerForSemanticSegmentation
+
+from mmface.conditions.palette import LABELS
+from mmface.encoders.encoder import Feature, count_flops, weights_hash
+
+PARSER = "jonathandinu/face-parsing"
+"""A SegFormer B5 on the hub. Revisions before 373bfce name its classes wrongly, with the same
+weights; such a config is refused."""
+
+TINY_PARSER = Path(__file__).parent.parent / "assets" / "tiny-parser"
+"""The built-in parser of rendered faces."""
+
+
+class FaceParser:
+    """Reads label maps off pictures of any size, at the size that its SegFormer was trained at.
+
+    The size, filter, mean and deviation of its pixels are read from the `preprocessor_config.json`
+    beside its weights.
+    """
+
+    def __init__(
+        self,
+        model: SegformerForSemanticSegmentation,
+        processor: BaseImageProcessor,
+        source: str = "",
+    ) -> None:
+        """Wrap a SegFormer and its preprocessor.
+
+        Args:
+            model: The parser, with its classes' names in its config.
+            processor: Turns pictures into the pixels that it was trained on.
+            source: The folder or hub id that it was loaded from, for the record.
+
+        Raises:
+            ValueError: If its classes are not the CelebAMask-HQ classes in their order, or if its
+                preprocessor does not resize pictures to one size.
+        """
+        names = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
+        if names != LABELS:
+            raise ValueError(
+                f"the parser's classes are {names}, not {LABELS} in this order; "
+                "take a revision of its config in which the names are right"
+            )
+        if not processor.do_resize:
+            raise ValueError("the parser's preprocessor must resize pictures to one size")
+        self.model = model.eval()
+        self.processor = processor
+        self.source = source
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path = PARSER, revision: str | None = None, device: str = "cpu"
+    ) -> "FaceParser":
+        """Load a parser in float32.
+
+        Args:
+            path: A folder with the SegFormer and its `preprocessor_config.json`, a hub id, or
+                `tiny-parser`, the built-in one.
+            revision: The commit, branch or tag of a hub id.
+            device: Where to run it.
+
+        Returns:
+            The parser, in eval mode.
+
+        Raises:
+            ValueError: If its classes are not the CelebAMask-HQ classes in their order.
+            OSError: If the model or its preprocessor's config is not there.
+        """
+        folder = TINY_PARSER if str(path) == TINY_PARSER.name else path
+        model = SegformerForSemanticSegmentation.from_pretrained(
+            folder, revision=revision, dtype=torch.float32
+        )
+        processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
+        return cls(model.to(device), processor, str(path))
+
+    @property
+    def made_by(self) -> dict[str, float | str]:
+        """What decides the masks, for a record of it; the revision is the commit that was read."""
+        revision = getattr(self.model.config, "_commit_hash", None) or ""
+        return {"kind": "SegFormer", "model": self.source, "revision": revision}
+
+    @torch.no_grad()
+    def __call__(
+        self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> list[UInt8[np.ndarray, "_ _"]]:
+        """Parse pictures; logits are brought to each picture's size before the argmax.
+
+        Args:
+            pictures: RGB pictures, of any sizes; they are one batch.
+
+        Returns:
+            Their label maps in the order of `LABELS`.
+        """
+        opened = [Image.fromarray(picture) for picture in pictures]
+        pixels = self.processor(opened, return_tensors="pt")["pixel_values"]
+        logits = self.model(pixel_values=pixels.to(self.model.device)).logits.float()
+        # One at a time: 19 classes at 1024 pixels are 80 MB.
+        return [
+            _classes(each[None], picture.shape[:2])[0].numpy()
+            for each, picture in zip(logits, pictures, strict=True)
+        ]
+
+    @torch.no_grad()
+    def of_pixels(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> UInt8[Tensor, "batch height width"]:
+        """Parse pictures in [-1, 1] as they are, neither resized nor normalised."""
+        logits = self.model(pixel_values=pixels.to(self.model.device)).logits
+        return _classes(logits, pixels.shape[-2:])
+
+    @property
+    def module(self) -> SegformerForSemanticSegmentation:
+        """The SegFormer."""
+        return self.model
+
+    def gives(self, size: tuple[int, int]) -> dict[str, Feature]:
+        """`labels`, a label map of the picture's size."""
+        return {"labels": Feature(size, torch.uint8)}
+
+    def identity(self) -> dict[str, Any]:
+        """The weights' hash, and how pictures are prepared."""
+        names = ("size", "resample", "image_mean", "image_std", "rescale_factor")
+        prepared = {name: self.processor.to_dict().get(name) for name in names}
+        return {"parser_weights": weights_hash(self.model)} | prepared
+
+    def flops(self, size: tuple[int, int]) -> int:
+        """FLOPs of parsing one picture, at the parser's own size."""
+        own = self.processor.size
+        pixels = torch.empty(1, 3, own["height"], own["width"], device=self.model.device)
+        return count_flops(lambda: self.model(pixel_values=pixels))
+
+    def activation_bytes(self, size: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes of all classes' scores at the picture's size."""
+        return len(LABELS) * size[0] * size[1] * dtype.itemsize
+
+    def features(
+        self, inputs: Float[Tensor, "batch 3 height width"]
+    ) -> dict[str, UInt8[Tensor, "batch height width"]]:
+        """Parse pictures in [-1, 1] as `__call__` does."""
+        pictures = ((inputs + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        maps = self(list(pictures.movedim(1, -1).cpu().numpy()))
+        return {"labels": torch.from_numpy(np.stack(maps))}
+
+
+def _classes(logits: Tensor, size: tuple[int, ...]) -> UInt8[Tensor, "batch height width"]:
+    full = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+    return full.argmax(1).to(torch.uint8).cpu()

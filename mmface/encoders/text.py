@@ -1,0 +1,159 @@
+"""CLIP's text tower: prompts to the features that the model reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mmface.encoders.encoder import Feature, count_flops, execution_device, weights_hash
+
+
+class TextFeatures(NamedTuple):
+    """What the model hears of a prompt, in the text encoder's dtype.
+
+    Attributes:
+        pooled: The final layer's normalised state at the end-of-text token.
+        tokens: The state of every token before the last layer, padding included.
+    """
+
+    pooled: Float[Tensor, "batch text_dim"]
+    tokens: Float[Tensor, "batch length text_dim"]
+
+
+class TextEncoder:
+    """Prompts to `TextFeatures`, through a frozen CLIP text tower (paper section 3.2)."""
+
+    def __init__(
+        self, text_model: CLIPTextModel, tokenizer: CLIPTokenizer, source: str = ""
+    ) -> None:
+        """Wrap a text tower and its tokenizer.
+
+        Args:
+            text_model: The frozen tower; its device and dtype are followed when they change.
+            tokenizer: Its tokenizer.
+            source: The folder or hub id that both were loaded from, for the record.
+        """
+        self.source = source
+        self.text_model = text_model
+        self.tokenizer = tokenizer
+        # A tokenizer saved without its limit claims 1e30 tokens; the tower's positions are a fact.
+        positions = text_model.config.max_position_embeddings
+        self.max_length: int = min(tokenizer.model_max_length, positions)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype = torch.float32
+    ) -> "TextEncoder":
+        """Load the `text_encoder` and `tokenizer` of a saved pipeline, frozen.
+
+        Args:
+            folder: The pipeline's folder or hub id.
+            torch_dtype: The dtype of the tower's weights.
+
+        Returns:
+            The encoder around the frozen tower.
+        """
+        text_model = CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", dtype=torch_dtype, use_safetensors=True
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return cls(text_model.requires_grad_(False).eval(), tokenizer, str(folder))
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts, padded and cut to `max_length` tokens.
+
+        Args:
+            prompts: At least one prompt; the empty string is the unconditional one.
+
+        Returns:
+            The features of each prompt.
+        """
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).to(execution_device(self.text_model))
+        # Stable Diffusion's rule: padding takes part unless the tower's config asks for a mask.
+        use_mask = getattr(self.text_model.config, "use_attention_mask", False)
+        output = self.text_model(
+            tokens.input_ids,
+            attention_mask=tokens.attention_mask if use_mask else None,
+            output_hidden_states=True,
+        )
+        return TextFeatures(pooled=output.pooler_output, tokens=output.hidden_states[-2])
+
+    def truncated(self, prompt: str) -> str:
+        """Return the end of the prompt that does not fit and is cut; empty if all of it fits."""
+        encoded = self.tokenizer(
+            prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        if len(encoded.input_ids) <= room:
+            return ""
+        return prompt[encoded.offset_mapping[room][0] :]
+
+    @property
+    def module(self) -> CLIPTextModel:
+        """The frozen text tower."""
+        return self.text_model
+
+    def gives(self, size: tuple[int, int] = (0, 0)) -> dict[str, Feature]:
+        """The fields of `TextFeatures`."""
+        width, dtype = self.text_model.config.hidden_size, self.text_model.dtype
+        return {
+            "pooled": Feature((width,), dtype),
+            "tokens": Feature((self.max_length, width), dtype),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The weights' hash, the tokens' limit, and whether padding is masked."""
+        return {
+            "text_weights": weights_hash(self.text_model),
+            "max_length": self.max_length,
+            "use_attention_mask": getattr(self.text_model.config, "use_attention_mask", False),
+        }
+
+    def flops(self, size: tuple[int, int] = (0, 0)) -> int:
+        """FLOPs of encoding one prompt."""
+        ids = torch.zeros(1, self.max_length, dtype=torch.long, device=self.text_model.device)
+        return count_flops(lambda: self.text_model(ids))
+
+    def activation_bytes(self, size: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes of all layers' states, which are returned, and of the widest layer."""
+        config = self.text_model.config
+        states = (config.num_hidden_layers + 2) * config.hidden_size
+        return self.max_length * (states + 2 * config.intermediate_size) * dtype.itemsize
+
+    def features(self, inputs: Sequence[str]) -> dict[str, Tensor]:
+        """Encode prompts; see `TextFeatures`."""
+        return self(inputs)._asdict()
+
+
+def meta_text_model(text_dim: int, max_length: int = 77) -> CLIPTextModel:
+    """Build the text tower of Stable Diffusion 2.1, or one of its shape at another width.
+
+    Args:
+        text_dim: Width of its features; 1024 is Stable Diffusion 2.1's.
+        max_length: Tokens of a prompt.
+
+    Returns:
+        The tower without weights, on the meta device.
+    """
+    with torch.device("meta"):
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=text_dim,
+                intermediate_size=4 * text_dim,
+                num_hidden_layers=23,
+                num_attention_heads=max(1, text_dim // 64),
+                max_position_embeddings=max_length,
+                hidden_act="gelu",
+            )
+        )

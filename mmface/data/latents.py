@@ -201,6 +201,7 @@ class LatentEncoding:
         return arrays
 
     def _spec(self, codec: LatentCodec) -> StoreSpec:
+        num_items = len(self.pictures)  # first: it says best what is missing
         made_by = {
             "kind": "latents",
             "vae": str(self.vae),
@@ -217,7 +218,7 @@ class LatentEncoding:
                 for name, each in self.encoders.items()
             }
         return StoreSpec(
-            num_items=len(self.pictures),
+            num_items=num_items,
             arrays=self._arrays(codec),
             texts=("captions",),
             made_by=made_by,

@@ -9,7 +9,7 @@ import torch
 from conftest import build_text_model, build_tokenizer, build_vae
 from torch import nn
 
-from mmface.conditions import image_pixels
+from mmface.conditions.pixels import image_pixels
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import RenderedPictures, StoredPictures
 from mmface.data.store import close_store

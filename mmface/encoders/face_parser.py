@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, BaseImageProcessor, SegformerForSemanticSegmentation
 
-from mmface.conditions.palette import LABELS
+from mmface.conditions import LABELS
 from mmface.encoders.encoder import Feature, count_flops, weights_hash
 
 PARSER = "jonathandinu/face-parsing"

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -132,9 +133,12 @@ class CrossAttention(nn.Module):
     def forward(self, image: Image, text: Text) -> Image:
         """Give what each image token gathers from the text."""
         query = self.query(F.layer_norm(image, image.shape[-1:], eps=1e-6))
-        query = query.unflatten(-1, (self.num_heads, -1))  # [B, N, H, d]
-        key, value = self.key_value(text).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        return self.out(dispatch_attention_fn(query, key, value).flatten(2))
+        query = rearrange(query, "b n (heads d) -> b n heads d", heads=self.num_heads)
+        layout = "b l (two heads d) -> b l two heads d"
+        key_value = rearrange(self.key_value(text), layout, two=2, heads=self.num_heads)
+        key, value = key_value.unbind(2)
+        attended = dispatch_attention_fn(query, key, value)
+        return self.out(rearrange(attended, "b n heads d -> b n (heads d)"))
 
 
 class CrossAttentionBlock(nn.Module):

@@ -23,6 +23,7 @@ from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import Timesteps
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -97,7 +98,9 @@ class Modulation(NamedTuple):
     @classmethod
     def split(cls, modulation: Vector, sites: int = 4) -> "list[Modulation]":
         """Cut a block's 12 D numbers into image attention, image MLP, text attention, text MLP."""
-        return [cls(*x.unbind(1)) for x in modulation.unflatten(-1, (sites, 3, 1, -1)).unbind(1)]
+        layout = "b (sites three one d) -> b sites three one d"
+        parts = rearrange(modulation, layout, sites=sites, three=3, one=1)
+        return [cls(*x.unbind(1)) for x in parts.unbind(1)]
 
 
 def modulated_norm(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
@@ -116,7 +119,8 @@ def joint_attention(
     query, key, value = (torch.cat(tuple(streams), 1) for streams in (queries, keys, values))
     query, key = rotate(query, rotation[:, : query.shape[1]]), rotate(key, rotation)  # image first
     # diffusers' dispatcher: torch's attention, or what `attention_backend` names.
-    attended = dispatch_attention_fn(query, key, value).flatten(2)
+    attended = dispatch_attention_fn(query, key, value)
+    attended = rearrange(attended, "b tokens heads d -> b tokens (heads d)")
     return attended.split([x.shape[1] for x in queries], dim=1)
 
 
@@ -135,7 +139,8 @@ class Stream(nn.Module):
     def project(self, tokens: Tokens, attention: Modulation) -> tuple[Tensor, ...]:
         """Give query, key and value, each [B, tokens, H, d]."""
         qkv = self.qkv(modulated_norm(tokens, attention.shift, attention.scale))
-        return qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        layout = "b tokens (three heads d) -> b tokens three heads d"
+        return rearrange(qkv, layout, three=3, heads=self.num_heads).unbind(2)
 
     def update(
         self, tokens: Tokens, attended: Tokens, attention: Modulation, mlp: Modulation
@@ -205,8 +210,8 @@ class BlockModulations(nn.ModuleList):
 
 def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
     """Lay patches out as latents; a patch is ordered row, column, channel, the channel fastest."""
-    x = patches.unflatten(-1, (size, size, -1)).unflatten(1, grid)  # [B, h/p, w/p, p, p, C]
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    layout, (rows, columns) = "b (rows columns) (p q c) -> b c (rows p) (columns q)", grid
+    return rearrange(patches, layout, rows=rows, columns=columns, p=size, q=size)
 
 
 class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
@@ -319,7 +324,7 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
         # index() makes compiled code specialize on the sizes, as a table has one.
         grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
         # Contiguous: torch 2.13 compiles wrong gradients for strided tokens on a CPU.
-        image = image.flatten(2).transpose(1, 2).contiguous()
+        image = rearrange(image, "b d rows columns -> b (rows columns) d").contiguous()
         image, rotation = self.place(image, grid, text.shape[1])
         *block_modulations, final_modulation = modulations
         anew = torch.is_grad_enabled() and self.gradient_checkpointing

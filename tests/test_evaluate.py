@@ -22,27 +22,25 @@ from PIL import Image
 from training_runs import FORK, in_two_processes
 from transformers import CLIPConfig, CLIPModel
 
-from mmface.evaluation.backbones import ClipBackbone, InceptionBackbone, Skipped
-from mmface.evaluation.clip_states import ClipStatesBackbone
-from mmface.evaluation.controlnet import ScribbleControlNet, SegmentationControlNet
 from mmface.evaluation.controls import OtherFaces, ShuffledPrompts, VaeReconstruction
-from mmface.evaluation.feature_cache import BackboneSource
-from mmface.evaluation.methods import FolderMethod, PipelineMethod
-from mmface.evaluation.picture_measures import (
-    CaptionFidelity,
-    EdgeFidelity,
-    MaskFidelity,
-    MultiScaleStructure,
-    Structure,
+from mmface.evaluation.methods import (
+    FolderMethod,
+    PipelineMethod,
+    ScribbleControlNet,
+    SegmentationControlNet,
 )
-from mmface.evaluation.published import TABLES
 from mmface.evaluation.references import HeldOutPictures, References
-from mmface.evaluation.reports import results_table
+from mmface.evaluation.reports import as_plain, results_table
 from mmface.evaluation.scoring import Scores
-from mmface.evaluation.set_measures import Frechet, Kernel, Neighbourhoods
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation, folder_name
-from mmface.evaluation.table_formats import as_plain
-from mmface.evaluation.tables import Measured
+from mmface.evaluation.tables import TABLES, Measured
+from mmface.metrics.backbones import (
+    BackboneSource,
+    ClipBackbone,
+    ClipStatesBackbone,
+    InceptionBackbone,
+)
+from mmface.metrics.metric import Skipped, build_metrics
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "mmface/assets"
@@ -73,19 +71,14 @@ def tiny_clip(kind=ClipBackbone):
 
 
 def protocol(num_faces=NUM_FACES, size_px=IMAGE_SIZE, parser=True):
-    measures = {"ssim": Structure(), "ms_ssim": MultiScaleStructure(), "edges": EdgeFidelity()}
-    measures["clip"] = CaptionFidelity(BackboneSource(tiny_clip, "build it"))
-    if parser:
-        measures["masks"] = MaskFidelity(ASSETS / "tiny-parser")
+    names = ["fid", "kid", "neighbourhoods", "clean_fid", "ssim", "ms_ssim", "edges", "clip"]
     states = BackboneSource(partial(tiny_clip, ClipStatesBackbone), "build it")
     absent = BackboneSource(partial(InceptionBackbone.from_file, "absent.pth"), "download it")
-    sets = {
-        "fid": Frechet(states, "clip"),
-        "kid": Kernel(states, "clip"),
-        "neighbourhoods": Neighbourhoods(states, "clip"),
-        "clean_fid": Frechet(absent, "inception", "clean_fid"),
-    }
-    return Protocol(HeldOutPictures(num_faces, size_px), measures, sets, notes=["TINY"])
+    backbones = {"inception": states, "clean-inception": absent}
+    backbones["clip"] = BackboneSource(tiny_clip, "build it")
+    settings = {"masks": {"parser": ASSETS / "tiny-parser"}} if parser else {}
+    metrics = build_metrics([*names, *settings], backbones, settings)
+    return Protocol(HeldOutPictures(num_faces, size_px), metrics, notes=["TINY"])
 
 
 def evaluation(folder, methods, modality="mask", **changes):
@@ -189,7 +182,7 @@ def test_files_that_a_full_disk_left_broken_are_made_again(done, tiny_pipeline_f
     cut(run / "scores/masks/part-000001.jsonl", 0.9)  # whole but for its last row
     (run / "scores/masks/part-000002.jsonl").write_bytes(b"")
     cut(run / "scores/masks/made_by.json")
-    cut(run / "features/clip/part-000000.safetensors", 0.9)
+    cut(run / "features/inception/part-000000.safetensors", 0.9)
     cut(run / "images/rendered/1000001.png")
     (run / "images/rendered/1000004.png").unlink()
     cut(folder / "Real_pictures/scores.json")

@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 from mmface.evaluation.figures import SERIES, class_iou_bars, guidance_plot, round_ticks
 from mmface.evaluation.held_out import HeldOutEvaluation
 from mmface.evaluation.methods import FolderMethod
-from mmface.evaluation.published import TABLES
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
+from mmface.evaluation.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 FACES = HeldOutPictures(3, 32)
@@ -37,7 +37,7 @@ FACES = HeldOutPictures(3, 32)
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
-    given = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {}, {})} | settings
+    given = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {})} | settings
     methods = {"a": FolderMethod("CD", None)}
     with pytest.raises(ValueError, match=said):
         TableEvaluation(methods=methods, output_dir=tmp_path, **given).run()
@@ -103,7 +103,7 @@ def test_every_protocol_and_method_composes(protocol_name, table):
     names = {method.name for method in job.methods.values()}
     assert {"TediGAN", "UaC", "CD", "DDGI", "MM2Latent", "ControlNet"} <= names
     assert {row.method for row in TABLES[2].rows} <= names
-    assert ("judge" in job.protocol.picture_measures) == (protocol_name == "paper_judged")
+    assert ("judge" in job.protocol.metrics) == (protocol_name == "paper_judged")
 
 
 def test_a_table_that_is_not_there_is_refused_with_those_that_are():

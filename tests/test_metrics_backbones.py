@@ -7,21 +7,21 @@ from conftest import MAX_TOKENS, build_tokenizer
 from PIL import Image
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
 )
 
-from mmface.evaluation.backbones import (
+from mmface.metrics.backbones import (
     ClipBackbone,
     Dinov2Backbone,
     InceptionBackbone,
     Skipped,
     or_skipped,
 )
-from mmface.evaluation.inception import FidInception
-from mmface.evaluation.preprocessing import (
+from mmface.metrics.inception import FidInception
+from mmface.metrics.preprocessing import (
     CLIP_STATISTICS,
     CleanBicubic,
     PillowBicubic,
@@ -117,7 +117,7 @@ def test_resizing_filters_are_what_their_names_say(images):
 
 
 def test_clip_preprocessing_is_that_of_transformers(images):
-    processor = CLIPImageProcessor(
+    processor = CLIPImageProcessorPil(
         size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}
     )
     pillow = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]

@@ -8,11 +8,14 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 from pytorch_msssim import ms_ssim, ssim
-from skimage.metrics import structural_similarity
+from skimage import metrics as skimage_metrics
 from torch import Tensor
 
 from mmface.data.rendered import render_face
-from mmface.evaluation.structural import MultiScaleStructuralSimilarity, StructuralSimilarity
+from mmface.metrics.picture_similarity import (
+    multiscale_structural_similarity,
+    structural_similarity,
+)
 
 SIZE_PX = 192
 Pictures = UInt8[Tensor, "batch 3 height width"]
@@ -44,21 +47,14 @@ def darken(image: Image.Image) -> Image.Image:
 CHANGES = pytest.mark.parametrize("change", [blur, noise, darken])
 
 
-def measured(
-    metric: StructuralSimilarity | MultiScaleStructuralSimilarity, pair: tuple[Pictures, Pictures]
-) -> Tensor:
-    metric.update(*pair)
-    return metric.per_picture()
-
-
 @CHANGES
 def test_ssim_agrees_with_pytorch_msssim_and_scikit_image(change):
     images, references = pair = pictures(change)
-    ours = measured(StructuralSimilarity(), pair)
+    ours = structural_similarity(*pair)
     theirs = ssim(images.float(), references.float(), data_range=255, size_average=False)
     torch.testing.assert_close(ours.float(), theirs, atol=5e-5, rtol=0)  # theirs is float32
     for value, image, reference in zip(ours, images, references, strict=True):
-        other = structural_similarity(
+        other = skimage_metrics.structural_similarity(
             reference.numpy(),
             image.numpy(),
             channel_axis=0,
@@ -73,7 +69,7 @@ def test_ssim_agrees_with_pytorch_msssim_and_scikit_image(change):
 @CHANGES
 def test_multiscale_ssim_agrees_with_pytorch_msssim(change):
     images, references = pair = pictures(change)
-    ours = measured(MultiScaleStructuralSimilarity(), pair)
+    ours = multiscale_structural_similarity(*pair)
     theirs = ms_ssim(images.float(), references.float(), data_range=255, size_average=False)
     assert 0.05 < float(theirs.min()) < float(theirs.max()) < 0.999
     # The windows at the border, which theirs leaves out, are a matter of the third decimal here.

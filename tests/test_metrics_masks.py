@@ -14,14 +14,16 @@ from mmface.conditions import LABELS, edge_agreement, flip_labels
 from mmface.data.pictures import ManifestPictures
 from mmface.data.rendered import render_face
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.condition_agreement import (
-    EdgeAgreement,
-    MaskAgreement,
+from mmface.evaluation.references import HeldOutPictures, References
+from mmface.metrics.condition_agreement import (
+    Masks,
+    class_ious,
+    confusion_matrices,
+    edge_agreements,
+    mask_agreement,
     pooled_accuracy,
     pooled_mean_iou,
 )
-from mmface.evaluation.picture_measures import MaskFidelity
-from mmface.evaluation.references import HeldOutPictures, References
 
 PARSER = Path(mmface.__file__).parent / "assets" / "tiny-parser"
 
@@ -40,26 +42,28 @@ def as_batch(*maps):
     return torch.from_numpy(np.stack(maps))
 
 
+def agreement_of(parsed, truth):
+    return mask_agreement(confusion_matrices(truth, parsed))
+
+
 def test_mask_agreement_in_four_averagings_by_hand():
     truth = np.array([[0, 0, 1], [1, 2, 2]], np.uint8)
     parsed = np.array([[0, 1, 1], [1, 2, 0]], np.uint8)
-    metric = MaskAgreement()
-    metric.update(as_batch(parsed, truth), as_batch(truth, truth))
-    result = metric.compute()
+    result = agreement_of(as_batch(parsed, truth), as_batch(truth, truth))
     first = np.array([1 / 3, 2 / 3, 1 / 2])
     assert result.accuracy == pytest.approx(100 * 10 / 12)
     assert result.mean_iou == pytest.approx(100 * (3 / 5 + 4 / 5 + 3 / 4) / 3)
     assert result.mean_iou_of_pictures == pytest.approx(100 * (first.mean() + 1) / 2)
     assert result.mean_iou_absent_zero == pytest.approx(100 * (first.sum() + 3) / 19 / 2)
-    np.testing.assert_allclose(metric.of_classes()[:3], [3 / 5, 4 / 5, 3 / 4])
-    assert metric.of_classes()[3:].isnan().all()
+    pair = as_batch(truth, truth), as_batch(parsed, truth)
+    of_classes = class_ious(confusion_matrices(*pair).sum(0))
+    np.testing.assert_allclose(of_classes[:3], [3 / 5, 4 / 5, 3 / 4])
+    assert of_classes[3:].isnan().all()
 
 
 def test_a_perfect_mask_reaches_all_but_the_nineteen_class_mean(faces):
     masks = as_batch(*(face.labels for face in faces))
-    metric = MaskAgreement()
-    metric.update(masks, masks)
-    result = metric.compute()
+    result = agreement_of(masks, masks)
     assert result[:3] == pytest.approx((100, 100, 100))
     present = np.mean([len(np.unique(face.labels)) for face in faces])
     assert result.mean_iou_absent_zero == pytest.approx(100 * present / len(LABELS))
@@ -71,11 +75,9 @@ def test_a_mirrored_mask_agrees_only_with_swapped_sides(faces):
     swapped = mirrored.copy()
     for left, right in ((4, 5), (6, 7), (8, 9)):  # eyes, brows, ears
         swapped[mirrored == left], swapped[mirrored == right] = right, left
-    own, other = MaskAgreement(), MaskAgreement()
-    own.update(as_batch(flip_labels(labels)), as_batch(swapped))
-    other.update(as_batch(mirrored), as_batch(swapped))
-    assert own.compute()[:3] == pytest.approx((100, 100, 100))
-    assert other.compute().mean_iou < 80
+    own = agreement_of(as_batch(flip_labels(labels)), as_batch(swapped))
+    assert own[:3] == pytest.approx((100, 100, 100))
+    assert agreement_of(as_batch(mirrored), as_batch(swapped)).mean_iou < 80
 
 
 BISENET = [0, 1, 6, 7, 4, 5, 3, 8, 9, 15, 2, 10, 11, 12, 17, 16, 18, 13, 14]
@@ -101,20 +103,16 @@ def test_masks_in_the_order_of_bisenet_agree_once_they_are_read_as_such(faces, t
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
         references = References(ManifestPictures(manifest, 64, "test"), "mask")
         read = as_batch(*(references.order(item, seed=0).labels for item in range(len(faces))))
-        metric = MaskAgreement()
-        metric.update(read, truth)
-        agreement[name] = metric.compute()
+        agreement[name] = agreement_of(read, truth)
     assert agreement["bisenet"][:3] == pytest.approx((100, 100, 100))
     assert agreement["celebamask_hq"].mean_iou < 50
     # And back: what a parser of that order sees, against masks of ours.
     seen = as_batch(*(np.array(BISENET, np.uint8)[ours_to_theirs[f.labels]] for f in faces))
-    metric = MaskAgreement()
-    metric.update(seen, truth)
-    assert metric.compute().accuracy == 100
+    assert agreement_of(seen, truth).accuracy == 100
 
 
 def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pictures):
-    measure = MaskFidelity(PARSER)
+    measure = Masks(PARSER)
     measure.load(torch.device("cpu"))
     references = References(HeldOutPictures(4, 64), "mask")
     orders = [references.order(item, seed=0) for item in range(4)]
@@ -123,35 +121,37 @@ def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pic
     ]
     intervals = measure.intervals(references.ids, rows)
     parser = FaceParser.from_pretrained(PARSER)
-    metric = MaskAgreement()
-    parsed = parser([face.image for face in faces])
-    metric.update(as_batch(*parsed), as_batch(*(face.labels for face in faces)))
-    for name, value in metric.compute()._asdict().items():
+    parsed = as_batch(*parser([face.image for face in faces]))
+    tables = confusion_matrices(as_batch(*(face.labels for face in faces)), parsed)
+    for name, value in mask_agreement(tables)._asdict().items():
         assert intervals[name].estimate == pytest.approx(value, abs=1e-9)
         assert intervals[name].low <= value <= intervals[name].high
     by_class = measure.of_classes(rows)
-    expected = dict(zip(LABELS, metric.of_classes().tolist(), strict=True))
+    expected = dict(zip(LABELS, class_ious(tables.sum(0)).tolist(), strict=True))
     assert by_class == {n: None if np.isnan(v) else pytest.approx(v) for n, v in expected.items()}
 
 
 def test_mask_agreement_agrees_with_torchmetrics(faces):
     truth = as_batch(*(face.labels for face in faces))
     parsed = truth.roll(3, dims=2)
-    metric = MaskAgreement()
-    metric.update(parsed, truth)
-    result = metric.compute()
+    result = agreement_of(parsed, truth)
     arguments = {"num_classes": len(LABELS), "validate_args": False}
     accuracy = MulticlassAccuracy(average="micro", **arguments)(parsed.long(), truth.long())
     iou = MulticlassJaccardIndex(average="macro", **arguments)(parsed.long(), truth.long())
     assert result.accuracy == pytest.approx(100 * float(accuracy), rel=1e-5)
     assert result.mean_iou == pytest.approx(100 * float(iou), rel=1e-5)
-    tables = metric.per_picture().flatten(1).numpy().astype(np.float64).sum(0, keepdims=True)
+    tables = (
+        confusion_matrices(truth, parsed)
+        .flatten(1)
+        .numpy()
+        .astype(np.float64)
+        .sum(0, keepdims=True)
+    )
     assert pooled_accuracy(tables)[0] == pytest.approx(result.accuracy)
     assert pooled_mean_iou(tables)[0] == pytest.approx(result.mean_iou)
 
 
 def test_edge_agreement_is_that_of_single_pictures(faces, face_pictures):
-    metric = EdgeAgreement(tolerance_px=2)
-    metric.update(face_pictures, as_batch(*(face.sketch for face in faces)))
+    scores = edge_agreements(face_pictures, as_batch(*(face.sketch for face in faces)), 2)
     expected = [edge_agreement(face.image, face.sketch, 2) for face in faces]
-    np.testing.assert_allclose(metric.per_picture(), expected)
+    np.testing.assert_allclose(scores, expected)

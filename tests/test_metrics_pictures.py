@@ -1,16 +1,18 @@
 """Metrics of single pictures: LPIPS, SSIM, agreement with masks and sketches, CLIP, the judge."""
 
+import importlib.resources
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchmetrics.functional.image.lpips as reference_lpips
+import torchvision
 from conftest import MAX_TOKENS
 from test_metrics_backbones import tiny_clip
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -21,15 +23,19 @@ from transformers import (
 
 import mmface
 from mmface.data.rendered import render_face
-from mmface.evaluation.backbones import ClipBackbone
-from mmface.evaluation.clip_score import ClipScore, clip_distance
-from mmface.evaluation.judge import (
-    DigitExpectation,
+from mmface.metrics.backbones import ClipBackbone
+from mmface.metrics.caption_agreement import (
     VisionLanguageJudge,
-    YesProbability,
+    clip_distance,
+    clip_scores,
+    digit_expectation,
+    yes_probability,
 )
-from mmface.evaluation.perceptual import PerceptualDistance, PerceptualNetwork
-from mmface.evaluation.structural import MultiScaleStructuralSimilarity, StructuralSimilarity
+from mmface.metrics.picture_similarity import (
+    PerceptualNetwork,
+    multiscale_structural_similarity,
+    structural_similarity,
+)
 
 ASSETS = Path(mmface.__file__).parent / "assets"
 
@@ -52,104 +58,111 @@ def face_pictures(faces):
 # LPIPS
 
 
-@pytest.mark.parametrize("trunk", ["alex", "vgg"])
-def test_lpips_agrees_with_torchmetrics_on_the_same_random_trunk(trunk, face_pictures, monkeypatch):
-    torch.manual_seed(0)
-    network = PerceptualNetwork(trunk)
-    monkeypatch.setattr(
-        reference_lpips, "_get_tv_model_features", lambda *args, **kwargs: network.features
-    )
-    reference = reference_lpips._LPIPS(net=trunk, pnet_rand=True).eval()
+TRUNKS = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}
+TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
+"""The layers that LPIPS reads, by torchvision's numbers."""
+
+
+@pytest.fixture(scope="module", params=["alex", "vgg"])
+def trunk(request, tmp_path_factory):
+    """A random classifier of torchvision, and the file that holds it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TRUNKS[request.param]().eval()
+    path = tmp_path_factory.mktemp("trunk") / f"{request.param}.pth"
+    torch.save(network.state_dict(), path)
+    return request.param, network.features, path
+
+
+def formula(name, features, heads, one, other):
+    """LPIPS as arXiv 1801.03924 writes it, eq. 1, on torchvision's own layers."""
+    shift = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)
+    scale = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    x, y = ((pixels / 127.5 - 1 - shift) / scale for pixels in (one, other))
+    distance = 0
+    for index, layer in enumerate(features):
+        x, y = layer(x), layer(y)
+        if index in TAPS[name]:
+            unit_x, unit_y = (z / (z.square().sum(1, keepdim=True).sqrt() + 1e-10) for z in (x, y))
+            weights = heads[f"lin{TAPS[name].index(index)}.model.1.weight"]
+            distance += torch.conv2d((unit_x - unit_y).square(), weights).mean((1, 2, 3))
+        if index == TAPS[name][-1]:
+            return distance
+    raise AssertionError("a layer is missing")
+
+
+def test_lpips_is_its_formula_on_torchvisions_file(trunk, face_pictures):
+    name, features, path = trunk
+    network = PerceptualNetwork.from_weights(name, path)
     one, other = face_pictures[:2], noise_pictures(2)
-    expected = reference(one / 127.5 - 1, other / 127.5 - 1).flatten().double()
-    metric = PerceptualDistance(network)
-    metric.update(one, other)
-    torch.testing.assert_close(metric.per_picture(), expected, rtol=1e-3, atol=1e-7)
-    swapped = PerceptualDistance(network)
-    swapped.update(other, one)
-    torch.testing.assert_close(metric.per_picture(), swapped.per_picture())
-    same = PerceptualDistance(network)
-    same.update(one, one)
-    assert float(same.compute()) == 0
+    folder = importlib.resources.files("torchmetrics.functional.image") / "lpips_models"
+    heads = torch.load(str(folder / f"{name}.pth"), map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        expected = formula(name, features, heads, one, other)
+    assert expected.min() > 0.01
+    torch.testing.assert_close(network(one, other), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(network(one, other), network(other, one))
+    assert network(one, one).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("trunk", ["alex", "vgg"])
-def test_lpips_agrees_with_its_own_package_where_that_can_be_imported(trunk, face_pictures):
-    package = pytest.importorskip("lpips", exc_type=ImportError)
-    torch.manual_seed(0)
-    network = PerceptualNetwork(trunk)
-    reference = package.LPIPS(net=trunk, pnet_rand=True, verbose=False).eval()
-    own = {f"{index}": layer for index, layer in enumerate(network.features)}
-    for slice_ in reference.net.children():
-        for index, layer in slice_.named_children():
-            if layer.state_dict():
-                layer.load_state_dict(own[index].state_dict())
-    ours, theirs = PerceptualDistance(network), PerceptualDistance(reference)
-    for metric in (ours, theirs):
-        metric.update(face_pictures[:2], noise_pictures(2))
-    torch.testing.assert_close(ours.per_picture(), theirs.per_picture(), rtol=1e-3, atol=1e-7)
-
-
-def test_lpips_trunk_is_read_from_torchvisions_file(tmp_path):
-    network = PerceptualNetwork("alex")
-    assert network.protocol.startswith("untrained:lpips-0.1-alex/")
-    weights = {f"features.{k}": v for k, v in network.features.state_dict().items()}
-    torch.save(weights | {"classifier.1.weight": torch.zeros(2, 2)}, tmp_path / "alex.pth")
-    loaded = PerceptualNetwork.from_weights("alex", tmp_path / "alex.pth")
-    assert loaded.protocol == network.protocol.removeprefix("untrained:")
-    with pytest.raises(ValueError, match="does not hold the vgg trunk"):
-        PerceptualNetwork.from_weights("vgg", tmp_path / "alex.pth")
+def test_lpips_takes_no_file_but_that_of_its_trunk(trunk, tmp_path):
+    name, _, path = trunk
+    loaded = PerceptualNetwork.from_weights(name, path)
+    assert loaded.protocol.startswith(f"lpips-0.1-{name}/sha256:")
+    assert PerceptualNetwork(name).protocol.startswith(f"untrained:lpips-0.1-{name}/")
+    assert loaded.protocol == PerceptualNetwork.from_weights(name, path).protocol
+    other = {"alex": "vgg", "vgg": "alex"}[name]
+    with pytest.raises(ValueError, match=f"does not hold the {other} trunk"):
+        PerceptualNetwork.from_weights(other, path)
     with pytest.raises(ValueError, match="no trunk 'squeeze'"):
         PerceptualNetwork("squeeze")
+    torch.save({"features.0.weight": Path("a")}, tmp_path / "code.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        PerceptualNetwork.from_weights(name, tmp_path / "code.pth")
 
 
 # SSIM
 
 
+def in_turn(measure, images, others):
+    return torch.cat([measure(a[None], b[None]) for a, b in zip(images, others, strict=True)])
+
+
 def test_ssim_of_a_picture_is_one_and_does_not_depend_on_its_batch(face_pictures):
-    metric = StructuralSimilarity()
+    same = structural_similarity(face_pictures, face_pictures)
+    assert same.tolist() == pytest.approx([1] * 4, abs=1e-6)
     dark = (face_pictures // 3).to(torch.uint8)
-    metric.update(face_pictures, face_pictures)
-    assert float(metric.compute()) == pytest.approx(1, abs=1e-6)
-    together, alone = StructuralSimilarity(), StructuralSimilarity()
-    together.update(face_pictures, dark)
-    for one, other in zip(face_pictures, dark, strict=True):
-        alone.update(one[None], other[None])
-    torch.testing.assert_close(together.per_picture(), alone.per_picture())
-    assert together.per_picture().std() > 1e-3
+    together = structural_similarity(face_pictures, dark)
+    torch.testing.assert_close(together, in_turn(structural_similarity, face_pictures, dark))
+    assert together.dtype == torch.float64
+    assert together.std() > 1e-3
 
 
 def test_ssim_against_its_formula_on_flat_pictures():
     one = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
     other = torch.full((1, 3, 32, 32), 102, dtype=torch.uint8)
-    metric = StructuralSimilarity()
-    metric.update(one, other)
     expected = (2 * 0.2 * 0.4 + 0.01**2) / (0.2**2 + 0.4**2 + 0.01**2)
-    assert float(metric.compute()) == pytest.approx(expected, abs=1e-4)
+    assert float(structural_similarity(one, other)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_multiscale_ssim_does_not_depend_on_its_batch():
     pictures = torch.stack([noise_pictures(1, 176, seed)[0] // (seed + 1) for seed in range(3)])
     others = (pictures // 2 + 40).to(torch.uint8)
-    together, alone = MultiScaleStructuralSimilarity(), MultiScaleStructuralSimilarity()
-    together.update(pictures, others)
-    for one, other in zip(pictures, others, strict=True):
-        alone.update(one[None], other[None])
-    torch.testing.assert_close(together.per_picture(), alone.per_picture())
-    assert together.per_picture().std() > 1e-3
+    together = multiscale_structural_similarity(pictures, others)
+    alone = in_turn(multiscale_structural_similarity, pictures, others)
+    torch.testing.assert_close(together, alone)
+    assert together.std() > 1e-3
 
 
 def test_multiscale_ssim_needs_176_pixels():
-    metric = MultiScaleStructuralSimilarity()
     small = noise_pictures(1, size=175)
     with pytest.raises(ValueError, match=r"sides of 176 pixels.*175x175"):
-        metric.update(small, small)
+        multiscale_structural_similarity(small, small)
     picture = noise_pictures(1, size=176)
-    metric.update(picture, picture)
-    assert float(metric.compute()) == pytest.approx(1, abs=1e-6)
+    same = multiscale_structural_similarity(picture, picture)
+    assert float(same) == pytest.approx(1, abs=1e-6)
     grey = torch.full((1, 3, 176, 176), 128, dtype=torch.uint8)
-    metric.update(grey, grey)
-    assert torch.isfinite(metric.per_picture()).all()
+    assert torch.isfinite(multiscale_structural_similarity(grey, grey)).all()
 
 
 # CLIP
@@ -162,27 +175,22 @@ def test_clip_score_is_the_cosine_unclamped_and_its_distance_the_rest():
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
     output = model(pixel_values=backbone.preprocessing(images), **tokens)
     cosines = torch.cosine_similarity(output.image_embeds, output.text_embeds).double()
-    metric = ClipScore(backbone)
-    metric.update(images[:4], captions[:4])
-    metric.update(images[4:], captions[4:])
-    torch.testing.assert_close(metric.per_picture(), 100 * cosines.detach(), atol=1e-4, rtol=1e-5)
-    assert clip_distance(float(metric.compute())) == pytest.approx(float(1 - cosines.mean()))
-    opposite = ClipScore(backbone)
+    batches = (slice(4), slice(4, 6))
+    scores = torch.cat([clip_scores(backbone, images[b], captions[b]) for b in batches])
+    torch.testing.assert_close(scores, 100 * cosines.detach(), atol=1e-4, rtol=1e-5)
+    assert clip_distance(float(scores.mean())) == pytest.approx(float(1 - cosines.mean()))
     with torch.no_grad():
         model.text_projection.weight.neg_()
-    opposite.update(images, captions)
-    torch.testing.assert_close(opposite.per_picture(), -metric.per_picture())
+    torch.testing.assert_close(clip_scores(backbone, images, captions), -scores)
     with pytest.raises(ValueError, match="1 captions"):
-        metric.update(images, captions[:1])
+        clip_scores(backbone, images, captions[:1])
 
 
 def test_a_long_caption_keeps_its_end_of_text():
     model, tokenizer = tiny_clip()
     backbone = ClipBackbone(model, tokenizer, "untrained:clip")
     fits = " ".join("a" * (MAX_TOKENS - 2))
-    metric = ClipScore(backbone)
-    metric.update(noise_pictures(2, size=32), [fits, fits + " b c d"])
-    assert int(metric.num_cut) == 1
+    assert [backbone.is_cut(caption) for caption in (fits, fits + " b c d")] == [False, True]
     # What is cut away does not count, and what is kept ends as a caption that just fits.
     embedded = backbone.embed_captions([fits, fits + " b c d", "b" + fits[1:]])
     torch.testing.assert_close(embedded[0], embedded[1])
@@ -223,11 +231,11 @@ class FixedJudge:
 def test_ratings_are_expectations_over_the_answers():
     uniform = FixedJudge(np.zeros(12))
     certain = FixedJudge([0] * 9 + [100, np.log(3), 0])
-    images, captions = noise_pictures(2, size=16), ["a man", "a {strange} caption"]
+    (image,) = noise_pictures(1, size=16)
     for judge, digit, yes in ((uniform, 0.5, 0.5), (certain, 1.0, 0.75)):
-        for metric, expected in ((DigitExpectation(judge), digit), (YesProbability(judge), yes)):
-            metric.update(images, captions)
-            assert metric.per_picture().tolist() == pytest.approx([expected] * 2)
+        for caption in ("a man", "a {strange} caption"):
+            assert digit_expectation(judge, image, caption) == pytest.approx(digit)
+            assert yes_probability(judge, image, caption) == pytest.approx(yes)
     assert any('"a {strange} caption"' in question for question in uniform.questions)
 
 
@@ -248,7 +256,7 @@ def tiny_judge(words):
         "{% endfor %}"
     )
     processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -273,21 +281,19 @@ def tiny_judge(words):
     return VisionLanguageJudge(model, processor, "untrained:llava")
 
 
+def rated(rate, judge, images, captions):
+    return [rate(judge, image, text) for image, text in zip(images, captions, strict=True)]
+
+
 def test_a_vision_language_model_judges_without_sampling(face_pictures):
     judge = tiny_judge(["Yes", "No", "a", "man", *"0123456789"])
-    metric = YesProbability(judge)
     captions = ["a man", "a", "man", "man a"]
-    metric.update(face_pictures, captions)
-    ratings = metric.per_picture()
-    assert ((ratings > 0) & (ratings < 1)).all()
-    assert ratings.unique().numel() > 1
-    alone = YesProbability(judge)
-    for image, caption in zip(face_pictures, captions, strict=True):
-        alone.update(image[None], [caption])
-    torch.testing.assert_close(alone.per_picture(), ratings)
-    darker = YesProbability(judge)
-    darker.update((face_pictures // 4).to(torch.uint8), captions)
-    assert not torch.allclose(darker.per_picture(), ratings)
+    ratings = rated(yes_probability, judge, face_pictures, captions)
+    assert all(0 < rating < 1 for rating in ratings)
+    assert len(set(ratings)) > 1
+    assert rated(yes_probability, judge, face_pictures, captions) == ratings
+    darker = (face_pictures // 4).to(torch.uint8)
+    assert rated(yes_probability, judge, darker, captions) != pytest.approx(ratings)
 
 
 def test_the_side_of_the_padding_does_not_move_a_rating(face_pictures):
@@ -296,15 +302,14 @@ def test_the_side_of_the_padding_does_not_move_a_rating(face_pictures):
     ratings = {}
     for side in ("left", "right"):
         judge.processor.tokenizer.padding_side = side
-        metric = DigitExpectation(judge)
-        metric.update(face_pictures, captions)
-        ratings[side] = metric.per_picture()
-    assert torch.equal(ratings["left"], ratings["right"])
-    assert ratings["left"].unique().numel() > 1
+        ratings[side] = rated(digit_expectation, judge, face_pictures, captions)
+    assert ratings["left"] == ratings["right"]
+    assert len(set(ratings["left"])) > 1
 
 
 def test_a_judge_that_splits_its_answers_is_refused():
     judge = tiny_judge(["Yes", "No"])
-    YesProbability(judge)
+    (image,) = noise_pictures(1, size=16)
+    yes_probability(judge, image, "a man")
     with pytest.raises(ValueError, match="no single token for the answer '0'"):
-        DigitExpectation(judge)
+        digit_expectation(judge, image, "a man")

@@ -7,19 +7,18 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from torchmetrics.wrappers import FeatureShare
 
-from mmface.evaluation.backbones import UNTRAINED, Backbone
-from mmface.evaluation.frechet import FeatureStatistics, FrechetDistance, frechet_distance
-from mmface.evaluation.kernel import (
-    ClipDiscrepancy,
-    KernelDistance,
+from mmface.metrics.backbones import UNTRAINED, Backbone
+from mmface.metrics.feature_sets import (
+    FeatureStatistics,
+    frechet_distance,
     gaussian_mmd,
     kernel_distance,
     polynomial_mmd,
+    precision_recall,
+    require_width,
 )
-from mmface.evaluation.precision_recall import PrecisionRecallMetric, precision_recall
-from mmface.evaluation.preprocessing import TorchBilinear
+from mmface.metrics.preprocessing import TorchBilinear
 
 WIDTH = 12
 
@@ -99,34 +98,24 @@ def test_a_large_offset_is_no_distance():
     one, other = normal(400), normal(400, seed=1, shift=0.4)
     plain = frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other))
 
-    def streamed(features):
-        features = features + 1e4
-        return FeatureStatistics.from_sums(len(features), features.sum(0), features.T @ features)
-
-    assert frechet_distance(streamed(one), streamed(other)) == pytest.approx(plain, rel=1e-5)
+    offset = [FeatureStatistics.of(features + 1e4) for features in (one, other)]
+    assert frechet_distance(*offset) == pytest.approx(plain, rel=1e-5)
 
 
-def test_streaming_order_batches_and_shards_do_not_matter(backbone):
+def distance(real, generated):
+    return frechet_distance(*(FeatureStatistics.of(features) for features in (real, generated)))
+
+
+def in_batches(backbone, images, size):
+    return torch.cat([backbone(batch) for batch in images.split(size)])
+
+
+def test_order_batches_and_direction_do_not_matter(backbone):
     real, generated = pictures(30), pictures(26, seed=1, brightness=0.7)
-    whole = FrechetDistance(backbone)
-    whole.update(real, real=True)
-    whole.update(generated, real=False)
-    at_once = frechet_distance(
-        FeatureStatistics.of(backbone(real)), FeatureStatistics.of(backbone(generated))
-    )
-    assert float(whole.compute()) == pytest.approx(at_once, rel=1e-8)
-    shards = [FrechetDistance(backbone) for _ in range(3)]
-    for index, batch in enumerate(real.flip(0).split(7)):
-        shards[index % 3].update(batch, real=True)
-    for index, batch in enumerate(generated.flip(0).split(4)):
-        shards[index % 3].update(batch, real=False)
-    for shard in shards[1:]:
-        shards[0].merge_state(shard)
-    assert float(shards[0].compute()) == pytest.approx(at_once, rel=1e-6)
-    swapped = FrechetDistance(backbone)
-    swapped.update(generated, real=True)
-    swapped.update(real, real=False)
-    assert float(swapped.compute()) == pytest.approx(at_once, rel=1e-8)
+    at_once = distance(backbone(real), backbone(generated))
+    apart = [in_batches(backbone, real.flip(0), 7), in_batches(backbone, generated.flip(0), 4)]
+    assert distance(*apart) == pytest.approx(at_once, rel=1e-6)
+    assert distance(backbone(generated), backbone(real)) == pytest.approx(at_once, rel=1e-8)
 
 
 class ExactSums(Backbone):
@@ -143,32 +132,24 @@ class ExactSums(Backbone):
         return pixels.flatten(1).unflatten(1, (-1, WIDTH)).sum(1) + self.offset
 
 
-def test_exact_features_give_one_distance_in_any_order_batch_and_shard():
+def test_exact_features_give_one_distance_in_any_order_and_batch():
     real, generated = pictures(31), pictures(26, seed=1, brightness=0.7)
     backbone = ExactSums()
-    at_once = frechet_distance(
-        FeatureStatistics.of(backbone(real)), FeatureStatistics.of(backbone(generated))
-    )
+    at_once = distance(backbone(real), backbone(generated))
     shuffled = torch.randperm(31, generator=torch.Generator().manual_seed(2))
-    for batch, num_shards, order in ((1, 1, shuffled), (5, 2, shuffled), (31, 4, torch.arange(31))):
-        shards = [FrechetDistance(backbone) for _ in range(num_shards)]
-        for index, images in enumerate(real[order].split(batch)):
-            shards[index % num_shards].update(images, real=True)
-        for index, images in enumerate(generated.flip(0).split(batch)):
-            shards[-1 - index % num_shards].update(images, real=False)
-        for shard in shards[1:]:
-            shards[0].merge_state(shard)
-        assert float(shards[0].compute()) == pytest.approx(at_once, rel=1e-8)
+    for batch, order in ((1, shuffled), (5, shuffled), (31, torch.arange(31))):
+        sets = (in_batches(backbone, real[order], batch), in_batches(backbone, generated, batch))
+        assert distance(*sets) == pytest.approx(at_once, rel=1e-8)
 
 
 def test_features_in_float32_are_summed_in_float64():
-    def distance(offset):
-        metric = FrechetDistance(ExactSums(offset))
-        metric.update(pictures(40), real=True)
-        metric.update(pictures(40, seed=1, brightness=0.9), real=False)
-        return float(metric.compute())
+    def offset_distance(offset):
+        backbone = ExactSums(offset)
+        features = [backbone(pictures(40)), backbone(pictures(40, seed=1, brightness=0.9))]
+        assert features[0].dtype == torch.float32
+        return distance(*features)
 
-    assert distance(1e4) == pytest.approx(distance(0.0), rel=1e-6)
+    assert offset_distance(1e4) == pytest.approx(offset_distance(0.0), rel=1e-6)
 
 
 class Features(nn.Module):
@@ -187,29 +168,13 @@ def test_frechet_and_kernel_distance_agree_with_torchmetrics(backbone):
     real, generated = pictures(40), pictures(40, seed=1, brightness=0.8)
     reference = FrechetInceptionDistance(Features(backbone), input_img_size=(3, 24, 24))
     kernel_reference = KernelInceptionDistance(Features(backbone), subsets=2, subset_size=40)
-    own, kernel = FrechetDistance(backbone), KernelDistance(backbone, num_subsets=2)
-    for metric in (reference, kernel_reference, own, kernel):
+    for metric in (reference, kernel_reference):
         metric.update(real, real=True)
         metric.update(generated, real=False)
-    assert float(own.compute()) == pytest.approx(float(reference.compute()), rel=1e-4)
-    assert kernel.compute().mean == pytest.approx(float(kernel_reference.compute()[0]), rel=1e-3)
-
-
-def test_statistics_are_saved_and_serve_as_reference(backbone, tmp_path):
-    real, generated = pictures(20), pictures(20, seed=1)
-    full = FrechetDistance(backbone)
-    full.update(real, real=True)
-    full.update(generated, real=False)
-    full.real().save(tmp_path / "real.npz")
-    cached = FrechetDistance(backbone, FeatureStatistics.load(tmp_path / "real.npz"))
-    cached.update(generated, real=False)
-    assert float(cached.compute()) == float(full.compute())
-    assert [path.name for path in tmp_path.iterdir()] == ["real.npz"]
-    with pytest.raises(ValueError, match="reference is given"):
-        cached.update(real, real=True)
-    np.savez(tmp_path / "old.npz", mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match="lacks count"):
-        FeatureStatistics.load(tmp_path / "old.npz")
+    features = backbone(real), backbone(generated)
+    assert distance(*features) == pytest.approx(float(reference.compute()), rel=1e-4)
+    kernel = kernel_distance(*features, num_subsets=2)
+    assert kernel.mean == pytest.approx(float(kernel_reference.compute()[0]), rel=1e-3)
 
 
 def test_frechet_refuses_what_it_cannot_compare():
@@ -283,17 +248,6 @@ def test_precision_recall_by_hand_on_a_line():
     assert result.coverage == 3 / 4  # 2 lies 1.5 from both
 
 
-def test_one_pass_of_the_network_serves_all_metrics_of_sets(backbone):
-    real, generated = pictures(20), pictures(20, seed=1)
-    shared = FeatureShare([KernelDistance(backbone, subset_size=20), ClipDiscrepancy(backbone)])
-    precision = PrecisionRecallMetric(backbone)
-    for metric in (shared, precision):
-        metric.update(real, real=True)
-        metric.update(generated, real=False)
-    features = backbone(real), backbone(generated)
-    assert float(shared.compute()["ClipDiscrepancy"]) == pytest.approx(gaussian_mmd(*features))
-    assert precision.compute() == precision_recall(*features)
-    half_empty = PrecisionRecallMetric(backbone)
-    half_empty.update(real, real=True)
-    with pytest.raises(ValueError, match="no generated"):
-        half_empty.feature_sets()
+def test_features_of_two_networks_are_not_compared():
+    with pytest.raises(ValueError, match="12 and 3 wide; read both sets with the same"):
+        require_width(normal(9), normal(9, width=3))

@@ -5,13 +5,16 @@ import pytest
 import torch
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from mmface.evaluation.condition_agreement import MaskAgreement, pooled_mean_iou
-from mmface.evaluation.frechet import FeatureStatistics, frechet_distance
-from mmface.evaluation.statistics import (
-    bootstrap,
-    bootstrap_mean,
+from mmface.metrics.condition_agreement import confusion_matrices, mask_agreement, pooled_mean_iou
+from mmface.metrics.feature_sets import (
+    FeatureStatistics,
+    frechet_distance,
     frechet_floor,
     frechet_infinity,
+)
+from mmface.metrics.statistics import (
+    bootstrap,
+    bootstrap_mean,
     over_seeds,
     paired_difference,
     require_equal_counts,
@@ -90,11 +93,10 @@ def test_bootstrap_of_a_mean_iou_resamples_pictures():
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(0, 3, (30, 8, 8), generator=generator, dtype=torch.uint8)
     parsed = torch.where(torch.rand(masks.shape, generator=generator) < 0.2, 0, masks)
-    metric = MaskAgreement()
-    metric.update(parsed.to(torch.uint8), masks)
-    tables = metric.per_picture().flatten(1).numpy().astype(np.float64)
-    interval = bootstrap(tables, pooled_mean_iou, num_resamples=300)
-    assert interval.estimate == pytest.approx(metric.compute().mean_iou)
+    tables = confusion_matrices(masks, parsed.to(torch.uint8))
+    totals = tables.double().flatten(1).numpy()
+    interval = bootstrap(totals, pooled_mean_iou, num_resamples=300)
+    assert interval.estimate == pytest.approx(mask_agreement(tables).mean_iou)
     assert interval.low < interval.estimate < interval.high
     assert interval.high - interval.low < 10
 

@@ -8,9 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from mmface.evaluation.backbones import Skipped
-from mmface.evaluation.published import TABLE_1, TABLE_2, TABLE_3, TABLES, printed_distance
-from mmface.evaluation.table_formats import (
+from mmface.evaluation.reports import (
     FORMATS,
     as_csv,
     as_json,
@@ -19,7 +17,19 @@ from mmface.evaluation.table_formats import (
     as_plain,
     write_table,
 )
-from mmface.evaluation.tables import COLUMNS, Cell, Measured, Row, Table, installed_versions
+from mmface.evaluation.tables import (
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLES,
+    Cell,
+    Measured,
+    Table,
+    TableRow,
+    installed_versions,
+    printed_distance,
+)
+from mmface.metrics.metric import Skipped, columns
 
 VERSIONS = {"mmface": "1.0", "torch": "2.0"}
 SKIPPED = Skipped("no file weights_50%.pth", "download it")
@@ -39,7 +49,7 @@ def test_published_distance_is_one_minus_the_score(row):
 def test_published_tables_are_whole():
     assert [len(table.rows) for table in TABLES] == [8, 7, 5]
     for table in TABLES:
-        assert set(table.metrics) <= set(COLUMNS)
+        assert set(table.metrics) <= set(columns())
         for row in table.rows:
             assert set(row.values) == set(table.metrics)
     with pytest.raises(ValueError, match="no method 'GAN'"):
@@ -125,14 +135,14 @@ def test_ablation_ends_at_the_diffusion_model_of_the_main_table():
 @pytest.fixture
 def table():
     rows = [
-        Row(
+        TableRow(
             "UaC & co_1",
             {
                 "fid": Cell(Decimal("48.88"), Measured(47.123, 6000, "p/1", spread=0.21, seeds=3)),
                 "ssim": Cell(Decimal("0.50"), None),
             },
         ),
-        Row(
+        TableRow(
             "ours",
             {
                 "fid": Cell(None, Measured(16.6, 6000, "p/1", spread=0.1, seeds=3)),
@@ -184,7 +194,7 @@ def test_latex(table):
 def test_latex_escapes_all_that_it_would_read():
     name = r"50% of $a & #b_c {d} ~e ^f \g <h> |i| [j] – “k” é"
     remedy = "run: x_1 --y=$HOME/{z} → done"
-    rows = [Row(name, {"fid": Cell(None, Skipped("no a\\b", remedy))}), Row("[k]", {})]
+    rows = [TableRow(name, {"fid": Cell(None, Skipped("no a\\b", remedy))}), TableRow("[k]", {})]
     text = as_latex(Table("t", ["fid"], rows, versions=VERSIONS))
     body = text.split(r"\midrule")[1]
     plain = body.replace(r"\\", "").replace(r"\bottomrule", "").replace(r"\end{tabular}", "")
@@ -221,16 +231,16 @@ def test_csv_and_json_hold_every_cell_unrounded(table):
 def test_best_is_marked_within_one_protocol_and_n_only(table):
     assert table.best("fid") == {"ours"}
     assert table.best("clip") == set()
-    other = Row("other", {"clip": Cell(None, Measured(40.0, 6000, "c/2"))})
+    other = TableRow("other", {"clip": Cell(None, Measured(40.0, 6000, "c/2"))})
     assert Table("t", ["clip"], [*table.rows, other], versions=VERSIONS).best("clip") == set()
-    same = Row("other", {"clip": Cell(None, Measured(40.0, 6000, "c/1"))})
+    same = TableRow("other", {"clip": Cell(None, Measured(40.0, 6000, "c/1"))})
     assert Table("t", ["clip"], [*table.rows, same], versions=VERSIONS).best("clip") == {"other"}
 
 
 def test_sets_of_unequal_n_do_not_stand_in_one_column():
     rows = [
-        Row("a", {"fid": Cell(None, Measured(9.0, 6000, "p"))}),
-        Row("b", {"fid": Cell(None, Measured(8.0, 5000, "p"))}),
+        TableRow("a", {"fid": Cell(None, Measured(9.0, 6000, "p"))}),
+        TableRow("b", {"fid": Cell(None, Measured(8.0, 5000, "p"))}),
     ]
     with pytest.raises(ValueError, match=r"FID: .*a: 6000, b: 5000"):
         Table("t", ["fid"], rows)
@@ -239,7 +249,7 @@ def test_sets_of_unequal_n_do_not_stand_in_one_column():
 
 
 def test_untrained_networks_are_said_in_every_format():
-    rows = [Row("a", {"fid": Cell(None, Measured(9.0, 64, "untrained:inception/x"))})]
+    rows = [TableRow("a", {"fid": Cell(None, Measured(9.0, 64, "untrained:inception/x"))})]
     table = Table("t", ["fid"], rows, versions=VERSIONS)
     for suffix, write in FORMATS.items():
         mark = "untrained:" if suffix == ".csv" else "MADE WITH UNTRAINED NETWORKS"

@@ -10,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.encoders import VAES, LatentCodec
-from mmface.evaluation.backbones import Skipped, or_skipped
-from mmface.evaluation.methods import GeneratingMethod, PipelineMethod, digest_of_folder
-from mmface.evaluation.references import Order, References
+from mmface.evaluation.methods import (
+    GeneratingMethod,
+    Picture,
+    PipelineMethod,
+    digest_of_folder,
+)
+from mmface.evaluation.references import References
+from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
 
 
 class RealPictures(GeneratingMethod):
@@ -36,9 +39,7 @@ class RealPictures(GeneratingMethod):
         """Nothing but the references."""
         return {"method": type(self).__name__}
 
-    def generate(
-        self, orders: Sequence[Order], device: torch.device
-    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
         """Give the true pictures."""
         return [order.face.image for order in orders]
 
@@ -50,7 +51,7 @@ class OtherFaces(RealPictures):
         """Name the row."""
         super().__init__(name)
 
-    def order(self, references: References, item: int, seed: int) -> Order:
+    def order(self, references: References, item: int, seed: int) -> PictureOrder:
         """Take the next face's picture under this face's name."""
         other = references.order((item + 1) % len(references), seed)
         return replace(references.order(item, seed), face=other.face)
@@ -99,9 +100,7 @@ class VaeReconstruction(GeneratingMethod):
         return {"method": type(self).__name__, "weights": weights}
 
     @torch.no_grad()
-    def generate(
-        self, orders: Sequence[Order], device: torch.device
-    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
         """Encode by the posterior's mean, and decode."""
         codec = self._load()
         codec.vae.to(device)
@@ -112,7 +111,7 @@ class VaeReconstruction(GeneratingMethod):
 class ShuffledPrompts(PipelineMethod):
     """A pipeline that is given the next face's prompt, and measured against the face's own."""
 
-    def order(self, references: References, item: int, seed: int) -> Order:
+    def order(self, references: References, item: int, seed: int) -> PictureOrder:
         """Ask with the next face's prompt."""
         other = references.order((item + 1) % len(references), seed)
         return replace(references.order(item, seed), prompt=other.prompt)
@@ -121,7 +120,7 @@ class ShuffledPrompts(PipelineMethod):
 class ShuffledConditions(PipelineMethod):
     """A pipeline that is given the next face's condition, and measured against the face's own."""
 
-    def order(self, references: References, item: int, seed: int) -> Order:
+    def order(self, references: References, item: int, seed: int) -> PictureOrder:
         """Ask with the next face's mask or sketch."""
         other = references.order((item + 1) % len(references), seed)
         return replace(references.order(item, seed), face=other.face)

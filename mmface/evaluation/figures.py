@@ -11,8 +11,8 @@ from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, Modality, colorize
 from mmface.evaluation.generation import Pictures
 from mmface.evaluation.parted_work import write_aside
 from mmface.evaluation.references import References
-from mmface.evaluation.tables import COLUMNS, Column
 from mmface.grid import FAINT_INK, FRAME, INK, PAPER, GridRow, labelled_grid
+from mmface.metrics.metric import Column, columns
 
 SERIES = (
     (31, 119, 180),
@@ -224,16 +224,16 @@ def guidance_plot(
     if not curves:
         raise ValueError("there is no curve to draw; give two or more guidance_scales")
     panel, left, height, gap, between = 340, 84, 240, 96, 104
-    columns = 2 if len(curves) == 4 else min(3, len(curves))
-    lines = math.ceil(len(curves) / columns)
-    width = left + columns * (panel + gap) - gap + 32
+    across = 2 if len(curves) == 4 else min(3, len(curves))
+    lines = math.ceil(len(curves) / across)
+    width = left + across * (panel + gap) - gap + 32
     methods = list(dict.fromkeys(name for each in curves.values() for name in each))
     title = "Metrics against the scale of guidance"
     chart = _Chart(width, 22 + lines * (height + between) - 24, title, methods)
     for index, (metric, series) in enumerate(curves.items()):
-        x = left + (index % columns) * (panel + gap)
-        y = chart.top + 22 + (index // columns) * (height + between)
-        _panel(chart, (x, y, panel, height), COLUMNS[metric], series, methods)
+        x = left + (index % across) * (panel + gap)
+        y = chart.top + 22 + (index // across) * (height + between)
+        _panel(chart, (x, y, panel, height), columns()[metric], series, methods)
     return chart.finished()
 
 

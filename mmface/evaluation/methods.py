@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 
 from mmface.conditions import Modality
-from mmface.evaluation.backbones import Skipped
-from mmface.evaluation.references import Order, References
+from mmface.evaluation.references import References
 from mmface.guidance import Guidance
+from mmface.metrics.metric import Order, PictureOrder, Skipped, or_skipped
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling_recipe import PICTURE_SUFFIXES
 from mmface.step_cache import StepCache
 
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 RESULTS_FILE = "results.jsonl"
-WHOLE = (0.0, 1.0)
+ALL_STEPS = (0.0, 1.0)
 _SHOWN = 5
+Picture = UInt8[np.ndarray, "height width 3"]
 
 
 class Method(ABC):
@@ -61,9 +64,7 @@ class GeneratingMethod(Method):
         return references.order(item, seed)
 
     @abstractmethod
-    def generate(
-        self, orders: Sequence[Order], device: torch.device
-    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
         """Make pictures.
 
         Args:
@@ -103,7 +104,7 @@ class PipelineMethod(GeneratingMethod):
         guidance_scale: float | None = None,
         how: str = "give the folder of a saved pipeline",
         solver: str | None = None,
-        guidance_interval: Sequence[float] = WHOLE,
+        guidance_interval: Sequence[float] = ALL_STEPS,
         cache: StepCache | None = None,
     ) -> None:
         """Name a pipeline; it is loaded when the first picture is asked for.
@@ -149,7 +150,7 @@ class PipelineMethod(GeneratingMethod):
         interval = (self.guidance.start, self.guidance.end)
         later = {
             "solver": self.solver,
-            "guidance_interval": None if interval == WHOLE else interval,
+            "guidance_interval": None if interval == ALL_STEPS else interval,
             "cache": None if self.cache is None else self.cache.made_by(),
         }
         return {
@@ -177,9 +178,7 @@ class PipelineMethod(GeneratingMethod):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def generate(
-        self, orders: Sequence[Order], device: torch.device
-    ) -> list[UInt8[np.ndarray, "height width 3"]]:
+    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
         """Sample.
 
         Args:
@@ -224,7 +223,7 @@ class ReleasedMethod(PipelineMethod):
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         solver: str | None = None,
-        guidance_interval: Sequence[float] = WHOLE,
+        guidance_interval: Sequence[float] = ALL_STEPS,
         cache: StepCache | None = None,
     ) -> None:
         """Name a checkpoint.
@@ -342,3 +341,116 @@ def _listed_pictures(path: Path) -> dict[str, Path]:
 def _named_pictures(folder: Path) -> dict[str, Path]:
     pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in pictures}
+
+
+class ControlNetMethod(GeneratingMethod):
+    """A Stable Diffusion with a ControlNet, zero-shot: trained on other masks and sketches.
+
+    The paper does not say which ControlNets it measured, and no well-known one reads face parsing.
+    A fine-tuned ControlNet goes in by its folder.
+    """
+
+    remark = "ControlNet is zero-shot: it was not trained on these conditions"
+
+    def __init__(
+        self,
+        name: str,
+        controlnet: str | Path,
+        base: str | Path = STABLE_DIFFUSION,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        size_px: int = 512,
+    ) -> None:
+        """Name the models; they are loaded when they are first needed.
+
+        Args:
+            name: the row's name.
+            controlnet: a folder or hub id of the ControlNet.
+            base: a folder or hub id of the Stable Diffusion that it was trained on.
+            num_inference_steps: steps of the pipeline's own scheduler.
+            guidance_scale: scale of guidance.
+            size_px: edge of the pictures that it makes; they are resized to the references' size.
+        """
+        super().__init__(name)
+        self.controlnet = str(controlnet)
+        self.base = str(base)
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.size_px = size_px
+        self._pipeline: Any = None
+
+    @abstractmethod
+    def condition_picture(self, order: PictureOrder) -> Image.Image:
+        """Draw the condition as the ControlNet wants it: RGB, `size_px` wide."""
+
+    def _load(self) -> Any:
+        from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+        if self._pipeline is None:
+            self._pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+                self.base,
+                controlnet=ControlNetModel.from_pretrained(self.controlnet, use_safetensors=True),
+                safety_checker=None,
+                use_safetensors=True,
+            )
+            self._pipeline.set_progress_bar_config(disable=True)
+        return self._pipeline
+
+    def unavailable(self) -> Skipped | None:
+        """Whether a model cannot be loaded."""
+        remedy = f"hf download {self.base}; hf download {self.controlnet}"
+        pipeline = or_skipped(self._load, remedy)
+        return pipeline if isinstance(pipeline, Skipped) else None
+
+    def made_by(self) -> dict[str, Any]:
+        """The models, folders by their content, and the sampler's settings."""
+        models = {}
+        for part in ("base", "controlnet"):
+            path = getattr(self, part)
+            models[part] = digest_of_folder(path) if Path(path).is_dir() else path
+        settings = ("num_inference_steps", "guidance_scale", "size_px")
+        return {
+            "method": type(self).__name__,
+            **models,
+            **{name: getattr(self, name) for name in settings},
+        }
+
+    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
+        """Sample, each picture from a generator of its own."""
+        generators = [torch.Generator("cpu").manual_seed(order.seed) for order in orders]
+        output = self._load().to(device)(
+            [order.prompt for order in orders],
+            image=[self.condition_picture(order) for order in orders],
+            height=self.size_px,
+            width=self.size_px,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            generator=generators,
+        )
+        return [np.array(image) for image in output.images]
+
+
+class SegmentationControlNet(ControlNetMethod):
+    """One that was trained on maps of classes in colour."""
+
+    remark = (
+        "ControlNet is zero-shot with a palette mismatch: it knows ADE20K's classes and gets the "
+        "colours of CelebAMask-HQ"
+    )
+
+    def condition_picture(self, order: PictureOrder) -> Image.Image:
+        """Give the mask in its colours; enlarged by nearest neighbour."""
+        side = (self.size_px, self.size_px)
+        return Image.fromarray(order.face.mask).resize(side, Image.Resampling.NEAREST)
+
+
+class ScribbleControlNet(ControlNetMethod):
+    """One that was trained on white lines on black."""
+
+    remark = "ControlNet is zero-shot: it knows scribbles and gets inverted sketches"
+
+    def condition_picture(self, order: PictureOrder) -> Image.Image:
+        """Give the sketch with its dark lines turned white."""
+        side = (self.size_px, self.size_px)
+        sketch = Image.fromarray(255 - order.face.sketch).convert("RGB")
+        return sketch.resize(side, Image.Resampling.LANCZOS)

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from mmface.conditions import Modality, colorize, load_mask
+from mmface.conditions import Modality, colorize
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
 from mmface.data.rendered import render_face
 from mmface.evaluation.parted_work import as_json
 from mmface.evaluation.settings import require_whole
+from mmface.metrics.metric import PictureOrder
 
 _CACHED_FACES = 1024
 """Faces kept in memory; at 256 pixels each is 0.5 MB."""
@@ -62,36 +60,6 @@ class HeldOutPictures:
         return FacePictures(self.id(item), face.image, mask, face.sketch, face.captions)
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a method is asked for.
-
-    Attributes:
-        id: the face's name.
-        prompt: the caption.
-        modality: the condition to make it from.
-        seed: of the noise.
-        face: the true picture, its mask and sketch.
-    """
-
-    id: str
-    prompt: str
-    modality: Modality
-    seed: int
-    face: FacePictures
-
-    @property
-    def labels(self) -> UInt8[np.ndarray, "height width"]:
-        """The mask as class indices."""
-        height, width = self.face.mask.shape[:2]
-        return load_mask(self.face.mask, (height, width)).labels
-
-    @property
-    def condition(self) -> UInt8[np.ndarray, "height width"]:
-        """The mask as class indices, or the sketch, as the modality is."""
-        return self.labels if self.modality is Modality.MASK else self.face.sketch
-
-
 class References:
     """The faces of a protocol, each with one of its captions."""
 
@@ -132,11 +100,16 @@ class References:
         return len(self.ids)
 
     @property
+    def gives(self) -> frozenset[str]:
+        """What a metric may need of these faces and of what is made for them."""
+        return frozenset({"picture", "truth", "caption", "backbone", self.modality.name.lower()})
+
+    @property
     def size_px(self) -> int:
         """Edge of the square pictures."""
         return self.source.size()[0]
 
-    def order(self, item: int, seed: int) -> Order:
+    def order(self, item: int, seed: int) -> PictureOrder:
         """Ask for a face.
 
         Args:
@@ -149,7 +122,8 @@ class References:
         face = self._face(item)
         caption = face.captions[min(self.caption_index, len(face.captions) - 1)]
         # A million seeds apart, the runs of two seeds share no noise.
-        return Order(self.ids[item], caption, self.modality, seed * 1_000_000 + item, face)
+        own_seed = seed * 1_000_000 + item
+        return PictureOrder(self.ids[item], caption, own_seed, face, self.modality)
 
     def made_by(self) -> dict[str, Any]:
         """What decides pictures and prompts, in plain values."""

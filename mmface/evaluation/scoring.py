@@ -1,6 +1,7 @@
-"""The third stage: a method's cells, from its pictures, its features and the references.
+"""The second and third stage: a method's features, and its cells.
 
-Rows of single pictures lie in `METHOD/seed_K/scores/MEASURE`, the cells in `METHOD/scores.json`.
+Features lie in `METHOD/seed_K/features/BACKBONE`, values of single pictures in
+`METHOD/seed_K/scores/METRIC`, the cells in `METHOD/scores.json`.
 """
 
 import json
@@ -9,17 +10,26 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from jaxtyping import Float32
+from safetensors import SafetensorError
+from torch import Tensor
 
-from mmface.evaluation.backbones import Skipped, or_skipped
-from mmface.evaluation.feature_cache import FeatureCache
 from mmface.evaluation.generation import Pictures
 from mmface.evaluation.parted_work import PartedWork, as_json, write_aside
-from mmface.evaluation.picture_measures import MaskFidelity, PictureMeasure, Row
 from mmface.evaluation.references import References
-from mmface.evaluation.set_measures import SetMeasure
-from mmface.evaluation.statistics import over_seeds
 from mmface.evaluation.tables import Measured
+from mmface.metrics.backbones import Backbone
+from mmface.metrics.metric import (
+    Metric,
+    SampleMetric,
+    SetMetric,
+    Skipped,
+    Values,
+    or_skipped,
+)
+from mmface.metrics.statistics import over_seeds
 from mmface.processes import Processes
 
 SCORES_FILE = "scores.json"
@@ -84,33 +94,92 @@ class PictureRun:
     pictures: Pictures
 
 
+def _count_features(content: bytes) -> int:
+    """Number of rows in a part; 0 if it is broken."""
+    try:
+        return len(safetensors.torch.load(content)["features"])
+    except (SafetensorError, KeyError):
+        return 0
+
+
+class FeatureCache:
+    """The features of one method's pictures, by backbone."""
+
+    def __init__(self, folder: Path, pictures: Pictures, batch_size: int) -> None:
+        """Plan the work.
+
+        Args:
+            folder: where features are kept.
+            pictures: whose.
+            batch_size: pictures read at once.
+        """
+        self.folder = folder
+        self.pictures = pictures
+        self.batch_size = batch_size
+
+    def _work(self, name: str, backbone: Backbone) -> PartedWork:
+        made_by = {
+            "stage": "features",
+            "pictures": self.pictures.digest,
+            "backbone": backbone.protocol,
+        }
+        count = len(self.pictures.ids)
+        return PartedWork(
+            self.folder / name,
+            made_by,
+            count,
+            self.batch_size,
+            suffix=".safetensors",
+            count=_count_features,
+        )
+
+    def run(self, name: str, backbone: Backbone, processes: Processes, title: str) -> None:
+        """Read what is absent; all processes call this.
+
+        Args:
+            name: of the backbone's folder.
+            backbone: reads the pictures.
+            processes: who shares the work.
+            title: stands beside the progress bar.
+        """
+        ids, device = self.pictures.ids, processes.accelerator.device
+
+        def part(items: range) -> bytes:
+            images = self.pictures.batch(ids[items.start : items.stop], device)
+            return safetensors.torch.save({"features": backbone(images).cpu().contiguous()})
+
+        self._work(name, backbone).run(part, processes, title)
+
+    def features(self, name: str, backbone: Backbone) -> Float32[Tensor, "n features"] | None:
+        """Give the finished features, in the order of the ids; None if they are not finished."""
+        work = self._work(name, backbone)
+        if not work.is_complete():
+            return None
+        parts = [safetensors.torch.load(content)["features"] for content in work.contents()]
+        return torch.cat(parts)
+
+
 class Scoring:
     """Measures methods against references."""
 
     def __init__(
         self,
         references: References,
-        picture_measures: Mapping[str, PictureMeasure],
-        set_measures: Mapping[str, SetMeasure],
+        metrics: Mapping[str, Metric],
         processes: Processes,
         batch_size: int,
     ) -> None:
-        """Choose the measures.
+        """Choose the metrics.
 
         Args:
             references: what methods are measured against.
-            picture_measures: those of each picture; those of another modality are left out.
-            set_measures: those of the sets.
+            metrics: in the order of the columns; those that need what the references do not give,
+                such as another condition, are left out.
             processes: who shares the work.
             batch_size: pictures read at once.
         """
         self.references = references
-        self.picture_measures = {
-            name: measure
-            for name, measure in picture_measures.items()
-            if references.modality in measure.modalities
-        }
-        self.set_measures = dict(set_measures)
+        self.metrics = {n: one for n, one in metrics.items() if one.needs <= references.gives}
         self.processes = processes
         self.batch_size = batch_size
         self._opened: dict[str, Skipped | None] = {}
@@ -124,11 +193,11 @@ class Scoring:
 
     def read_features(self, run: PictureRun, title: str) -> None:
         """Read a run's features with every backbone that is there; all processes call this."""
-        for measure in self._by_backbone().values():
-            backbone = measure.backbone.open(self.device)
+        for metric in self._by_backbone().values():
+            backbone = metric.backbone.open(self.device)
             if not isinstance(backbone, Skipped):
                 cache = self._cache(run)
-                cache.run(measure.backbone_name, backbone, self.processes, f"{title}: features")
+                cache.run(metric.backbone_name, backbone, self.processes, f"{title}: features")
 
     def score(self, runs: Sequence[PictureRun], real: PictureRun, name: str) -> Scores:
         """Measure a method; all processes call this.
@@ -142,110 +211,104 @@ class Scoring:
             Its scores.
         """
         scores = Scores()
-        for measure_name, measure in self.picture_measures.items():
-            why = self._open(measure_name, measure)
-            if why is not None:
-                columns = _SKIPPED_COLUMNS.get(measure_name, (measure_name,))
-                scores.cells.update(dict.fromkeys(columns, why))
-                continue
-            ids = [id_ for run in runs for id_ in run.pictures.ids]
-            rows = [row for run in runs for row in self._rows(run, measure_name, measure, name)]
-            self._summarise(scores, measure, ids, rows, len(runs))
-        for set_measure in self.set_measures.values():
-            cells, remarks = self._compare(set_measure, runs, real, name)
-            scores.cells.update(cells)
-            scores.remarks += remarks
+        for metric in self.metrics.values():
+            if isinstance(metric, SetMetric):
+                cells, remarks = self._compare(metric, runs, real, name)
+                scores.cells.update(cells)
+                scores.remarks += remarks
+            elif isinstance(metric, SampleMetric):
+                self._read(scores, metric, runs, name)
         return scores
 
     def floors(self, real: PictureRun) -> list[str]:
-        """Say what the number of pictures alone costs, by measure of sets."""
+        """Say what the number of pictures alone costs, by metric of sets."""
         lines = []
-        for measure in self.set_measures.values():
-            features = self._features(measure, real)
+        for metric in self._set_metrics():
+            features = self._features(metric, real)
             if not isinstance(features, Skipped):
-                lines += measure.floor(features)
+                lines += metric.floor(features)
         return lines
 
-    def _open(self, name: str, measure: PictureMeasure) -> Skipped | None:
-        if name not in self._opened:
-            why = measure.check(self.references.size_px)
-            load: Callable[[], Skipped | None] = partial(measure.load, self.device)
-            self._opened[name] = why or or_skipped(load, measure.remedy)
-        return self._opened[name]
+    def _read(
+        self, scores: Scores, metric: SampleMetric, runs: Sequence[PictureRun], method: str
+    ) -> None:
+        why = self._open(metric)
+        if why is not None:
+            scores.cells.update(dict.fromkeys(metric.columns, why))
+            return
+        ids = [id_ for run in runs for id_ in run.pictures.ids]
+        values = [one for run in runs for one in self._values(run, metric, method)]
+        protocol = f"{metric.protocol}, {self.references.protocol}"
+        for column, one in metric.intervals(ids, values).items():
+            scores.cells[column] = Measured(
+                one.estimate, one.clusters, protocol, one.low, one.high, seeds=len(runs)
+            )
+        scores.remarks += metric.remarks(values)
+        scores.class_iou |= metric.of_classes(values)
 
-    def _rows(self, run: PictureRun, name: str, measure: PictureMeasure, method: str) -> list[Row]:
+    def _open(self, metric: Metric) -> Skipped | None:
+        if metric.name not in self._opened:
+            load: Callable[[], Skipped | None] = partial(metric.load, self.device)
+            why = metric.check(self.references.size_px) or or_skipped(load, metric.remedy)
+            self._opened[metric.name] = why
+        return self._opened[metric.name]
+
+    def _values(self, run: PictureRun, metric: SampleMetric, method: str) -> list[Values]:
         made_by = {
             "stage": "score",
             "pictures": run.pictures.digest,
             "references": self.references.made_by(),
-            "measure": measure.protocol,
+            "measure": metric.protocol,
         }
         ids = run.pictures.ids
 
         def part(items: range) -> bytes:
             chosen = ids[items.start : items.stop]
             orders = [self.references.order(self._index[id_], run.seed) for id_ in chosen]
-            rows = measure.read(run.pictures.batch(chosen, self.device), orders)
-            lines = [as_json({"id": id_, **row}) for id_, row in zip(chosen, rows, strict=True)]
+            read = metric.read(run.pictures.batch(chosen, self.device), orders)
+            lines = [as_json({"id": id_, **one}) for id_, one in zip(chosen, read, strict=True)]
             return "".join(f"{line}\n" for line in lines).encode()
 
-        work = PartedWork(run.folder / "scores" / name, made_by, len(ids), self.batch_size)
-        work.run(part, self.processes, f"{method}: {name}")
-        return [{k: v for k, v in row.items() if k != "id"} for row in work.rows()]
-
-    def _summarise(
-        self,
-        scores: Scores,
-        measure: PictureMeasure,
-        ids: Sequence[str],
-        rows: Sequence[Row],
-        seeds: int,
-    ) -> None:
-        protocol = f"{measure.protocol}, {self.references.protocol}"
-        for column, one in measure.intervals(ids, rows).items():
-            scores.cells[column] = Measured(
-                one.estimate, one.clusters, protocol, one.low, one.high, seeds=seeds
-            )
-        scores.remarks += measure.remarks(rows)
-        if isinstance(measure, MaskFidelity):
-            scores.class_iou = measure.of_classes(rows)
+        work = PartedWork(run.folder / "scores" / metric.name, made_by, len(ids), self.batch_size)
+        work.run(part, self.processes, f"{method}: {metric.name}")
+        return [{k: v for k, v in line.items() if k != "id"} for line in work.rows()]
 
     def _compare(
-        self, measure: SetMeasure, runs: Sequence[PictureRun], real: PictureRun, name: str
+        self, metric: SetMetric, runs: Sequence[PictureRun], real: PictureRun, name: str
     ) -> tuple[Cells, list[str]]:
         missing = len(self.references) - len(runs[0].pictures.ids)
         if missing:
             reason = f"{missing} of {len(self.references)} pictures of {name} are missing"
-            return dict.fromkeys(measure.columns, Skipped(reason, "make them")), []
-        features = self._features(measure, real)
+            return dict.fromkeys(metric.columns, Skipped(reason, "make them")), []
+        features = self._features(metric, real)
         if isinstance(features, Skipped):
-            return dict.fromkeys(measure.columns, features), []
-        values: dict[str, list[float]] = {column: [] for column in measure.columns}
+            return dict.fromkeys(metric.columns, features), []
+        values: dict[str, list[float]] = {column: [] for column in metric.columns}
         remarks = []
         for run in runs:
-            own = self._features(measure, run)
+            own = self._features(metric, run)
             if isinstance(own, Skipped):
-                return dict.fromkeys(measure.columns, own), []
+                return dict.fromkeys(metric.columns, own), []
             try:
-                compared = measure.compare(features, own)
-            except ValueError as error:  # too few pictures for this measure
+                compared = metric.compare(features, own)
+            except ValueError as error:  # too few pictures for this metric
                 why = Skipped(str(error), "measure more pictures")
-                return dict.fromkeys(measure.columns, why), []
+                return dict.fromkeys(metric.columns, why), []
             for column, value in compared.items():
                 values[column].append(value)
             if run.folder != real.folder:
-                remarks += measure.remarks(features, own, name)
-        backbone = measure.backbone.open(self.device)
+                remarks += metric.remarks(features, own, name)
+        backbone = metric.backbone.open(self.device)
         assert not isinstance(backbone, Skipped)
         protocol = f"{backbone.protocol}, {self.references.protocol}"
         count = len(self.references)
         return {c: _over_seeds(v, count, protocol) for c, v in values.items()}, remarks
 
-    def _features(self, measure: SetMeasure, run: PictureRun) -> torch.Tensor | Skipped:
-        backbone = measure.backbone.open(self.device)
+    def _features(self, metric: SetMetric, run: PictureRun) -> torch.Tensor | Skipped:
+        backbone = metric.backbone.open(self.device)
         if isinstance(backbone, Skipped):
             return backbone
-        features = self._cache(run).features(measure.backbone_name, backbone)
+        features = self._cache(run).features(metric.backbone_name, backbone)
         if features is None:
             return Skipped(f"no features in {run.folder}", "add features to the stages")
         return features
@@ -253,16 +316,11 @@ class Scoring:
     def _cache(self, run: PictureRun) -> FeatureCache:
         return FeatureCache(run.folder / "features", run.pictures, self.batch_size)
 
-    def _by_backbone(self) -> dict[str, SetMeasure]:
-        return {measure.backbone_name: measure for measure in self.set_measures.values()}
+    def _set_metrics(self) -> list[SetMetric]:
+        return [one for one in self.metrics.values() if isinstance(one, SetMetric)]
 
-
-_SKIPPED_COLUMNS = {
-    "masks": ("accuracy", "mean_iou"),
-    "clip": ("clip", "clip_distance"),
-    "judge": ("judge_yes", "judge_digit"),
-}
-"""The columns of measures that have several; the others are named as their column."""
+    def _by_backbone(self) -> dict[str, SetMetric]:
+        return {metric.backbone_name: metric for metric in self._set_metrics()}
 
 
 def _over_seeds(values: Sequence[float], pictures: int, protocol: str) -> Measured:

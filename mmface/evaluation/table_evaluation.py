@@ -12,7 +12,6 @@ from pathlib import Path
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from mmface.data.pictures import PictureSource
-from mmface.evaluation.backbones import Skipped
 from mmface.evaluation.controls import RealPictures
 from mmface.evaluation.figures import (
     class_iou_bars,
@@ -22,17 +21,15 @@ from mmface.evaluation.figures import (
 )
 from mmface.evaluation.generation import Generation, Pictures
 from mmface.evaluation.methods import Method, PipelineMethod
-from mmface.evaluation.picture_measures import PictureMeasure
 from mmface.evaluation.references import References
 from mmface.evaluation.reports import check_table, controls_table, results_table, write_all
 from mmface.evaluation.scoring import SCORES_FILE, PictureRun, Scores, Scoring
-from mmface.evaluation.set_measures import SetMeasure
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.tables import Measured
+from mmface.metrics.metric import Metric, Skipped, columns
 from mmface.processes import Processes, computes_on_cpu
 
 STAGES = ("generate", "features", "score", "table")
-GUIDANCE_COLUMNS = ("fid", "accuracy", "mean_iou", "edges", "clip", "lpips")
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,14 @@ class Protocol:
 
     Attributes:
         source: the faces.
-        picture_measures: metrics of each picture, by name.
-        set_measures: metrics of the sets, by name.
+        metrics: by name, in the order of the columns.
         caption_index: which caption is the prompt.
         num_faces: how many faces; None takes all.
         notes: lines for below every table; a watermark comes first.
     """
 
     source: PictureSource
-    picture_measures: Mapping[str, PictureMeasure]
-    set_measures: Mapping[str, SetMeasure]
+    metrics: Mapping[str, Metric]
     caption_index: int = 0
     num_faces: int | None = None
     notes: Sequence[str] = ()
@@ -71,7 +66,7 @@ class TableEvaluation:
         modality: what the table's faces are made from, `mask` or `sketch`.
         protocol: what methods share.
         methods: the rows, by any key.
-        controls: the rows of the other table, by any key.
+        controls: the rows of the other table, by the names that metrics ask for them by.
         output_dir: where everything goes.
         stages: those to run, of `STAGES`.
         seeds: of the generation; with several, set metrics get a spread.
@@ -115,7 +110,12 @@ class TableEvaluation:
 
     @property
     def _rows(self) -> list[Method]:
-        return [*self.methods.values(), *self._scaled, *self.controls.values(), self._real]
+        return [*self.methods.values(), *self._scaled, *self._controls, self._real]
+
+    @cached_property
+    def _controls(self) -> list[Method]:
+        wanted = {name for one in self.protocol.metrics.values() for name in one.controls}
+        return [method for name, method in self.controls.items() if name in wanted]
 
     @cached_property
     def _real(self) -> RealPictures:
@@ -141,14 +141,7 @@ class TableEvaluation:
 
     @cached_property
     def _scoring(self) -> Scoring:
-        protocol = self.protocol
-        return Scoring(
-            self.references,
-            protocol.picture_measures,
-            protocol.set_measures,
-            self.processes,
-            self.batch_size,
-        )
+        return Scoring(self.references, self.protocol.metrics, self.processes, self.batch_size)
 
     def run(self) -> Path:
         """Run the stages; all processes call this.
@@ -228,7 +221,7 @@ class TableEvaluation:
         folder = Path(self.output_dir)
         methods = [*self.methods.values(), *self._scaled]
         scores = self._scores(methods)
-        controls = self._scores([self._real, *self.controls.values()])
+        controls = self._scores([self._real, *self._controls])
         real = controls[self._real.name]
         floors = real.remarks if isinstance(real, Scores) else []
         remarks = [method.remark for method in methods if method.remark]
@@ -286,9 +279,8 @@ class TableEvaluation:
             for scale in self.guidance_scales:
                 found = scores[method.with_guidance(scale).name]
                 cells = found.cells if isinstance(found, Scores) else {}
-                for column in GUIDANCE_COLUMNS:
-                    cell = cells.get(column)
-                    if isinstance(cell, Measured):
+                for column, cell in cells.items():
+                    if isinstance(cell, Measured) and columns()[column].charted:
                         points = curves.setdefault(column, {}).setdefault(method.name, [])
                         points.append((scale, cell.value))
         return curves

@@ -7,10 +7,8 @@ be compared. What is not there gives `Skipped`, never a number.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +16,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
-from mmface.evaluation.inception import NUM_FEATURES, FidInception
-from mmface.evaluation.preprocessing import (
+from mmface.metrics.inception import NUM_FEATURES, FidInception
+from mmface.metrics.metric import Skipped, or_skipped
+from mmface.metrics.preprocessing import (
     CLIP_STATISTICS,
     IMAGENET,
     PillowBicubic,
@@ -36,40 +35,6 @@ CLIP_SCORE_ID = "openai/clip-vit-base-patch32"
 """The default network of the CLIP score; the paper does not name its own."""
 CMMD_ID = "openai/clip-vit-large-patch14-336"
 """The network of CMMD (Jayasumana et al., arXiv 2401.09603)."""
-
-Loaded = TypeVar("Loaded")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A measurement that could not be made. It is never a number.
-
-    Attributes:
-        reason: what is missing.
-        remedy: how to get it.
-    """
-
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"skipped: {self.reason}; {self.remedy}"
-
-
-def or_skipped(load: Callable[[], Loaded], remedy: str) -> Loaded | Skipped:
-    """Load a backbone, or say why it is not there.
-
-    Args:
-        load: loads the backbone.
-        remedy: how to get what `load` needs.
-
-    Returns:
-        What was loaded; `Skipped` if a file, a package or the hub is out of reach.
-    """
-    try:
-        return load()
-    except (OSError, ImportError) as error:
-        return Skipped(str(error).strip().splitlines()[0].rstrip(".;"), remedy)
 
 
 def hash_weights(network: nn.Module) -> str:
@@ -273,6 +238,62 @@ class ClipBackbone(Backbone):
     def is_cut(self, caption: str) -> bool:
         """Whether a caption has more tokens than the text tower reads."""
         return len(self.tokenizer(caption, verbose=False).input_ids) > self.max_length
+
+
+class ClipStatesBackbone(ClipBackbone):
+    """The picture tower's pooled states.
+
+    The projected embeddings are of unit length, so that distances between their sets vanish in a
+    table's two digits; these are not. The built-in CLIP reads rendered faces with them.
+    """
+
+    def __init__(self, network: CLIPModel, tokenizer: CLIPTokenizer, name: str) -> None:
+        """Wrap a CLIP pair.
+
+        Args:
+            network: both towers.
+            tokenizer: the tokenizer of its text tower.
+            name: which one.
+        """
+        super().__init__(network, tokenizer, f"{name}-states")
+        self.num_features: int = network.config.vision_config.hidden_size
+
+    def features(
+        self, pixels: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch features"]:
+        """Give the pooled states of preprocessed pictures."""
+        states: torch.Tensor = self.network.vision_model(pixel_values=pixels).pooler_output
+        return states
+
+
+class BackboneSource:
+    """A backbone that is loaded when it is first needed, or known to be missing."""
+
+    def __init__(self, load: Callable[[], Backbone], remedy: str) -> None:
+        """Name a backbone.
+
+        Args:
+            load: loads it.
+            remedy: how to get what `load` needs.
+        """
+        self._load = load
+        self._remedy = remedy
+        self._loaded: Backbone | Skipped | None = None
+
+    def open(self, device: torch.device | str = "cpu") -> Backbone | Skipped:
+        """Load the backbone, once.
+
+        Args:
+            device: where it computes.
+
+        Returns:
+            The backbone, or why it is not there.
+        """
+        if self._loaded is None:
+            self._loaded = or_skipped(self._load, self._remedy)
+        if isinstance(self._loaded, Backbone):
+            self._loaded.to(device)
+        return self._loaded
 
 
 def _short(path: str | Path) -> str:

@@ -10,11 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
-
-from mmface.evaluation.frechet import FeatureStatistics, frechet_distance
 
 _CHUNK = 100
 
@@ -49,23 +45,6 @@ class SeedSpread:
     mean: float
     std: float
     seeds: int
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """A straight line through distances against 1/N.
-
-    Attributes:
-        limit: the line at 1/N = 0.
-        slope: its slope, the size of the bias at N = 1.
-        sizes: the N that were measured.
-        distances: the distance at each.
-    """
-
-    limit: float
-    slope: float
-    sizes: tuple[int, ...]
-    distances: tuple[float, ...]
 
 
 def bootstrap(
@@ -203,59 +182,3 @@ def over_seeds(values: Sequence[float]) -> SeedSpread:
     if len(values) < 2:
         raise ValueError(f"a spread needs at least two seeds, not {len(values)}")
     return SeedSpread(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
-
-
-def frechet_infinity(
-    real: Float[Tensor, "n features"],
-    generated: Float[Tensor, "m features"],
-    num_sizes: int = 8,
-    seed: int = 0,
-) -> Extrapolation:
-    """Extrapolate the Frechet distance to infinite N (Chong and Forsyth, arXiv 1911.07023).
-
-    Subsets of both sets are drawn without replacement, at sizes evenly spaced in 1/N from half of
-    N up to N, and a line is fitted by least squares.
-
-    Args:
-        real: features of the real pictures.
-        generated: features of the generated ones, as many.
-        num_sizes: how many sizes.
-        seed: draws the subsets; the global random state is not touched.
-
-    Returns:
-        The line; its limit may lie a little below 0 for equal distributions.
-
-    Raises:
-        ValueError: if the sets are of unequal N, or too small.
-    """
-    require_equal_counts({"real": len(real), "generated": len(generated)})
-    if len(real) < 2 * num_sizes or num_sizes < 2:
-        raise ValueError(f"{num_sizes} sizes need {max(2 * num_sizes, 4)} pictures of each kind")
-    generator = torch.Generator().manual_seed(seed)
-    count = len(real)
-    sizes = [round(1 / inverse) for inverse in np.linspace(2 / count, 1 / count, num_sizes)]
-    distances = []
-    for size in sizes:
-        chosen = [
-            FeatureStatistics.of(features[torch.randperm(count, generator=generator)[:size]])
-            for features in (real.cpu(), generated.cpu())
-        ]
-        distances.append(frechet_distance(*chosen))
-    slope, limit = np.polyfit(1 / np.asarray(sizes), distances, 1)
-    return Extrapolation(float(limit), float(slope), tuple(sizes), tuple(distances))
-
-
-def frechet_floor(real: Float[Tensor, "n features"], seed: int = 0) -> tuple[float, int]:
-    """The distance between two disjoint halves of the real pictures: what N alone costs.
-
-    Args:
-        real: features of the real pictures.
-        seed: draws the halves.
-
-    Returns:
-        The distance, and the number of pictures in each half.
-    """
-    half = len(real) // 2
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-    halves = (real.cpu()[order[:half]], real.cpu()[order[half : 2 * half]])
-    return frechet_distance(*(FeatureStatistics.of(features) for features in halves)), half

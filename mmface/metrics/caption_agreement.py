@@ -1,0 +1,290 @@
+"""Whether pictures show their captions: the CLIP score, and a vision-language model as a judge.
+
+The CLIP score is 100 * cos of the two embeddings, not clamped (Hessel et al., arXiv 2104.08718,
+without their 2.5); the paper's distance is the same fact, 1 - score / 100.
+
+The paper's LLM score rests on closed models that no longer answer as they did (LLMScore,
+arXiv 2305.11116, over GPT-4). In its place stand two readings of one forward pass's logits: the
+probability of "Yes" (as VQAScore reads it, arXiv 2404.01291), and the expectation of a digit 0..9
+as a rating. One picture goes through at a time, so that padding cannot change an answer.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, UInt8
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from mmface.metrics.backbones import CLIP_SCORE_ID, BackboneSource, ClipBackbone
+from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
+from mmface.metrics.preprocessing import check_pictures
+from mmface.metrics.statistics import Interval, bootstrap_mean
+
+Images = UInt8[Tensor, "batch 3 height width"]
+Image = UInt8[Tensor, "3 height width"]
+
+JUDGE_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
+"""The default judge; of another family than the model that wrote the captions."""
+
+YES_NO_QUESTION = 'Does this figure show "{caption}"? Please answer Yes or No.'
+DIGIT_QUESTION = (
+    'How well does this picture match the description "{caption}"? '
+    "Answer with one digit from 0 (not at all) to 9 (in every detail), and nothing else."
+)
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A model that answers a question about a picture."""
+
+    def next_token_logits(self, image: Image, question: str) -> Float32[Tensor, " vocabulary"]:
+        """Give the logits of the answer's first token."""
+
+    def answer_token(self, answer: str) -> int:
+        """Give the one token that an answer is."""
+
+
+class VisionLanguageJudge:
+    """A chat model of transformers' image-text-to-text family."""
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        """Wrap a model.
+
+        Args:
+            model: a transformers model for image-text-to-text.
+            processor: its processor, with a chat template and a tokenizer.
+            name: which model.
+        """
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path = JUDGE_ID, torch_dtype: torch.dtype = torch.bfloat16
+    ) -> "VisionLanguageJudge":
+        """Load a judge.
+
+        Args:
+            path: a folder or hub id.
+            torch_dtype: dtype of the weights; rounding of bfloat16 moves scores by about 1e-3.
+
+        Returns:
+            The judge.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch_dtype)
+        return cls(model, AutoProcessor.from_pretrained(path), Path(path).name)
+
+    @property
+    def protocol(self) -> str:
+        """Model and dtype."""
+        return f"{self.name}/{str(self.model.dtype).removeprefix('torch.')}"
+
+    @torch.no_grad()
+    def next_token_logits(self, image: Image, question: str) -> Float32[Tensor, " vocabulary"]:
+        """Ask one question about one picture.
+
+        Args:
+            image: a uint8 picture.
+            question: what to ask.
+
+        Returns:
+            Logits of the first token of the answer.
+        """
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        picture = PillowImage.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+        inputs = self.processor(images=[picture], text=[prompt], return_tensors="pt")
+        return self.model(**inputs.to(self.model.device)).logits[0, -1].float().cpu()
+
+    def answer_token(self, answer: str) -> int:
+        """Look up the token of an answer.
+
+        Args:
+            answer: such as "Yes" or "7".
+
+        Returns:
+            Its token.
+
+        Raises:
+            ValueError: if the tokenizer makes more than one token of it, or does not know it.
+        """
+        tokenizer = self.processor.tokenizer
+        tokens = tokenizer(answer, add_special_tokens=False).input_ids
+        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+            raise ValueError(
+                f"{self.name} has no single token for the answer {answer!r} (it gives {tokens}), "
+                "so its probability cannot be read off one step; take another judge"
+            )
+        return tokens[0]
+
+
+def choice_probabilities(
+    logits: Float[Tensor, " vocabulary"], tokens: Sequence[int]
+) -> Float64[Tensor, " choices"]:
+    """Probabilities of some answers among themselves, in float64."""
+    return logits.double()[list(tokens)].softmax(0)
+
+
+def yes_probability(judge: Judge, image: Image, caption: str) -> float:
+    """The probability of "Yes" against "No", in [0, 1] (VQAScore, arXiv 2404.01291)."""
+    return float(_ask(judge, image, YES_NO_QUESTION, caption, ("Yes", "No"))[0])
+
+
+def digit_expectation(judge: Judge, image: Image, caption: str) -> float:
+    """The expected digit of a rating 0..9, over 9: in [0, 1]."""
+    probabilities = _ask(judge, image, DIGIT_QUESTION, caption, "0123456789")
+    return float((probabilities * torch.arange(10, dtype=torch.float64)).sum() / 9)
+
+
+def _ask(
+    judge: Judge, image: Image, question: str, caption: str, answers: Sequence[str]
+) -> Float64[Tensor, " choices"]:
+    tokens = [judge.answer_token(answer) for answer in answers]
+    logits = judge.next_token_logits(image, question.format(caption=caption))
+    return choice_probabilities(logits, tokens)
+
+
+def clip_scores(
+    backbone: ClipBackbone, images: Images, captions: Sequence[str]
+) -> Float64[Tensor, " batch"]:
+    """100 * cos between each picture and its caption.
+
+    Args:
+        backbone: embeds pictures and captions.
+        images: uint8 pictures.
+        captions: one a picture; longer ones than the text tower reads are cut.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: if there is not one caption a picture.
+    """
+    if len(captions) != len(images):
+        raise ValueError(f"{len(images)} pictures have {len(captions)} captions; give one each")
+    pictures = backbone(images).double()
+    texts = backbone.embed_captions(captions).double().to(pictures.device)
+    return 100 * (pictures * texts).sum(1).cpu()
+
+
+def clip_distance(score: float) -> float:
+    """Turn a CLIP score into the paper's CLIP distance, 1 - cos."""
+    return 1 - score / 100
+
+
+@register
+class ClipScore(SampleMetric):
+    """The CLIP score and the distance that is the same fact."""
+
+    name = "clip"
+    columns: ClassVar = {
+        "clip": Column("CLIP", "higher", 2, charted=True),
+        "clip_distance": Column("Dist", "lower", 3),
+    }
+    needs = frozenset({"picture", "caption", "backbone"})
+    controls = frozenset({"reconstruction", "others", "shuffled_prompts"})
+    default_backbone: ClassVar[str] = "clip"
+
+    def __init__(self, backbone: BackboneSource, backbone_name: str = "clip") -> None:
+        """Name a CLIP pair.
+
+        Args:
+            backbone: a source of a `ClipBackbone`.
+            backbone_name: its name.
+        """
+        self.source = backbone
+        self.remedy = f"hf download {CLIP_SCORE_ID}"
+        self._backbone: ClipBackbone | None = None
+
+    def load(self, device: torch.device) -> Skipped | None:
+        """Load the pair."""
+        backbone = self.source.open(device)
+        if isinstance(backbone, Skipped):
+            return backbone
+        assert isinstance(backbone, ClipBackbone)
+        self._backbone = backbone
+        return None
+
+    @property
+    def protocol(self) -> str:
+        """The pair by its weights."""
+        return "" if self._backbone is None else self._backbone.protocol
+
+    def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
+        """Compare with the prompts, and mark those that are cut."""
+        assert self._backbone is not None
+        prompts = [order.prompt for order in orders]
+        scores = clip_scores(self._backbone, products, prompts).tolist()
+        cut = [self._backbone.is_cut(prompt) for prompt in prompts]
+        return [{"clip": s, "cut": c} for s, c in zip(scores, cut, strict=True)]
+
+    def intervals(self, ids: Sequence[str], values: Sequence[Values]) -> dict[str, Interval]:
+        """Give score and distance."""
+        score = bootstrap_mean(np.array([one["clip"] for one in values]), ids)
+        estimate, low, high = map(clip_distance, (score.estimate, score.high, score.low))
+        return {"clip": score, "clip_distance": Interval(estimate, low, high, score.clusters)}
+
+    def remarks(self, values: Sequence[Values]) -> list[str]:
+        """How many captions are longer than the text tower reads."""
+        cut = sum(one["cut"] for one in values)
+        if not cut or self._backbone is None:
+            return []
+        limit = self._backbone.max_length
+        return [
+            f"{cut} of {len(values)} captions are longer than {limit} tokens; CLIP reads a part"
+        ]
+
+
+@register
+class JudgeRatings(SampleMetric):
+    """Two ratings by a local vision-language model."""
+
+    name = "judge"
+    columns: ClassVar = {
+        "judge_yes": Column("P(yes)", "higher", 4),
+        "judge_digit": Column("Rating", "higher", 4),
+    }
+    needs = frozenset({"picture", "caption"})
+    controls = frozenset({"reconstruction", "others", "shuffled_prompts"})
+
+    def __init__(self, judge: str | Path = JUDGE_ID) -> None:
+        """Name a judge.
+
+        Args:
+            judge: a folder or hub id.
+        """
+        self.source = judge
+        self.remedy = f"hf download {judge}, or give a folder with judge=DIR"
+        self._judge: VisionLanguageJudge | None = None
+
+    def load(self, device: torch.device) -> Skipped | None:
+        """Load the judge."""
+        self._judge = VisionLanguageJudge.from_pretrained(self.source)
+        self._judge.model.to(device)
+        return None
+
+    @property
+    def protocol(self) -> str:
+        """Model and dtype."""
+        return "" if self._judge is None else self._judge.protocol
+
+    def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
+        """Ask two questions about each picture."""
+        assert self._judge is not None
+        check_pictures(products)
+        return [
+            {
+                "judge_yes": yes_probability(self._judge, image, order.prompt),
+                "judge_digit": digit_expectation(self._judge, image, order.prompt),
+            }
+            for image, order in zip(products, orders, strict=True)
+        ]

@@ -1,0 +1,196 @@
+"""Whether pictures follow their condition: parsed masks against masks, edges against sketches.
+
+The paper does not say how its ACC and mIoU average, and the ways differ by tens of per cent:
+classes that occur nowhere may be left out or count as 0, and the mean may be taken over the
+pictures or over the whole set. All are given; the whole set without absent classes comes first.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from torch import Tensor
+
+from mmface.conditions import LABELS, confusion_matrix, edge_agreement
+from mmface.encoders.face_parser import FaceParser
+from mmface.metrics.backbones import hash_weights
+from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
+from mmface.metrics.preprocessing import check_pictures
+from mmface.metrics.statistics import Interval, bootstrap, bootstrap_mean
+
+Images = UInt8[Tensor, "batch 3 height width"]
+
+
+class MaskAgreementResult(NamedTuple):
+    """Agreement of label maps in per cent, as the paper gives it.
+
+    Attributes:
+        accuracy: share of pixels with the right class, over the whole set.
+        mean_iou: mean over classes of the whole set's intersection over union, classes aside that
+            neither masks nor pictures have.
+        mean_iou_of_pictures: each picture's mean over its own classes, then the mean over pictures.
+        mean_iou_absent_zero: the same over all 19 classes, a picture's absent ones counted as 0: a
+            perfect picture does not reach 100.
+    """
+
+    accuracy: float
+    mean_iou: float
+    mean_iou_of_pictures: float
+    mean_iou_absent_zero: float
+
+
+def class_ious(
+    confusions: Int64[Tensor, "*sets classes classes"] | Float64[Tensor, "*sets classes classes"],
+) -> Float64[Tensor, "*sets classes"]:
+    """Intersection over union of each class, in [0, 1]; NaN where neither side has the class."""
+    counts = confusions.double()
+    hits = counts.diagonal(dim1=-2, dim2=-1)
+    union = counts.sum(-1) + counts.sum(-2) - hits
+    return torch.where(union > 0, hits / union.clamp(min=1e-12), torch.nan)
+
+
+def confusion_matrices(
+    truth: UInt8[Tensor, "batch height width"], parsed: UInt8[Tensor, "batch height width"]
+) -> Int64[Tensor, "batch classes classes"]:
+    """Count each picture's pixels by (true class, parsed class), as `LABELS` orders them."""
+    pairs = zip(truth.cpu().numpy(), parsed.cpu().numpy(), strict=True)
+    return torch.from_numpy(np.stack([confusion_matrix(one, other) for one, other in pairs]))
+
+
+def mask_agreement(confusions: Int64[Tensor, "batch classes classes"]) -> MaskAgreementResult:
+    """Give accuracy and mIoU of all pictures in the four averagings."""
+    whole, pictures = confusions.sum(0), class_ious(confusions)
+    shares = (
+        whole.trace() / whole.sum(),
+        class_ious(whole).nanmean(),
+        pictures.nanmean(1).mean(),
+        pictures.nan_to_num(0.0).mean(),
+    )
+    return MaskAgreementResult(*(100 * float(share) for share in shares))
+
+
+def pooled_accuracy(confusions: np.ndarray) -> np.ndarray:
+    """Pixel accuracy in per cent of summed, flattened tables: float64 [B, 361] -> [B]."""
+    classes = int(confusions.shape[1] ** 0.5)
+    hits = confusions[:, :: classes + 1].sum(1)
+    return 100 * hits / confusions.sum(1)
+
+
+def pooled_mean_iou(confusions: np.ndarray) -> np.ndarray:
+    """The whole set's mIoU in per cent of summed, flattened tables: float64 [B, 361] -> [B]."""
+    classes = int(confusions.shape[1] ** 0.5)
+    tables = torch.from_numpy(np.ascontiguousarray(confusions, np.float64))
+    ious = class_ious(tables.reshape(-1, classes, classes))
+    return (100 * ious.nanmean(1)).numpy()
+
+
+def edge_agreements(
+    images: Images, sketches: UInt8[Tensor, "batch height width"], tolerance_px: int = 1
+) -> Float64[Tensor, " batch"]:
+    """F-score of pictures' strongest edges against their sketches' lines, in [0, 1].
+
+    Args:
+        images: uint8 pictures.
+        sketches: dark lines on white.
+        tolerance_px: how far apart an edge and a line may be.
+
+    Returns:
+        A score for each.
+
+    Raises:
+        ValueError: if a sketch has no line darker than mid-grey.
+    """
+    check_pictures(images)
+    pairs = zip(images.permute(0, 2, 3, 1).cpu().numpy(), sketches.cpu().numpy(), strict=True)
+    scores = [
+        edge_agreement(np.ascontiguousarray(image), sketch, tolerance_px) for image, sketch in pairs
+    ]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+@register
+class Masks(SampleMetric):
+    """ACC and mIoU of what a parser sees, in all averagings."""
+
+    name = "masks"
+    columns: ClassVar = {
+        "accuracy": Column("ACC", "higher", 2, charted=True),
+        "mean_iou": Column("mIoU", "higher", 2, charted=True),
+        "mean_iou_of_pictures": Column("mIoU (pictures)", "higher", 2),
+        "mean_iou_absent_zero": Column("mIoU (absent 0)", "higher", 2),
+    }
+    needs = frozenset({"picture", "mask"})
+    controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
+
+    def __init__(self, parser: str | Path, revision: str | None = None) -> None:
+        """Name a parser.
+
+        Args:
+            parser: a folder or hub id of a SegFormer with its preprocessor.
+            revision: the commit of a hub id.
+        """
+        self.source, self.revision = parser, revision
+        self.remedy = f"hf download {parser}, or give its folder with parser=DIR"
+        self._parser: FaceParser | None = None
+        self._protocol = ""
+
+    def load(self, device: torch.device) -> Skipped | None:
+        """Load the parser."""
+        self._parser = FaceParser.from_pretrained(self.source, self.revision, str(device))
+        digest = hash_weights(self._parser.model)[:12]
+        self._protocol = f"parser/{Path(self.source).name}/sha256:{digest}"
+        return None
+
+    @property
+    def protocol(self) -> str:
+        """The parser by its weights."""
+        return self._protocol
+
+    def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
+        """Count each picture's pixels by (true class, parsed class)."""
+        assert self._parser is not None
+        parsed = np.stack(self._parser(list(products.movedim(1, -1).cpu().numpy())))
+        masks = torch.from_numpy(np.stack([order.labels for order in orders]))
+        tables = confusion_matrices(masks, torch.from_numpy(parsed))
+        return [{"confusion": table} for table in tables.flatten(1).tolist()]
+
+    def intervals(self, ids: Sequence[str], values: Sequence[Values]) -> dict[str, Interval]:
+        """Give the paper's two columns over the whole set, and mIoU in two other averagings."""
+        tables = np.array([one["confusion"] for one in values], np.float64)
+        _, cluster = np.unique(np.asarray(ids), return_inverse=True)
+        totals = np.zeros((cluster.max() + 1, tables.shape[1]))
+        np.add.at(totals, cluster, tables)
+        ious = class_ious(torch.from_numpy(tables).unflatten(1, (len(LABELS), len(LABELS))))
+        present, zero = ious.nanmean(1), ious.nan_to_num(0.0).mean(1)
+        return {
+            "accuracy": bootstrap(totals, pooled_accuracy),
+            "mean_iou": bootstrap(totals, pooled_mean_iou),
+            "mean_iou_of_pictures": bootstrap_mean(100 * present.numpy(), ids),
+            "mean_iou_absent_zero": bootstrap_mean(100 * zero.numpy(), ids),
+        }
+
+    def of_classes(self, values: Sequence[Values]) -> dict[str, float | None]:
+        """Give each class's intersection over union over the whole set; None if it is absent."""
+        total = torch.tensor([one["confusion"] for one in values]).sum(0)
+        ious = class_ious(total.unflatten(0, (len(LABELS), len(LABELS)))).tolist()
+        pairs = zip(LABELS, ious, strict=True)
+        return {name: None if np.isnan(value) else value for name, value in pairs}
+
+
+@register
+class Edges(SampleMetric):
+    """How far the strongest edges follow the sketch."""
+
+    name = "edges"
+    columns: ClassVar = {"edges": Column("Edges", "higher", 3, charted=True)}
+    needs = frozenset({"picture", "sketch"})
+    controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
+    protocol = "edges/strongest/1px"
+
+    def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
+        """Compare edges with lines."""
+        sketches = torch.from_numpy(np.stack([order.face.sketch for order in orders]))
+        return [{"edges": value} for value in edge_agreements(products, sketches).tolist()]

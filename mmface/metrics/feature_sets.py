@@ -1,0 +1,468 @@
+"""Numbers of two sets of pictures by their features: FID, KID, CMMD, precision and recall.
+
+The Frechet distance (FID on Inception's features, FDD on DINOv2's) is
+
+    d = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)        (arXiv 1706.08500, eq. 6)
+
+It is biased upwards by a term in 1/N: two sets from one distribution are at a distance above 0, so
+distances of different N cannot be compared (arXiv 1911.07023). KID is unbiased (arXiv 1801.01401),
+and CMMD's kernel is so wide that its bias is small (arXiv 2401.09603). Sums are in float64.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from mmface.metrics.metric import Column, Features, SetMetric, register
+from mmface.metrics.statistics import require_equal_counts
+
+CMMD_BANDWIDTH = 10.0
+CMMD_SCALE = 1000.0
+_SIZES = 8
+"""Numbers of pictures through which the line to infinite N is drawn."""
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """What the Frechet distance needs of a set.
+
+    Attributes:
+        count: how many pictures.
+        mean: mean of each feature.
+        covariance: covariance of the features, divided by N - 1.
+    """
+
+    count: int
+    mean: Float64[Tensor, " features"]
+    covariance: Float64[Tensor, "features features"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "n features"]) -> "FeatureStatistics":
+        """Compute the statistics of features at hand.
+
+        Args:
+            features: one row a picture.
+
+        Returns:
+            Their statistics, in float64.
+        """
+        _require_two(len(features))
+        features = features.double()
+        mean = features.mean(0)
+        centred = features - mean
+        return cls(len(features), mean, centred.mT @ centred / (len(features) - 1))
+
+
+def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
+    """The squared Frechet distance between two normal distributions.
+
+    Args:
+        one: statistics of one set.
+        other: statistics of the other.
+
+    Returns:
+        The distance, at least 0.
+
+    Raises:
+        ValueError: if their features are of different width, or not finite.
+    """
+    if one.mean.shape != other.mean.shape:
+        raise ValueError(
+            f"the features are {len(one.mean)} and {len(other.mean)} wide; read both sets with "
+            "the same backbone"
+        )
+    if not all(torch.isfinite(part.covariance).all() for part in (one, other)):
+        raise ValueError("features are not finite; look at the pictures they were read from")
+    # tr (S_1 S_2)^(1/2) is the sum of the singular values of R_1 R_2 with S = R R; as eigenvalues
+    # of a symmetric matrix they stay real also where a set has fewer pictures than features.
+    root = _symmetric_root(one.covariance)
+    eigenvalues = torch.linalg.eigvalsh(root @ other.covariance @ root)
+    shared = eigenvalues.clamp(min=0).sqrt().sum()
+    difference = (one.mean - other.mean).square().sum()
+    distance = difference + one.covariance.trace() + other.covariance.trace() - 2 * shared
+    return max(float(distance), 0.0)
+
+
+def _symmetric_root(
+    matrix: Float64[Tensor, "features features"],
+) -> Float64[Tensor, "features features"]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+def _require_two(count: int) -> None:
+    if count < 2:
+        raise ValueError(f"a covariance needs at least two pictures, not {count}")
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """A straight line through distances against 1/N.
+
+    Attributes:
+        limit: the line at 1/N = 0.
+        slope: its slope, the size of the bias at N = 1.
+        sizes: the N that were measured.
+        distances: the distance at each.
+    """
+
+    limit: float
+    slope: float
+    sizes: tuple[int, ...]
+    distances: tuple[float, ...]
+
+
+def frechet_infinity(
+    real: Float[Tensor, "n features"],
+    generated: Float[Tensor, "m features"],
+    num_sizes: int = 8,
+    seed: int = 0,
+) -> Extrapolation:
+    """Extrapolate the Frechet distance to infinite N (Chong and Forsyth, arXiv 1911.07023).
+
+    Subsets of both sets are drawn without replacement, at sizes evenly spaced in 1/N from half of
+    N up to N, and a line is fitted by least squares.
+
+    Args:
+        real: features of the real pictures.
+        generated: features of the generated ones, as many.
+        num_sizes: how many sizes.
+        seed: draws the subsets; the global random state is not touched.
+
+    Returns:
+        The line; its limit may lie a little below 0 for equal distributions.
+
+    Raises:
+        ValueError: if the sets are of unequal N, or too small.
+    """
+    require_equal_counts({"real": len(real), "generated": len(generated)})
+    if len(real) < 2 * num_sizes or num_sizes < 2:
+        raise ValueError(f"{num_sizes} sizes need {max(2 * num_sizes, 4)} pictures of each kind")
+    generator = torch.Generator().manual_seed(seed)
+    count = len(real)
+    sizes = [round(1 / inverse) for inverse in np.linspace(2 / count, 1 / count, num_sizes)]
+    distances = []
+    for size in sizes:
+        chosen = [
+            FeatureStatistics.of(features[torch.randperm(count, generator=generator)[:size]])
+            for features in (real.cpu(), generated.cpu())
+        ]
+        distances.append(frechet_distance(*chosen))
+    slope, limit = np.polyfit(1 / np.asarray(sizes), distances, 1)
+    return Extrapolation(float(limit), float(slope), tuple(sizes), tuple(distances))
+
+
+def frechet_floor(real: Float[Tensor, "n features"], seed: int = 0) -> tuple[float, int]:
+    """The distance between two disjoint halves of the real pictures: what N alone costs.
+
+    Args:
+        real: features of the real pictures.
+        seed: draws the halves.
+
+    Returns:
+        The distance, and the number of pictures in each half.
+    """
+    half = len(real) // 2
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    halves = (real.cpu()[order[:half]], real.cpu()[order[half : 2 * half]])
+    return frechet_distance(*(FeatureStatistics.of(features) for features in halves)), half
+
+
+class KernelEstimate(NamedTuple):
+    """A mean over subsets.
+
+    Attributes:
+        mean: mean of the subsets' estimates.
+        std: their standard deviation.
+    """
+
+    mean: float
+    std: float
+
+
+def polynomial_mmd(
+    real: Float64[Tensor, "n features"], generated: Float64[Tensor, "n features"]
+) -> float:
+    """The unbiased squared discrepancy with the kernel (x.y / d + 1)^3; may be below 0.
+
+    Args:
+        real: features of one set.
+        generated: features of the other, as many.
+
+    Returns:
+        The estimate of arXiv 1801.01401, section 4.
+    """
+    count, width = real.shape
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.mT / width + 1) ** 3
+
+    within = sum(
+        (table.sum() - table.diagonal().sum()) / (count * (count - 1))
+        for table in (kernel(real, real), kernel(generated, generated))
+    )
+    return float(within - 2 * kernel(real, generated).mean())
+
+
+def kernel_distance(
+    real: Float[Tensor, "n features"],
+    generated: Float[Tensor, "m features"],
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> KernelEstimate:
+    """KID: the polynomial discrepancy, averaged over random subsets.
+
+    Args:
+        real: features of the real pictures.
+        generated: features of the generated ones.
+        num_subsets: how many subsets.
+        subset_size: pictures of each kind in a subset; of smaller sets, all of the smaller one.
+        seed: draws the subsets; the global random state is not touched.
+
+    Returns:
+        Mean and standard deviation over the subsets; the paper's units, without a factor of 1000.
+
+    Raises:
+        ValueError: if a set has fewer than two pictures, or the widths differ.
+    """
+    require_width(real, generated)
+    size = min(subset_size, len(real), len(generated))
+    if size < 2:
+        raise ValueError(f"KID needs at least two pictures of each kind, not {size}")
+    generator = torch.Generator().manual_seed(seed)
+    real, generated = real.double(), generated.double()
+    estimates = []
+    for _ in range(num_subsets):
+        chosen = [
+            features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
+            for features in (real, generated)
+        ]
+        estimates.append(polynomial_mmd(*chosen))
+    values = torch.tensor(estimates, dtype=torch.float64)
+    return KernelEstimate(float(values.mean()), float(values.std(correction=0)))
+
+
+def gaussian_mmd(
+    real: Float[Tensor, "n features"], generated: Float[Tensor, "m features"]
+) -> float:
+    """CMMD: the biased squared discrepancy with a Gaussian kernel of width 10, times 1000.
+
+    Args:
+        real: unit-length CLIP embeddings of the real pictures.
+        generated: of the generated ones.
+
+    Returns:
+        The estimate of arXiv 2401.09603, section 4; 0 for equal sets.
+    """
+    require_width(real, generated)
+    real, generated = real.double(), generated.double()
+    pairs = ((real, real), (generated, generated), (real, generated))
+    within_real, within_generated, across = (_mean_gaussian(x, y) for x, y in pairs)
+    return CMMD_SCALE * max(within_real + within_generated - 2 * across, 0.0)
+
+
+def _mean_gaussian(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> float:
+    total = 0.0
+    for rows in chunks(x):
+        squared = rows.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * rows @ y.mT
+        total += float(torch.exp(-squared / (2 * CMMD_BANDWIDTH**2)).sum())
+    return total / math.prod((len(x), len(y)))
+
+
+class PrecisionRecall(NamedTuple):
+    """How two sets overlap.
+
+    Attributes:
+        precision: share of generated pictures inside the real set, in [0, 1] (arXiv 1904.06991).
+        recall: share of real pictures inside the generated set, in [0, 1].
+        density: in how many real neighbourhoods a generated picture lies, over k; at least 0, and
+            about 1 where the sets agree (arXiv 2002.09797).
+        coverage: share of real neighbourhoods that hold a generated picture, in [0, 1].
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    real: Float[Tensor, "n features"], generated: Float[Tensor, "m features"], neighbours: int = 3
+) -> PrecisionRecall:
+    """Compare two sets by their k nearest neighbours.
+
+    Args:
+        real: features of the real pictures.
+        generated: features of the generated ones.
+        neighbours: k; a neighbourhood reaches to the k-th nearest other picture of its own set.
+
+    Returns:
+        The four measures; precision and coverage grow with N, so compare at one N.
+
+    Raises:
+        ValueError: if a set has no more than k pictures, or the widths differ.
+    """
+    require_width(real, generated)
+    if min(len(real), len(generated)) <= neighbours:
+        raise ValueError(
+            f"{neighbours} neighbours need more than {neighbours} pictures of each kind, not "
+            f"{len(real)} real and {len(generated)} generated"
+        )
+    real, generated = real.double(), generated.double()
+    real_radius, generated_radius = _radii(real, neighbours), _radii(generated, neighbours)
+    in_real, in_generated, covered = [], [], []
+    for rows in chunks(generated):
+        in_real.append((_distances(rows, real) <= real_radius).sum(1))
+    for rows, radius in zip(chunks(real), real_radius.split(1024), strict=True):
+        distances = _distances(rows, generated)
+        in_generated.append((distances <= generated_radius).any(1))
+        covered.append((distances <= radius[:, None]).any(1))
+    hits = torch.cat(in_real)
+    return PrecisionRecall(
+        precision=_share(hits > 0),
+        recall=_share(torch.cat(in_generated)),
+        density=float(hits.double().mean()) / neighbours,
+        coverage=_share(torch.cat(covered)),
+    )
+
+
+def _distances(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
+    # The product form of a distance is not exactly 0 between equal rows; this one is.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _radii(features: Float64[Tensor, "n d"], neighbours: int) -> Float64[Tensor, " n"]:
+    """Distance of each row to its k-th nearest other row."""
+    nearest = [
+        _distances(rows, features).kthvalue(neighbours + 1, dim=1).values
+        for rows in chunks(features)
+    ]
+    return torch.cat(nearest)
+
+
+def _share(hits: Bool[Tensor, " n"]) -> float:
+    return float(hits.double().mean())
+
+
+def require_width(real: Float[Tensor, "n features"], generated: Float[Tensor, "m other"]) -> None:
+    """Refuse features of two different networks.
+
+    Args:
+        real: features of one set.
+        generated: features of the other.
+
+    Raises:
+        ValueError: if their widths differ.
+    """
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(
+            f"the features are {real.shape[1]} and {generated.shape[1]} wide; read both sets "
+            "with the same backbone"
+        )
+
+
+def chunks(features: Float[Tensor, "n features"], rows: int = 1024) -> tuple[Tensor, ...]:
+    """Split features, so that a table of all pairs need not be held at once."""
+    return torch.split(features, rows)
+
+
+class Frechet(SetMetric):
+    """The Frechet distance of the backbone's features."""
+
+    @property
+    def _column(self) -> str:
+        (column,) = self.columns
+        return column
+
+    def compare(self, real: Features, generated: Features) -> dict[str, float]:
+        """Compare mean and covariance."""
+        statistics = [FeatureStatistics.of(features) for features in (real, generated)]
+        return {self._column: frechet_distance(*statistics)}
+
+    def remarks(self, real: Features, generated: Features, method: str) -> list[str]:
+        """The distance at infinite N, where there are enough pictures for a line."""
+        if len(real) != len(generated) or len(real) < 4 * _SIZES:
+            return []
+        limit = frechet_infinity(real, generated, _SIZES).limit
+        title = self.columns[self._column].title
+        return [f"{title} extrapolated to infinite N: {method} {limit:.2f}"]
+
+    def floor(self, real: Features) -> list[str]:
+        """The distance between two halves of the real pictures."""
+        if len(real) < 4:
+            return []
+        distance, half = frechet_floor(real)
+        title = self.columns[self._column].title
+        return [f"{title} between two halves of the real pictures: {distance:.2f} at N = {half}"]
+
+
+@register
+class Fid(Frechet):
+    """FID: Inception's features, resized as pytorch-fid does."""
+
+    name = "fid"
+    columns: ClassVar = {"fid": Column("FID", "lower", 2, of_sets=True, charted=True)}
+
+
+@register
+class CleanFid(Frechet):
+    """FID with clean-fid's resizing."""
+
+    name = "clean_fid"
+    columns: ClassVar = {"clean_fid": Column("FID (clean)", "lower", 2, of_sets=True)}
+    default_backbone = "clean-inception"
+
+
+@register
+class Fdd(Frechet):
+    """FDD: DINOv2's features (arXiv 2306.04675)."""
+
+    name = "fdd"
+    columns: ClassVar = {"fdd": Column("FDD", "lower", 1, of_sets=True)}
+    default_backbone = "dinov2"
+
+
+@register
+class Kid(SetMetric):
+    """KID."""
+
+    name = "kid"
+    columns: ClassVar = {"kid": Column("KID", "lower", 5, of_sets=True)}
+
+    def compare(self, real: Features, generated: Features) -> dict[str, float]:
+        """Average over subsets."""
+        return {"kid": kernel_distance(real, generated).mean}
+
+
+@register
+class Cmmd(SetMetric):
+    """CMMD, with a CLIP backbone."""
+
+    name = "cmmd"
+    columns: ClassVar = {"cmmd": Column("CMMD", "lower", 3, of_sets=True)}
+    default_backbone = "clip-336"
+
+    def compare(self, real: Features, generated: Features) -> dict[str, float]:
+        """Compare embeddings."""
+        return {"cmmd": gaussian_mmd(real, generated)}
+
+
+@register
+class Neighbourhoods(SetMetric):
+    """Precision, recall, density and coverage."""
+
+    name = "neighbourhoods"
+    columns: ClassVar = {
+        name: Column(name.capitalize(), "higher", 3, of_sets=True)
+        for name in PrecisionRecall._fields
+    }
+
+    def compare(self, real: Features, generated: Features) -> dict[str, float]:
+        """Compare neighbourhoods."""
+        return precision_recall(real, generated)._asdict()

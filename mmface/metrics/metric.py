@@ -1,0 +1,325 @@
+"""What a metric is: the columns that it fills, what it needs, and how it is found by its name.
+
+A file of this room declares a metric by a class with `@register`; a table is a list of names for
+`build_metrics`. No other file names a metric.
+"""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+import mmface.metrics
+from mmface.conditions import Modality, load_mask
+from mmface.data.pictures import FacePictures
+from mmface.metrics.statistics import Interval, bootstrap_mean
+
+if TYPE_CHECKING:
+    from mmface.metrics.backbones import BackboneSource
+
+Values = dict[str, Any]
+"""What was read off one picture or answer, in plain JSON values."""
+Features = Float[Tensor, "n features"]
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a number is shown.
+
+    Attributes:
+        title: its heading.
+        better: which way it improves.
+        digits: digits after the point.
+        of_sets: whether it compares sets, so that methods of different N may not share a column.
+        charted: whether it is drawn against the scale of guidance.
+    """
+
+    title: str
+    better: Literal["higher", "lower"]
+    digits: int
+    of_sets: bool = False
+    charted: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow."""
+        return f"{self.title} {'↑' if self.better == 'higher' else '↓'}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A measurement that could not be made. It is never a number.
+
+    Attributes:
+        reason: what is missing.
+        remedy: how to get it.
+    """
+
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"skipped: {self.reason}; {self.remedy}"
+
+
+def or_skipped(load: Callable[[], Loaded], remedy: str) -> Loaded | Skipped:
+    """Load something, or say why it is not there.
+
+    Args:
+        load: raises OSError or ImportError if a file, a package or the hub is out of reach.
+        remedy: how to get what `load` needs.
+
+    Returns:
+        What was loaded, or `Skipped`.
+    """
+    try:
+        return load()
+    except (OSError, ImportError) as error:
+        return Skipped(str(error).strip().splitlines()[0].rstrip(".;"), remedy)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a method is asked to make.
+
+    Attributes:
+        id: the face's name.
+        prompt: the caption, or the question.
+        seed: of the noise.
+        face: the true picture, its conditions and captions.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    face: FacePictures
+
+
+@dataclass(frozen=True)
+class PictureOrder(Order):
+    """An order for a picture.
+
+    Attributes:
+        modality: the condition to make it from.
+    """
+
+    modality: Modality
+
+    @property
+    def labels(self) -> UInt8[np.ndarray, "height width"]:
+        """The mask as class indices."""
+        height, width = self.face.mask.shape[:2]
+        return load_mask(self.face.mask, (height, width)).labels
+
+    @property
+    def condition(self) -> UInt8[np.ndarray, "height width"]:
+        """The mask as class indices, or the sketch, as the modality is."""
+        return self.labels if self.modality is Modality.MASK else self.face.sketch
+
+
+@dataclass(frozen=True)
+class AnswerOrder(Order):
+    """An order for text about the true picture.
+
+    Attributes:
+        answer: the true answer.
+    """
+
+    answer: str
+
+
+class Metric(ABC):
+    """Columns of a table, and what must be there to fill them.
+
+    Attributes:
+        name: what a table asks for it by; also its folder's name.
+        columns: the columns that it fills, by name.
+        needs: what it reads: `picture` or `answer` (the product), `truth` (the true picture),
+            `caption`, `backbone`, or a condition's name, which limits it to tables of that one.
+        controls: which control methods show what its numbers can be at best and at worst.
+        remedy: how to get what `load` needs.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[Mapping[str, Column]]
+    needs: ClassVar[frozenset[str]] = frozenset({"picture"})
+    controls: ClassVar[frozenset[str]] = frozenset({"reconstruction", "others"})
+    remedy = ""
+
+    def check(self, size_px: int) -> Skipped | None:
+        """Why pictures of this size cannot be measured, or None."""
+        return None
+
+    def load(self, device: torch.device) -> Skipped | None:
+        """Load what it needs; OSError or ImportError if that is out of reach."""
+        return None
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """What a value must share with another to be compared, the references aside."""
+
+
+class SampleMetric(Metric):
+    """A metric with values of its own for every picture or answer."""
+
+    @abstractmethod
+    def read(self, products: Any, orders: Sequence[Any]) -> list[Values]:
+        """Measure a batch.
+
+        Args:
+            products: uint8 pictures [B, 3, H, W], or a list of answers.
+            orders: what each should be.
+
+        Returns:
+            Plain values of each.
+        """
+
+    def intervals(self, ids: Sequence[str], values: Sequence[Values]) -> dict[str, Interval]:
+        """Turn values into columns; by default each value is one, and its mean is taken.
+
+        Args:
+            ids: the face of each; those of one face are one cluster.
+            values: what `read` gave.
+
+        Returns:
+            The columns with their intervals.
+        """
+        names = values[0]
+        columns = {name: np.array([one[name] for one in values], np.float64) for name in names}
+        return {name: bootstrap_mean(column, ids) for name, column in columns.items()}
+
+    def remarks(self, values: Sequence[Values]) -> list[str]:
+        """What a reader of the table should know of these values."""
+        return []
+
+    def of_classes(self, values: Sequence[Values]) -> dict[str, float | None]:
+        """Give a number in [0, 1] for each class of a mask; nothing unless it has such numbers."""
+        return {}
+
+
+class SetMetric(Metric):
+    """A metric of two sets of features, those of the true pictures and of a method's.
+
+    Attributes:
+        default_backbone: the name of the network unless the settings name another.
+    """
+
+    default_backbone: ClassVar[str] = "inception"
+    needs = frozenset({"picture", "truth", "backbone"})
+
+    def __init__(self, backbone: "BackboneSource", backbone_name: str) -> None:
+        """Name the network.
+
+        Args:
+            backbone: reads the pictures.
+            backbone_name: of the folder of its features; metrics of one network share it.
+        """
+        self.backbone = backbone
+        self.backbone_name = backbone_name
+
+    @property
+    def protocol(self) -> str:
+        """The network."""
+        backbone = self.backbone.open()
+        return "" if isinstance(backbone, Skipped) else backbone.protocol
+
+    @abstractmethod
+    def compare(self, real: Features, generated: Features) -> dict[str, float]:
+        """Give the columns' values."""
+
+    def remarks(self, real: Features, generated: Features, method: str) -> list[str]:
+        """What a reader of the table should know of a method's value."""
+        return []
+
+    def floor(self, real: Features) -> list[str]:
+        """What the number of real pictures alone costs."""
+        return []
+
+
+_METRICS: dict[str, type[Metric]] = {}
+_COLUMNS: dict[str, Column] = {
+    "llm": Column("LLM", "higher", 4)  # published only: the models behind it are closed
+}
+Registered = TypeVar("Registered", bound=type[Metric])
+
+
+def register(metric: Registered) -> Registered:
+    """Declare a metric and its columns.
+
+    Args:
+        metric: a class with a name and columns.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: if its name or a column is taken by another metric.
+    """
+    taken = {*_METRICS} & {metric.name} | {*_COLUMNS} & {*metric.columns}
+    if taken:
+        raise ValueError(f"{metric.__name__}: {', '.join(sorted(taken))} is declared already")
+    _METRICS[metric.name] = metric
+    _COLUMNS.update(metric.columns)
+    return metric
+
+
+@cache
+def _read_the_room() -> None:
+    """Import every file of this room, so that its metrics are declared."""
+    for module in pkgutil.iter_modules(mmface.metrics.__path__):
+        importlib.import_module(f"mmface.metrics.{module.name}")
+
+
+def columns() -> Mapping[str, Column]:
+    """All columns by name."""
+    _read_the_room()
+    return _COLUMNS
+
+
+def build_metrics(
+    names: Sequence[str],
+    backbones: Mapping[str, "BackboneSource"] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Metric]:
+    """Make the metrics of a table; what they load is loaded when it is first needed.
+
+    Args:
+        names: which, in the order of the columns.
+        backbones: the networks by name.
+        settings: arguments of metrics by name; `backbone` names a network of `backbones`.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        ValueError: for a metric or network that is not there, or settings of a metric that is
+            not asked for.
+    """
+    _read_the_room()
+    backbones, settings = backbones or {}, settings or {}
+    unknown = [name for name in names if name not in _METRICS]
+    if unknown or isinstance(names, str):
+        raise ValueError(f"metrics are some of [{','.join(_METRICS)}], not {unknown or names!r}")
+    built = {}
+    for name in names:
+        metric, own = _METRICS[name], dict(settings.get(name, {}))
+        if "backbone" in metric.needs:
+            wanted = own.pop("backbone", getattr(metric, "default_backbone", ""))
+            if wanted not in backbones:
+                raise ValueError(
+                    f"{name} reads with the backbone {wanted!r}, but there are "
+                    f"[{','.join(backbones)}]; add it to backbones"
+                )
+            own |= {"backbone": backbones[wanted], "backbone_name": wanted}
+        built[name] = metric(**own)
+    return built

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-LIBRARIES = ("mmface", "torch", "accelerate", "diffusers", "transformers", "bitsandbytes")
+LIBRARIES = ("mmface", "accelerate", "diffusers", "transformers", "bitsandbytes")
 
 FREE_SETTINGS = (
     "output_dir",
@@ -35,7 +35,8 @@ FREE_SETTINGS = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a run's numbers depend on."""
-    found = {"python": platform.python_version()}
+    # torch's own version names the build, too: 2.14.1+cu130
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

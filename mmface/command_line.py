@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import typer
 
-# typer's own UsageError, which newer versions no longer share with click.
-USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
+# typer's own UsageError (a base of BadParameter), which newer versions no longer share with click.
+MISTAKES: tuple[type[Exception], ...] = (ValueError, OSError, *typer.BadParameter.__bases__)
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     try:
         given = None if arguments is None else list(arguments)
         return app(given, standalone_mode=False) or 0
-    except (ValueError, OSError, *USAGE_ERRORS) as error:
+    except MISTAKES as error:
         message = getattr(error, "format_message", error.__str__)()
         typer.echo(f"error: {' '.join(message.split())}", err=True)
         return 2

@@ -123,7 +123,7 @@ def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:
     """Load the components from where they lie."""
     dtype = getattr(torch, choice.dtype)
     if choice.released is not None:
-        return MMFacePipeline.from_released(folder, choice.checkpoint, torch_dtype=dtype)
+        return MMFacePipeline.from_released(folder, choice.checkpoint, dtype=dtype)
     options = {}
     try:
         if choice.quantize:
@@ -131,9 +131,9 @@ def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:
                 folder,
                 subfolder="transformer",
                 quantization_config=_quantization(choice.quantize, dtype),
-                torch_dtype=dtype,
+                dtype=dtype,
             )
-        return MMFacePipeline.from_pretrained(folder, torch_dtype=dtype, **options)
+        return MMFacePipeline.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, AttributeError) as error:
         raise _unloadable(choice.pipeline, error) from error
 

@@ -43,8 +43,8 @@ class Corrupted:
         weight: The factor of each sample's loss, above 0 and at most 1.
     """
 
-    noisy_latents: Float32[Tensor, "batch *shape"]
-    target: Float32[Tensor, "batch *shape"]
+    noisy_latents: Float32[Tensor, " batch *shape"]
+    target: Float32[Tensor, " batch *shape"]
     timestep: Float32[Tensor, " batch"]
     weight: Float32[Tensor, " batch"]
 
@@ -63,15 +63,15 @@ class Objective(Protocol):
 
     def corrupt(
         self,
-        latents: Float[Tensor, "batch *shape"],
-        noise: Float[Tensor, "batch *shape"],
+        latents: Float[Tensor, " batch *shape"],
+        noise: Float[Tensor, " batch *shape"],
         uniform: Float32[Tensor, " batch"],
     ) -> Corrupted:
         """Mix noise into clean latents at the time that `uniform`, in [0, 1), draws."""
         ...
 
     def loss(
-        self, prediction: Float[Tensor, "batch *shape"], corrupted: Corrupted
+        self, prediction: Float[Tensor, " batch *shape"], corrupted: Corrupted
     ) -> Float32[Tensor, " batch"]:
         """Return the weighted mean squared error of each sample, not reduced over the batch."""
         ...
@@ -121,7 +121,7 @@ class Objective(Protocol):
 
 
 def _weighted_error(
-    prediction: Float[Tensor, "batch *shape"], corrupted: Corrupted
+    prediction: Float[Tensor, " batch *shape"], corrupted: Corrupted
 ) -> Float32[Tensor, " batch"]:
     """Mean squared error of each sample in float32, times its weight."""
     squared_error = (prediction.float() - corrupted.target).square()
@@ -129,8 +129,8 @@ def _weighted_error(
 
 
 def _per_sample(
-    values: Float32[Tensor, " batch"], like: Float[Tensor, "batch *shape"]
-) -> Float32[Tensor, "batch *ones"]:
+    values: Float32[Tensor, " batch"], like: Float[Tensor, " batch *shape"]
+) -> Float32[Tensor, " batch *ones"]:
     """Append dimensions of size one, so that one value a sample multiplies all of it."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -147,8 +147,8 @@ class RectifiedFlow:
 
     def corrupt(
         self,
-        latents: Float[Tensor, "batch *shape"],
-        noise: Float[Tensor, "batch *shape"],
+        latents: Float[Tensor, " batch *shape"],
+        noise: Float[Tensor, " batch *shape"],
         uniform: Float32[Tensor, " batch"],
     ) -> Corrupted:
         """Interpolate linearly between noise and data: z_t = (1 - t) noise + t data.
@@ -170,7 +170,7 @@ class RectifiedFlow:
         )
 
     def loss(
-        self, prediction: Float[Tensor, "batch *shape"], corrupted: Corrupted
+        self, prediction: Float[Tensor, " batch *shape"], corrupted: Corrupted
     ) -> Float32[Tensor, " batch"]:
         """Return the mean squared error of each sample's velocity."""
         return _weighted_error(prediction, corrupted)
@@ -256,8 +256,8 @@ class MinSnrDiffusion:
 
     def corrupt(
         self,
-        latents: Float[Tensor, "batch *shape"],
-        noise: Float[Tensor, "batch *shape"],
+        latents: Float[Tensor, " batch *shape"],
+        noise: Float[Tensor, " batch *shape"],
         uniform: Float32[Tensor, " batch"],
     ) -> Corrupted:
         """Mix by the cumulative product a_n: z_n = sqrt(a_n) data + sqrt(1 - a_n) noise.
@@ -284,7 +284,7 @@ class MinSnrDiffusion:
         )
 
     def loss(
-        self, prediction: Float[Tensor, "batch *shape"], corrupted: Corrupted
+        self, prediction: Float[Tensor, " batch *shape"], corrupted: Corrupted
     ) -> Float32[Tensor, " batch"]:
         """Return the mean squared error of each sample's noise, times min(SNR, gamma) / SNR."""
         return _weighted_error(prediction, corrupted)

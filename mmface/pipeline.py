@@ -102,14 +102,15 @@ class MMFacePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: What `save_pretrained` wrote, or a hub id.
-            **kwargs: As for `DiffusionPipeline.from_pretrained`; `torch_dtype` is float32 if not
-                given, whatever the files hold.
+            **kwargs: As for `DiffusionPipeline.from_pretrained`; `dtype` (or `torch_dtype`, its
+                former name) is float32 if not given, whatever the files hold.
 
         Returns:
             The pipeline.
         """
         # Said in so many words, or each component comes in the dtype of its own file.
-        options = {"use_safetensors": True, "torch_dtype": torch.float32} | kwargs
+        dtype = kwargs.pop("torch_dtype", torch.float32)
+        options = {"use_safetensors": True, "dtype": dtype} | kwargs
         return super().from_pretrained(str(pretrained_model_name_or_path), **options)
 
     @classmethod
@@ -120,7 +121,7 @@ class MMFacePipeline(DiffusionPipeline):
         objective: str | None = None,
         image_size: int | None = None,
         num_heads: int = 16,
-        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> "MMFacePipeline":
         """Load the authors' weights from a copy of their hub repository.
 
@@ -131,13 +132,13 @@ class MMFacePipeline(DiffusionPipeline):
             objective: Name of the objective; None reads it from the folder's name (`-rfm`).
             image_size: Side of the pictures in pixels; None reads it from the folder's name.
             num_heads: Number of attention heads, which the weights do not tell.
-            torch_dtype: The dtype of all weights.
+            dtype: The dtype of all weights.
 
         Returns:
             The pipeline.
         """
         found = released_checkpoint(Path(folder), checkpoint, objective, image_size)
-        components = released_components(Path(folder), found, num_heads, torch_dtype)
+        components = released_components(Path(folder), found, num_heads, dtype)
         return cls(**components, scheduler=None, image_size=found.image_size)
 
     @property

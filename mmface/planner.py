@@ -7,6 +7,7 @@ each. That count is of the eager blocks; compiled ones keep less, so for them it
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,9 @@ def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> in
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(see, lambda x: x)
-    with KeptResults() as results, hooks, DeviceRules(bf16):
+    with KeptResults() as results, hooks, DeviceRules(bf16), warnings.catch_warnings():
+        # What recomputation keeps may come to the hooks one day: it is counted once either way.
+        warnings.filterwarnings("ignore", "A saved_tensors_hooks context", FutureWarning)
         output = network(*inputs)
     saved = {number: storage.nbytes() for number, storage in kept.items()}
     total = sum((results.alive | saved).values())

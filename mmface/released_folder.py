@@ -69,7 +69,7 @@ def released_checkpoint(
 
 
 def released_components(
-    folder: Path, checkpoint: ReleasedCheckpoint, num_heads: int, torch_dtype: torch.dtype
+    folder: Path, checkpoint: ReleasedCheckpoint, num_heads: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Load the components of a pipeline.
 
@@ -77,20 +77,18 @@ def released_components(
         folder: A copy of the authors' repository.
         checkpoint: One of its checkpoints.
         num_heads: Number of attention heads, which the weights do not tell.
-        torch_dtype: The dtype of all weights.
+        dtype: The dtype of all weights.
 
     Returns:
         The components by their names in the pipeline, without a scheduler.
     """
-    text = TextEncoder.from_pretrained(folder / RELEASED_TEXT, torch_dtype=torch_dtype)
-    vae = AutoencoderKL.from_pretrained(
-        folder / "VAE", torch_dtype=torch_dtype, use_safetensors=True
-    )
+    text = TextEncoder.from_pretrained(folder / RELEASED_TEXT, dtype=dtype)
+    vae = AutoencoderKL.from_pretrained(folder / "VAE", dtype=dtype, use_safetensors=True)
     transformer = MMFaceDiT.from_released(
         checkpoint.weights,
         num_heads=num_heads,
         objective=checkpoint.objective,
-        torch_dtype=torch_dtype,
+        dtype=dtype,
     )
     return {
         "vae": VAES["flux_released"].configure(vae),

@@ -172,8 +172,13 @@ def _texts(name: str, value: Any) -> dict[str, str]:
 
 def current_versions() -> dict[str, str]:
     """Name the versions of what computes a picture."""
-    libraries = {name: version(name) for name in ("torch", "diffusers")}
-    return {"mmface": mmface.__version__, **libraries}
+    import torch  # whose own version names the build, too: 2.14.1+cu130
+
+    return {
+        "mmface": mmface.__version__,
+        "torch": str(torch.__version__),
+        "diffusers": version("diffusers"),
+    }
 
 
 def file_sha256(path: str | Path) -> str:

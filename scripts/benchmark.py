@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-# typer's own UsageError, which newer versions no longer share with click.
-USAGE_ERRORS: tuple[type[Exception], ...] = typer.BadParameter.__bases__
+from mmface.command_line import run_app
 
 
 def main(
@@ -45,13 +44,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one line on stderr and status 2."""
     app = typer.Typer(add_completion=False)
     app.command()(main)
-    try:
-        app(arguments, standalone_mode=False)
-    except (ValueError, OSError, *USAGE_ERRORS) as error:
-        message = getattr(error, "format_message", error.__str__)()
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
-        return 2
-    return 0
+    return run_app(app, arguments)
 
 
 if __name__ == "__main__":

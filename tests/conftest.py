@@ -4,6 +4,10 @@ Importing the package under jaxtyping's hook makes beartype check every annotate
 in all tests. The hook breaks `torch.compile(fullgraph=True)`: a test of that runs in a subprocess.
 """
 
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub for anything
+
 from jaxtyping import install_import_hook
 
 # The tower: as everywhere in Python's typing, a whole number is welcome where a float is.

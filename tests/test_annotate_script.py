@@ -56,6 +56,7 @@ def test_masks_then_sketches_end_in_one_manifest(photos, parser, tmp_path, capsy
     assert [record.id for record in manifest.records] == ["a", "b", "more/c", "more/d", "more/e"]
     for record in manifest.records:
         mask, sketch = (Image.open(manifest.resolve(record, n)) for n in ("mask", "sketch"))
+        mask.load(), sketch.load()  # which closes the files
         assert (mask.mode, sketch.mode, mask.size, sketch.size) == ("L", "L", (64, 64), (64, 64))
         assert (record.width, record.sketch_polarity) == (64, "dark_on_white")
         assert np.array(mask).max() < 19

@@ -228,8 +228,9 @@ def test_a_table_says_what_is_measured_missing_and_skipped(done):
     assert {"table.txt", "table.md", "table.tex", "table.csv", "controls.txt"} <= contents(
         done
     ).keys()
-    assert Image.open(done / "examples.png").width > 4 * 224
-    assert Image.open(done / "class_iou.png").size[1] > 300
+    with Image.open(done / "examples.png") as examples, Image.open(done / "class_iou.png") as bars:
+        assert examples.width > 4 * 224
+        assert bars.height > 300
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: f"table {table.number}")
@@ -317,7 +318,8 @@ def test_seeds_and_scales_of_guidance_are_rows_and_spreads(tiny_pipeline_folder,
     assert edges.pictures == 3
     assert "accuracy" not in cells(tmp_path, "tiny")
     assert "tiny, guidance 2" in (tmp_path / "table.txt").read_text()
-    assert Image.open(tmp_path / "guidance.png").width > 500
+    with Image.open(tmp_path / "guidance.png") as chart:
+        assert chart.width > 500
     first, second = (
         np.asarray(Image.open(tmp_path / f"tiny/seed_{seed}/images/rendered/1000000.png"))
         for seed in (0, 1)

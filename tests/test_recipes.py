@@ -69,7 +69,8 @@ def forged(path: Path, **changed) -> Path:
 
 def test_a_png_says_all(run, base, tiny_pipeline_folder):
     run(*base, "--seed", 4, "--sketch", "sketch.png", "--guidance-interval", 0, 0.5)
-    info = Image.open("faces.png").info
+    with Image.open("faces.png") as picture:
+        info = picture.info
     assert info["Software"] == "mmface 0.1.0"
     assert info["Description"] == "synthetic face made by mmface"
     said = json.loads(info["mmface"])
@@ -95,7 +96,8 @@ def test_a_recipe_survives_its_file(run, base, suffix):
     write_pictures({Path("b.png"): (picture, recipe)})
     assert read_recipe("b.png")[0] == recipe
     if suffix != "png":
-        exif = Image.open(f"a.{suffix}").getexif()
+        with Image.open(f"a.{suffix}") as written:
+            exif = written.getexif()
         assert (exif[0x0131], exif[0x010E]) == ("mmface 0.1.0", "synthetic face made by mmface")
 
 

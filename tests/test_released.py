@@ -77,7 +77,7 @@ def test_the_whole_table_at_full_size() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_there_and_back_is_bit_equal(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     weights = {name: x.to(dtype) for name, x in weights.items()}
-    model = MMFaceDiT.from_released(weights, num_heads=4, torch_dtype=dtype)
+    model = MMFaceDiT.from_released(weights, num_heads=4, dtype=dtype)
     assert_equal(model.to_released(), weights)
 
 
@@ -93,7 +93,7 @@ def test_loads_float32_by_default_and_infers_the_sizes(weights: dict[str, Tensor
 
 
 def test_the_model_does_not_share_memory_with_the_state_dict(weights: dict[str, Tensor]) -> None:
-    model = MMFaceDiT.from_released(weights, num_heads=4, torch_dtype=torch.float16)
+    model = MMFaceDiT.from_released(weights, num_heads=4, dtype=torch.float16)
     exported = model.to_released()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -108,7 +108,7 @@ def test_paths(weights: dict[str, Tensor], tmp_path: Path, name: str, as_folder:
     save_file(weights, tmp_path / name)
     (tmp_path / "optimizer.pt").touch()
     source = tmp_path if as_folder else tmp_path / name
-    model = MMFaceDiT.from_released(source, num_heads=4, torch_dtype=torch.float16)
+    model = MMFaceDiT.from_released(source, num_heads=4, dtype=torch.float16)
     assert_equal(model.to_released(), weights)
     save_file(model.to_released(), tmp_path / "again.safetensors")
 

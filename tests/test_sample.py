@@ -81,18 +81,20 @@ def test_one_face_is_the_pipelines_picture(run, tiny_pipeline, mask_file):
 def test_several_faces_are_a_grid_or_a_folder(run, sketch_file):
     arguments = ("--prompt", "a", "--sketch", sketch_file, "--num", 2, "--seed", 7)
     assert run(*arguments, "--out", "new/grid.jpg").exit_code == 0
-    grid = Image.open("new/grid.jpg")
-    assert grid.width > 4 * 192
+    with Image.open("new/grid.jpg") as grid:
+        assert grid.width > 4 * 192
     result = run(*arguments, "--out", "faces", "--height", 32, "--width", 64)
     assert result.stdout.split() == ["faces/seed_7.png", "faces/seed_8.png"]
-    assert Image.open("faces/seed_8.png").size == (64, 32)
+    with Image.open("faces/seed_8.png") as face:
+        assert face.size == (64, 32)
 
 
 def test_demo_without_arguments(run):
     result = run(steps=1)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "mmface_demo.png\n"
-    assert Image.open("mmface_demo.png").height > 6 * 192
+    with Image.open("mmface_demo.png") as grid:
+        assert grid.height > 6 * 192
 
 
 def test_soft_masks_and_cut_prompts_are_said_aloud(run, face_mask, tmp_path):

@@ -104,7 +104,8 @@ def test_a_trained_pipeline_samples(trained, run, workplace, capsys):
     with pytest.raises(SystemExit) as ended:
         run("sample.py", *arguments, "--pipeline", str(trained / "tiny_flow/export"))
     assert ended.value.code in (0, None), capsys.readouterr().err
-    assert Image.open(workplace / "face.png").size == (32, 32)
+    with Image.open(workplace / "face.png") as face:
+        assert face.size == (32, 32)
 
 
 def test_a_trained_pipeline_is_evaluated(trained, run, workplace, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -90,7 +91,7 @@ def write_pictures(
         for item, annotation in zip(batch, annotator(pictures), strict=True):
             path = picture_output(folder, item.id)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_aside(path, lambda aside, a=annotation: Image.fromarray(a).save(aside, "PNG"))
+            _write_aside(path, partial(Image.fromarray(annotation).save, format="PNG"))
             outcome.num_made += 1
     return outcome
 

@@ -250,7 +250,7 @@ def _growth(bench: Bench, points: Mapping[int, tuple[int, int]]) -> dict[str, An
     times, work = {}, {}
     started = time.monotonic()
     for point, (side, batch) in points.items():
-        run = partial(model, **make_inputs(model, side, batch))
+        run = partial(model.__call__, **make_inputs(model, side, batch))
         work[point] = forward_flops(model, side, batch)
         run()  # warms up
         repeats = 1 if time.monotonic() - started > 30 else 3

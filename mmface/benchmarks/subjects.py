@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -205,7 +205,8 @@ def on_meta(model: MMFaceDiT) -> MMFaceDiT:
 def forward_flops(model: MMFaceDiT, side: int, batch: int) -> int:
     """Count the FLOPs of a forward pass, the same on every device."""
     network = on_meta(model)
-    return flops(partial(network, **make_inputs(network, side, batch)))
+    inputs = make_inputs(network, side, batch)
+    return flops(lambda: network(**inputs))
 
 
 def run_reference(plain: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch _ _ _"]:

@@ -4,6 +4,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -106,7 +107,7 @@ def run_suite(
         for family in families:
             print(f"# {family}", file=sys.stderr)
             # Setting up a family can fail, too, before its first measurement.
-            report.attempt(family, lambda name=family: FAMILIES[name](bench))
+            report.attempt(family, partial(FAMILIES[family], bench))
     finally:
         torch.set_num_threads(threads)
     return report

@@ -202,7 +202,7 @@ def _measured_speed(
 ) -> tuple[float | None, str]:
     """Faces per second of the VAE on this machine, or None if it is not at hand."""
     try:
-        codec = LatentCodec.from_pretrained(vae, torch_dtype=vae_dtype)
+        codec = LatentCodec.from_pretrained(vae, dtype=vae_dtype)
     except OSError:
         return None, (
             f"the VAE {vae} is not here: time from its FLOPs, assumed to pass at "

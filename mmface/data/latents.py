@@ -161,7 +161,7 @@ class LatentEncoding:
         """
         spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
         dtype = getattr(torch, self.vae_dtype)
-        codec = LatentCodec.from_pretrained(str(self.vae), torch_dtype=dtype)
+        codec = LatentCodec.from_pretrained(str(self.vae), dtype=dtype)
         for encoder in (codec, *self.encoders.values()):
             encoder.module.to(joined_processes().device)
 

@@ -45,7 +45,7 @@ def lowest_frequencies(thumb: UInt8[np.ndarray, "side side 3"]) -> Float32[np.nd
 
 def hashes_of(
     frequencies: Float32[np.ndarray, "pictures 64"],
-) -> UInt64[np.ndarray, "pictures"]:
+) -> UInt64[np.ndarray, " pictures"]:
     """Hash pictures of one set.
 
     Args:
@@ -59,7 +59,7 @@ def hashes_of(
 
 
 def near_pairs(
-    hashes: UInt64[np.ndarray, "pictures"], thumbs: UInt8[np.ndarray, "pictures side side 3"]
+    hashes: UInt64[np.ndarray, " pictures"], thumbs: UInt8[np.ndarray, "pictures side side 3"]
 ) -> Int64[np.ndarray, "pairs 2"]:
     """Find the pairs of pictures that look the same.
 
@@ -85,7 +85,7 @@ def near_pairs(
     return np.unique(pairs, axis=0)
 
 
-def _pairs_within(group: Int64[np.ndarray, "members"]) -> Iterator[Int64[np.ndarray, "pairs 2"]]:
+def _pairs_within(group: Int64[np.ndarray, " members"]) -> Iterator[Int64[np.ndarray, "pairs 2"]]:
     """Give all pairs of a group, a block at a time."""
     rows = max(1, _BLOCK // max(1, len(group)))
     for first in range(0, len(group) - 1, rows):
@@ -96,7 +96,7 @@ def _pairs_within(group: Int64[np.ndarray, "members"]) -> Iterator[Int64[np.ndar
 
 def _look_same(
     thumbs: UInt8[np.ndarray, "pictures side side 3"], pairs: Int64[np.ndarray, "pairs 2"]
-) -> Bool[np.ndarray, "pairs"]:
+) -> Bool[np.ndarray, " pairs"]:
     same = np.empty(len(pairs), dtype=bool)
     for first in range(0, len(pairs), 4096):
         block = pairs[first : first + 4096]

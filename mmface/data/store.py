@@ -247,7 +247,8 @@ def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 def _read_skipped(path: Path) -> list[Skipped]:
     if not path.exists():
         return []
-    return [Skipped(**json.loads(line)) for line in path.open(encoding="utf-8")]
+    with path.open(encoding="utf-8") as lines:
+        return [Skipped(**json.loads(line)) for line in lines]
 
 
 def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[Entry]) -> None:

@@ -46,19 +46,19 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, torch_dtype: torch.dtype = torch.float32
+        cls, folder: str | Path, dtype: torch.dtype = torch.float32
     ) -> "TextEncoder":
         """Load the `text_encoder` and `tokenizer` of a saved pipeline, frozen.
 
         Args:
             folder: The pipeline's folder or hub id.
-            torch_dtype: The dtype of the tower's weights.
+            dtype: The dtype of the tower's weights.
 
         Returns:
             The encoder around the frozen tower.
         """
         text_model = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", dtype=torch_dtype, use_safetensors=True
+            folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         return cls(text_model.requires_grad_(False).eval(), tokenizer, str(folder))

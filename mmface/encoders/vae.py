@@ -210,7 +210,7 @@ class LatentCodec:
         cls,
         name_or_path: str,
         subfolder: str | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> "LatentCodec":
         """Load a VAE by its name in `VAES`, from a folder, or by a hub id.
 
@@ -218,7 +218,7 @@ class LatentCodec:
             name_or_path: A name in `VAES`, whose normalisation is then written into the config; or
                 a folder or hub id, whose own config is kept.
             subfolder: The folder inside that folder or repository; a name brings its own.
-            torch_dtype: The dtype of the VAE's weights.
+            dtype: The dtype of the VAE's weights.
 
         Returns:
             The codec around the frozen VAE.
@@ -231,7 +231,7 @@ class LatentCodec:
         where = {"subfolder": subfolder} if subfolder else {}
         config = AutoencoderKL.load_config(source, **where)
         vae = _vae_class(config, name_or_path).from_pretrained(
-            source, torch_dtype=torch_dtype, use_safetensors=True, **where
+            source, dtype=dtype, use_safetensors=True, **where
         )
         vae.requires_grad_(False).eval()
         return cls(spec.configure(vae) if spec else vae, name_or_path)

@@ -6,7 +6,7 @@ Every stage takes up what it finds. What a method lacks is said in its cells, no
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -205,7 +205,7 @@ class TableEvaluation:
             if method is self._real:
                 scores.remarks += self._scoring.floors(real)
             path = self._folder(method) / SCORES_FILE
-            self.processes.on_main(lambda scores=scores, path=path: scores.write(path))
+            self.processes.on_main(partial(scores.write, path))
 
     def _scores(self, methods: Sequence[Method]) -> dict[str, Scores | Skipped]:
         found: dict[str, Scores | Skipped] = {}

@@ -65,20 +65,20 @@ class VisionLanguageJudge:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path = JUDGE_ID, torch_dtype: torch.dtype = torch.bfloat16
+        cls, path: str | Path = JUDGE_ID, dtype: torch.dtype = torch.bfloat16
     ) -> "VisionLanguageJudge":
         """Load a judge.
 
         Args:
             path: a folder or hub id.
-            torch_dtype: dtype of the weights; rounding of bfloat16 moves scores by about 1e-3.
+            dtype: dtype of the weights; rounding of bfloat16 moves scores by about 1e-3.
 
         Returns:
             The judge.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch_dtype)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
         return cls(model, AutoProcessor.from_pretrained(path), Path(path).name)
 
     @property

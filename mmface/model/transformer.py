@@ -369,7 +369,7 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
         path_or_state_dict: str | Path | Mapping[str, Tensor],
         num_heads: int = 16,
         objective: str = "rectified_flow",
-        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> "MMFaceDiT":
         """Load the authors' weights, on the CPU and in eval mode.
 
@@ -379,7 +379,7 @@ class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
         sizes, state = released.from_released(path_or_state_dict)
         with torch.device("meta"):  # no time spent on weights that are about to be replaced
             model = cls(**sizes, num_heads=num_heads, text_rope="none", objective=objective)
-        own = {name: tensor.to("cpu", torch_dtype, copy=True) for name, tensor in state.items()}
+        own = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in state.items()}
         model.load_state_dict(own, assign=True)
         return model.eval()
 

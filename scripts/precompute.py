@@ -12,13 +12,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from mmface.data.store import SKIPPED_FILE, close_store
-from mmface.processes import joined_processes
-
 
 @hydra.main(config_path="../configs", config_name="precompute", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Build the job that the composed config describes, and write this process's share."""
+    from mmface.processes import joined_processes  # loads torch, which takes seconds
+
     state = joined_processes()
     try:
         job = instantiate(config.job, _convert_="all")
@@ -37,6 +36,8 @@ def main(config: DictConfig) -> None:
 
 def report(folder: str) -> None:
     """Say where the result lies and what it lacks; a store without a row is an error."""
+    from mmface.data.store import SKIPPED_FILE, close_store
+
     store = close_store(folder)
     skipped = len(store.skipped)
     if skipped:
@@ -47,4 +48,7 @@ def report(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] in (["--help"], ["-h"]):  # hydra's own help needs an experiment
+        print(__doc__)
+    else:
+        main()

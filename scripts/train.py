@@ -8,13 +8,9 @@ import sys
 from typing import Any
 
 import hydra
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-
-from mmface.planner import plan
-from mmface.processes import STOPPED_STATUS
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
@@ -33,7 +29,13 @@ def main(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> int:
     """Build the trainer and run it, or plan the run; give the exit status."""
+    import torch  # loading it takes seconds, which `--help` and a misspelt key need not wait for
+
+    from mmface.processes import STOPPED_STATUS
+
     if config.plan:
+        from mmface.planner import plan
+
         with torch.device("meta"):
             network = instantiate(config.model, _convert_="all")
         settings: Any = OmegaConf.to_container(config, resolve=True)

@@ -32,6 +32,20 @@ FREE_SETTINGS = (
 )
 """Settings that do not change what is learnt, and may differ from start to start."""
 
+_SQUARED_ERROR = {"_target_": "mmface.objectives.losses.SquaredError", "weight": 1.0}
+_MIN_SNR = {"_target_": "mmface.objectives.losses.MinSnr"}
+FORMER_OBJECTIVES = {
+    "rectified_flow": {
+        "_target_": "mmface.objectives.objective.RectifiedFlow",
+        "terms": {"velocity": {**_SQUARED_ERROR, "weighting": None}},
+    },
+    "min_snr_diffusion": {
+        "_target_": "mmface.objectives.objective.MinSnrDiffusion",
+        "terms": {"noise": {**_SQUARED_ERROR, "weighting": _MIN_SNR}},
+    },
+}
+"""What the objectives were, by the model's setting, before a run's settings said it."""
+
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a run's numbers depend on."""
@@ -52,6 +66,22 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def _with_objective(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the objective to settings that were saved before it was one of them."""
+    name = saved.get("task.transformer.objective")
+    if name not in FORMER_OBJECTIVES or "task.objective.name" in saved:
+        return saved
+    time = {"_target_": "mmface.objectives.times.UniformTime"}
+    objective = {**FORMER_OBJECTIVES[name], "name": name, "time": time}
+    return {**saved, **flattened(objective, "task.objective.")}
+
+
+def _comparable(name: str, value: Any) -> Any:
+    """A class of ours by its own name alone: it is the same one in another file."""
+    ours = name.endswith("_target_") and str(value).startswith("mmface.")
+    return value.rpartition(".")[2] if ours else value
 
 
 def _is_under(name: str, parents: Sequence[str]) -> bool:
@@ -77,13 +107,14 @@ def check_settings(
     """
     if not saved or not wanted:
         return []
-    saved, wanted = json.loads(json.dumps([saved, wanted], default=str))
+    saved, wanted = json.loads(json.dumps([_with_objective(saved), wanted], default=str))
     names = [n for n in dict.fromkeys([*saved, *wanted]) if not _is_under(n, FREE_SETTINGS)]
     nothing = "(not set)"
     changes = {
         name: f"{name}: {saved.get(name, nothing)} -> {wanted.get(name, nothing)}"
         for name in names
-        if saved.get(name, nothing) != wanted.get(name, nothing)
+        if _comparable(name, saved.get(name, nothing))
+        != _comparable(name, wanted.get(name, nothing))
     }
     refused = {name: line for name, line in changes.items() if not _is_under(name, allowed)}
     if refused:

@@ -21,7 +21,8 @@ from mmface.model.initial_weights import load_initial_weights
 from mmface.model.recomputation import recompute_blocks
 from mmface.model.transformer import MMFaceDiT
 from mmface.model_card import model_card
-from mmface.objectives import objective_named
+from mmface.objectives.objective import Objective, objective_named
+from mmface.objectives.solvers import translation_named
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling_settings import Settings
 from mmface.training_task import RunFacts, TrainingTask, cast_copy
@@ -41,6 +42,7 @@ class FaceDiffusion(TrainingTask):
         vae: str | Path,
         text: str | Path,
         image_size: int,
+        objective: Objective | None = None,
         init_from: str | Path | None = None,
         guidance_scale: float = 7.5,
         examples: str | Path | None = None,
@@ -58,6 +60,8 @@ class FaceDiffusion(TrainingTask):
             text: folder with the frozen CLIP text tower in `text_encoder/` and its tokenizer in
                 `tokenizer/`, as in a saved pipeline.
             image_size: edge of the pictures in pixels, the exported pipeline's default.
+            objective: times and loss; None takes the defaults of the one that the model's config
+                names.
             init_from: weights to start from instead of random ones: the folder of a saved
                 MMFaceDiT of the same sizes (an exported pipeline's `transformer/`), or a file of
                 the authors' layout. Its objective may be another one. A resumed run does not
@@ -72,6 +76,9 @@ class FaceDiffusion(TrainingTask):
             export_dtype: torch dtype name that exported weights are stored in.
             push_to_hub: hub repository that the exported pipeline is uploaded to, with the
                 credentials of `hf auth login`; None keeps it here.
+
+        Raises:
+            ValueError: if the model's config names another objective.
         """
         super().__init__()
         self.trained = transformer
@@ -84,7 +91,13 @@ class FaceDiffusion(TrainingTask):
         self.image_size = image_size
         self.guidance_scale = guidance_scale
         self.examples = read_examples(examples or EXAMPLES)
-        self.objective = objective_named(transformer.config.objective)
+        named = transformer.config.objective
+        self.objective = objective or objective_named(named)
+        if self.objective.name != named:
+            raise ValueError(
+                f"The model's config names the objective {named!r}, but {self.objective.name!r} is "
+                f"trained; choose it by objective={named}, and leave model.objective to it."
+            )
         self.export_dtype = getattr(torch, export_dtype)
         recompute_blocks(transformer, gradient_checkpointing, compiled=compile_blocks)
         if compile_blocks:
@@ -113,7 +126,7 @@ class FaceDiffusion(TrainingTask):
             text.pooled,
             batch["modality"],
         )
-        return {"loss": self.objective.loss(prediction, corrupted)}
+        return self.objective.losses(prediction, corrupted)
 
     def subsets(self, batch: Mapping[str, Any]) -> dict[str, Bool[Tensor, " batch"]]:
         """Ten equal parts of the time's draw, and the two kinds of condition."""
@@ -174,7 +187,9 @@ class FaceDiffusion(TrainingTask):
     def _card(self, facts: RunFacts) -> str:
         title = self.push_to_hub or "MMFace-DiT pipeline"
         config = self.trained.config
-        return model_card(title, config, self.image_size, self.guidance_scale, facts)
+        return model_card(
+            title, config, self.objective, self.image_size, self.guidance_scale, facts
+        )
 
     def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:
         return MMFacePipeline(
@@ -182,7 +197,7 @@ class FaceDiffusion(TrainingTask):
             text_encoder=self.text_model,
             tokenizer=self.text.tokenizer,
             transformer=transformer,
-            scheduler=self.objective.scheduler(),
+            scheduler=translation_named(self.objective.name).scheduler(),
             image_size=self.image_size,
             guidance_scale=self.guidance_scale,
         )

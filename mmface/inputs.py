@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels
-from mmface.objectives import NUM_TRAIN_TIMESTEPS
+from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 
 CONTROL_SUFFIX = "_control"
 """What follows a kind's name in the keyword for its control."""

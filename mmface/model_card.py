@@ -2,12 +2,8 @@
 
 from collections.abc import Mapping
 
+from mmface.objectives.objective import Objective
 from mmface.training_task import RunFacts
-
-OBJECTIVE_TITLES = {
-    "rectified_flow": "rectified flow, Euler sampling",
-    "min_snr_diffusion": "DDPM with Min-SNR weights, DPM-Solver++ sampling",
-}
 
 _CARD = """\
 ---
@@ -51,6 +47,7 @@ def _setting(facts: RunFacts, name: str) -> str:
 def model_card(
     title: str,
     config: Mapping[str, object],
+    objective: Objective,
     image_size: int,
     guidance_scale: float,
     facts: RunFacts,
@@ -60,6 +57,7 @@ def model_card(
     Args:
         title: its heading.
         config: the transformer's config.
+        objective: what it was trained with.
         image_size: edge of the pictures in pixels.
         guidance_scale: the pipeline's default.
         facts: what the run knows of itself.
@@ -68,11 +66,12 @@ def model_card(
         Markdown with the front matter that the Hugging Face hub reads.
     """
     samples = facts.steps * facts.global_batch_size
-    objective = str(config["objective"])
     # Table 3's models without rotary positions have no such setting.
     positions = f", text positions {config['text_rope']}" if "text_rope" in config else ""
     rows = {
-        "objective": OBJECTIVE_TITLES.get(objective, objective),
+        "objective": objective.title,
+        "times": f"`{objective.time}`",
+        "loss": ", ".join(f"{name}: `{term}`" for name, term in objective.terms.items()),
         "network": f"{config['depth']} blocks of width {config['hidden_size']}, "
         f"{config['num_heads']} heads{positions}",
         "pictures": f"{image_size} x {image_size} px, guidance scale {guidance_scale:g}",

@@ -37,10 +37,9 @@ from mmface.inputs import (
     split_keywords,
 )
 from mmface.model.transformer import MMFaceDiT
-from mmface.objectives import Objective, objective_named
+from mmface.objectives.solvers import Trajectory, Translation, translation_named
 from mmface.pipeline_output import OUTPUT_TYPES, MMFacePipelineOutput, as_output_type
 from mmface.released_folder import released_checkpoint, released_components
-from mmface.solvers import Trajectory, fitting_scheduler
 from mmface.step_cache import StepCache
 
 
@@ -84,7 +83,7 @@ class MMFacePipeline(DiffusionPipeline):
                 f"text encoder width {text_dim}; use the ones that it was trained with."
             )
         if scheduler is None:
-            scheduler = objective_named(config.objective).scheduler()
+            scheduler = translation_named(config.objective).scheduler()
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -152,9 +151,9 @@ class MMFacePipeline(DiffusionPipeline):
         return TextEncoder(self.text_encoder, self.tokenizer)
 
     @property
-    def objective(self) -> Objective:
-        """What the transformer was trained with."""
-        return objective_named(self.transformer.config.objective)
+    def translation(self) -> Translation:
+        """What translates between the transformer, by its objective, and a scheduler."""
+        return translation_named(self.transformer.config.objective)
 
     def check_inputs(
         self,
@@ -316,7 +315,7 @@ class MMFacePipeline(DiffusionPipeline):
             region: The part of the picture that is made anew, in white; outside, every pixel stays
                 as it is. One for all prompts or one a prompt.
             latents: Instead of a seed: standard normal noise, one a picture.
-            solver: A name in `mmface.solvers.SOLVERS`; None takes the pipeline's scheduler.
+            solver: One of `Translation.solvers`; None takes the pipeline's scheduler.
             max_batch: The most predictions, or pictures to encode or decode, that are computed at
                 once; None for no limit. It changes the memory that is needed, not the pictures.
             cache: What leaves blocks out where a step before said nearly the same; a picture then
@@ -334,7 +333,7 @@ class MMFacePipeline(DiffusionPipeline):
         given, controls = split_keywords({"mask": mask, "sketch": sketch, **conditions})
         prompts = self.check_inputs(prompt, given, negative_prompt, size, output_type)
         strength = checked_strength(image, strength, region)
-        scheduler = fitting_scheduler(self.objective, solver, self.scheduler)
+        scheduler = self.translation.fitting(solver, self.scheduler)
         guidance = Guidance.merged(guidance_scale, guidance, self.config.guidance_scale)
         count = len(prompts) * num_images_per_prompt
         generators, seeds = picture_generators(seed, generator, count, latents)
@@ -347,7 +346,7 @@ class MMFacePipeline(DiffusionPipeline):
             kept = KeptPicture.load(image, region, len(prompts), size)
             original = self._encode(kept.pixels, max_batch).repeat_interleave(each, dim=0)
 
-        way = Trajectory(self.objective, scheduler, num_inference_steps, strength, noise.device)
+        way = Trajectory(self.translation, scheduler, num_inference_steps, strength, noise.device)
         rows = [composition.rows(share, noise.device) for share in way.shares]
         denoiser = Denoiser(
             self.transformer,

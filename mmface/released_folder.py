@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from mmface.encoders import VAES, TextEncoder
 from mmface.model.released import WEIGHTS_NAME
 from mmface.model.transformer import MMFaceDiT
-from mmface.objectives import MinSnrDiffusion, RectifiedFlow
+from mmface.objectives.solvers import MIN_SNR_DIFFUSION, RECTIFIED_FLOW
 
 RELEASED_TEXT = "stable-diffusion-2-1-base"
 """Where the authors' repository has its text encoder and tokenizer."""
@@ -63,7 +63,7 @@ def released_checkpoint(
         )
     name = found[0].parent.relative_to(folder).as_posix()
     size = re.search(r"-(\d{3,4})\b", name.split("/")[0])
-    named = RectifiedFlow.name if "-rfm" in name else MinSnrDiffusion.name
+    named = RECTIFIED_FLOW if "-rfm" in name else MIN_SNR_DIFFUSION
     side = int(size[1]) if size else 256
     return ReleasedCheckpoint(found[0], objective or named, image_size or side)
 

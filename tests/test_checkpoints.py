@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from training_runs import (
     FORK,
@@ -25,6 +27,7 @@ from training_runs import (
 from mmface.checkpoints import Checkpoints, check_settings, flattened
 from mmface.recipe import Cadence
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 EVERY_SECOND = Cadence(log_every=1, checkpoint_every=2, checkpoint_limit=2)
 
 
@@ -138,6 +141,25 @@ def test_settings_are_compared_by_their_dotted_names(tmp_path):
         check_settings({"a": 1}, {"a": 1, "new": 3}, ["a"], tmp_path)
     assert check_settings({}, {"a": 1}, [], tmp_path) == []  # saved without settings
     assert check_settings({"cadence.log_every": 1}, {"cadence.log_every": 2}, [], tmp_path) == []
+
+
+def test_a_class_that_moved_to_another_file_is_no_change(tmp_path):
+    before, now = "mmface.transformer.MMFaceDiT", "mmface.model.transformer.MMFaceDiT"
+    assert check_settings({"m._target_": before}, {"m._target_": now}, [], tmp_path) == []
+    with pytest.raises(ValueError, match="Other"):
+        check_settings({"m._target_": before}, {"m._target_": "mmface.Other"}, [], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rectified_flow", "min_snr_diffusion"])
+def test_settings_from_before_objectives_were_configured_are_the_defaults(tmp_path, name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        objective = OmegaConf.to_container(compose(f"objective/{name}").objective)
+    model = {"transformer": {"objective": name}}
+    saved, wanted = flattened({"task": model}), {"task": model | {"objective": objective}}
+    assert check_settings(saved, flattened(wanted), [], tmp_path) == []
+    objective["time"]["_target_"] = "mmface.objectives.times.LogitNormalTime"
+    with pytest.raises(ValueError, match=r"UniformTime -> .*LogitNormalTime"):
+        check_settings(saved, flattened(wanted), [], tmp_path)
 
 
 def test_a_checkpoint_of_moments_without_names_is_read(tmp_path):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
 from mmface.model.recomputation import num_recomputed
 from mmface.model.transformer import MMFaceDiT
-from mmface.objectives import objective_named
+from mmface.objectives.objective import objective_named
 from mmface.planner import TRAINING_IMAGES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -97,6 +97,23 @@ def test_a_misspelt_key_is_named():
         composed("train", "experiment=tiny_flow", "trainer.recipe.stepz=3")
 
 
+@pytest.mark.parametrize("name", ["rectified_flow", "min_snr_diffusion"])
+@pytest.mark.parametrize("experiment", ["tiny_flow", "tiny_ddpm", "ablation_2", "stage2_512_ddpm"])
+def test_the_objective_on_the_command_line_decides(experiment, name):
+    config = composed("train", f"experiment={experiment}", f"objective={name}")
+    objective = instantiate(config.trainer.task.objective, _convert_="all")
+    assert objective.name == name
+    assert network_of(config).config.objective == name
+    default = objective_named(name)
+    assert (objective.time, objective.terms) == (default.time, default.terms)
+
+
+@pytest.mark.parametrize("name", [*DIFFUSION, *PAPER, *(f"{n}_tiny" for n in ABLATIONS)])
+def test_the_model_names_the_objective_that_is_trained(name):
+    config = composed("train", f"experiment={name}")
+    assert network_of(config).config.objective == config.trainer.task.objective.name
+
+
 def network_of(config, **sizes):
     with torch.device("meta"):
         return instantiate(config.trainer.task.transformer, _convert_="all", **sizes)
@@ -154,7 +171,7 @@ def test_a_step_of_paper_experiments_has_the_right_shapes(name):
         text, modality = torch.empty(batch, 77, 1024), torch.zeros(batch, dtype=torch.long)
         inputs = (corrupted.noisy_latents, latents, corrupted.timestep, text, text[:, 0], modality)
         prediction = network(*inputs)
-        loss = objective.loss(prediction, corrupted)
+        loss = objective.losses(prediction, corrupted)["loss"]
         loss.mean().backward()
     assert prediction.shape == latents.shape
     assert loss.shape == (batch,)

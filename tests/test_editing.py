@@ -8,14 +8,13 @@ from PIL import Image
 
 from mmface.blending import FEATHER_PX, feathered, load_image, load_region
 from mmface.conditions.pixels import to_uint8
-from mmface.objectives import OBJECTIVES
-from mmface.solvers import SOLVERS
+from mmface.objectives.solvers import TRANSLATIONS
 
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 FAST = {"num_inference_steps": 4, "seed": 2}
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
+@pytest.fixture(scope="module", params=TRANSLATIONS)
 def pipeline(request):
     return build_pipeline(request.param)
 
@@ -37,7 +36,7 @@ def difference(one, other) -> np.ndarray:
 
 
 def test_outside_the_region_every_pixel_stays(pipeline, face_mask, photo, middle):
-    for solver in SOLVERS[pipeline.objective.name]:
+    for solver in pipeline.translation.solvers:
         made = pipeline(
             ["a", "b"],
             face_mask,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from mmface import builtin
 from mmface.model.initial_weights import load_initial_weights, time_embedding, translate_objective
 from mmface.model.transformer import MMFaceDiT
-from mmface.objectives import objective_named
+from mmface.objectives.objective import objective_named
 
 STEPS = torch.arange(1000.0)
 

@@ -17,7 +17,7 @@ from mmface.conditions import MASK, colorize, load_mask
 from mmface.conditions.pixels import image_pixels
 from mmface.encoders import LatentCodec
 from mmface.guidance import Guidance
-from mmface.objectives import OBJECTIVES
+from mmface.objectives.objective import OBJECTIVES
 from mmface.pipeline import MMFacePipeline
 
 FAST = {"num_inference_steps": 3, "output_type": "latent"}

@@ -13,16 +13,24 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from mmface.objectives import MinSnrDiffusion, Objective, RectifiedFlow, objective_named
-from mmface.solvers import SOLVERS, Trajectory, check_scheduler, solver_named
+from mmface.objectives.solvers import (
+    RECTIFIED_FLOW,
+    TRANSLATIONS,
+    MinSnrDiffusionTranslation,
+    RectifiedFlowTranslation,
+    Trajectory,
+    Translation,
+    translation_named,
+)
 
-EVERY = [(objective, name) for objective, solvers in SOLVERS.items() for name in solvers]
+EVERY = [(name, solver) for name, kind in TRANSLATIONS.items() for solver in kind.solvers]
 CPU = torch.device("cpu")
 MEAN = 0.7
-ALPHAS = MinSnrDiffusion().scheduler().alphas_cumprod
+FLOW, DIFFUSION = RectifiedFlowTranslation(), MinSnrDiffusionTranslation()
+ALPHAS = MinSnrDiffusionTranslation().scheduler().alphas_cumprod
 
 
-def gaussian_model(objective: Objective, std: float):
+def gaussian_model(translation: Translation, std: float):
     """The best prediction for data from N(MEAN, std^2), in closed form; std 0 is one point."""
 
     def flow(latents, timestep):
@@ -36,20 +44,20 @@ def gaussian_model(objective: Objective, std: float):
         variance = alpha * std**2 + 1 - alpha
         return (1 - alpha).sqrt() / variance * (latents - alpha.sqrt() * MEAN)
 
-    return flow if objective.name == RectifiedFlow.name else diffusion
+    return flow if translation.objective == RECTIFIED_FLOW else diffusion
 
 
-def exact(objective: Objective, noise: torch.Tensor, std: float) -> torch.Tensor:
+def exact(translation: Translation, noise: torch.Tensor, std: float) -> torch.Tensor:
     """Where the probability flow takes this noise: it keeps every quantile."""
-    if objective.name == RectifiedFlow.name:
+    if translation.objective == RECTIFIED_FLOW:
         return MEAN + std * noise
     alpha = ALPHAS[999]
     return MEAN + std * (noise - alpha.sqrt() * MEAN) / (alpha * std**2 + 1 - alpha).sqrt()
 
 
-def follow(objective, scheduler, noise, std, steps, original=None, strength=1.0):
-    way = Trajectory(objective, scheduler, steps, strength, CPU)
-    model, latents = gaussian_model(objective, std), way.start(noise, original)
+def follow(translation, scheduler, noise, std, steps, original=None, strength=1.0):
+    way = Trajectory(translation, scheduler, steps, strength, CPU)
+    model, latents = gaussian_model(translation, std), way.start(noise, original)
     for call, model_time in enumerate(way.model_timesteps):
         prediction = model(way.model_input(latents, call), model_time)
         latents = way.step(prediction, latents, call)
@@ -64,36 +72,36 @@ def noise() -> torch.Tensor:
 @pytest.mark.parametrize(("name", "solver"), EVERY)
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 61])
 def test_every_solver_lands_on_a_single_point(name, solver, steps, noise):
-    objective = objective_named(name)
-    landed = follow(objective, solver_named(objective, solver), noise, 0.0, steps)
+    translation = translation_named(name)
+    landed = follow(translation, translation.solver(solver), noise, 0.0, steps)
     torch.testing.assert_close(landed, torch.full_like(noise, MEAN), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "solver"), EVERY)
 def test_every_solver_converges_to_the_exact_flow_of_a_gaussian(name, solver, noise):
-    objective, std = objective_named(name), 0.5
-    target = exact(objective, noise, std)
+    translation, std = translation_named(name), 0.5
+    target = exact(translation, noise, std)
     coarse, fine = (
-        follow(objective, solver_named(objective, solver), noise, std, steps) - target
+        follow(translation, translation.solver(solver), noise, std, steps) - target
         for steps in (20, 80)
     )
     assert 0 < fine.abs().mean() < coarse.abs().mean() / 2.5
-    assert fine.abs().mean() < (0.01 if name == RectifiedFlow.name else 0.02)
-    if (name, solver) in [(RectifiedFlow.name, "heun"), (RectifiedFlow.name, "unipc")]:
+    assert fine.abs().mean() < (0.01 if name == RECTIFIED_FLOW else 0.02)
+    if (name, solver) in [(RECTIFIED_FLOW, "heun"), (RECTIFIED_FLOW, "unipc")]:
         assert fine.abs().mean() < 5e-4  # order 2: Euler is at 7e-3 there
 
 
 @pytest.mark.parametrize(("name", "solver"), EVERY)
 def test_steps_and_times_of_every_solver(name, solver):
-    objective = objective_named(name)
+    translation = translation_named(name)
     for steps in (1, 2, 3, 10, 61, 200):
-        way = Trajectory(objective, solver_named(objective, solver), steps, 1.0, CPU)
+        way = Trajectory(translation, translation.solver(solver), steps, 1.0, CPU)
         assert len(way.timesteps) == (2 * steps - 1 if solver == "heun" else steps)
         times = way.model_timesteps
         assert times.dtype == torch.float32
-        direction = 1 if name == RectifiedFlow.name else -1
+        direction = 1 if name == RECTIFIED_FLOW else -1
         assert (direction * times.diff() >= 0).all()
-        first = 0 if name == RectifiedFlow.name else 999
+        first = 0 if name == RECTIFIED_FLOW else 999
         assert abs(float(times[0]) - first) <= 1
         assert way.shares[0] == 0
         assert way.shares[-1] == (steps - 1) / steps
@@ -103,37 +111,35 @@ def test_steps_and_times_of_every_solver(name, solver):
 @pytest.mark.parametrize("strength", [0.1, 0.55, 1.0])
 def test_strength_starts_at_its_own_noise(name, solver, strength, noise):
     """From the exact point of the flow at that noise, the rest of the way leads to its end."""
-    objective, steps = objective_named(name), 20
-    way = Trajectory(objective, solver_named(objective, solver), steps, strength, CPU)
+    translation, steps = translation_named(name), 20
+    way = Trajectory(translation, translation.solver(solver), steps, strength, CPU)
     taken = int(np.ceil(round(strength * steps, 6)))
     assert len(way.timesteps) == (2 * taken - 1 if solver == "heun" else taken)
     original = torch.full_like(noise, MEAN)
     start = way.model_input(way.start(noise, original), 0)
     if strength == 1:
         torch.testing.assert_close(start, noise, atol=1e-3, rtol=1e-3)
-    elif name == RectifiedFlow.name:
+    elif name == RECTIFIED_FLOW:
         time = way.model_timesteps[0] / 999
         torch.testing.assert_close(start, time * original + (1 - time) * noise)
         assert abs(float(1 - time) - strength) < 0.06
     else:
         alpha = ALPHAS[way.model_timesteps[0].long()]
         torch.testing.assert_close(start, alpha.sqrt() * original + (1 - alpha).sqrt() * noise)
-    landed = follow(
-        objective, solver_named(objective, solver), noise, 0.0, steps, original, strength
-    )
+    landed = follow(translation, translation.solver(solver), noise, 0.0, steps, original, strength)
     torch.testing.assert_close(landed, original, atol=1e-4, rtol=0)
     torch.testing.assert_close(way.noisy(original, noise, len(way.timesteps)), original)
 
 
 @pytest.mark.parametrize("steps", [10, 25, 50])
 def test_ddim_is_the_one_of_diffusers(steps, noise):
-    objective = MinSnrDiffusion()
-    own = objective.scheduler().config
+    translation = MinSnrDiffusionTranslation()
+    own = translation.scheduler().config
     betas = {key: own[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     theirs = DDIMScheduler(**betas, timestep_spacing="trailing", clip_sample=False)
-    check_scheduler(objective, theirs)
-    ours = follow(objective, solver_named(objective, "ddim"), noise, 0.5, steps)
-    assert (follow(objective, theirs, noise, 0.5, steps) - ours).abs().max() < 0.02
+    translation.check(theirs)
+    ours = follow(translation, translation.solver("ddim"), noise, 0.5, steps)
+    assert (follow(translation, theirs, noise, 0.5, steps) - ours).abs().max() < 0.02
 
 
 def test_a_fitting_scheduler_of_ones_own_keeps_working(face_mask):
@@ -148,7 +154,7 @@ def test_a_fitting_scheduler_of_ones_own_keeps_working(face_mask):
     default = pipe(**arguments).images
     assert torch.equal(pipe(solver="euler", **arguments).images, default)
     by_name = pipe(solver="unipc", **arguments).images
-    pipe.scheduler = solver_named(pipe.objective, "unipc")
+    pipe.scheduler = pipe.translation.solver("unipc")
     assert torch.equal(pipe(**arguments).images, by_name)
     assert not torch.allclose(by_name, default, atol=1e-3)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -159,29 +165,29 @@ def test_a_fitting_scheduler_of_ones_own_keeps_working(face_mask):
 
 
 @pytest.mark.parametrize(
-    ("objective", "scheduler", "message"),
+    ("translation", "scheduler", "message"),
     [
-        (RectifiedFlow(), DDIMScheduler(), "another equation.*FlowMatchHeun.*euler, heun"),
-        (MinSnrDiffusion(), FlowMatchEulerDiscreteScheduler(), "DDIMScheduler.*dpm"),
-        (MinSnrDiffusion(), EulerAncestralDiscreteScheduler(), "another equation"),
-        (MinSnrDiffusion(), PNDMScheduler(), "another equation"),
-        (MinSnrDiffusion(), DPMSolverMultistepScheduler(), "noise schedule"),
-        (MinSnrDiffusion(), UniPCMultistepScheduler(use_flow_sigmas=True), "must be False"),
-        (MinSnrDiffusion(), DDIMScheduler(prediction_type="v_prediction"), "'epsilon'"),
+        (FLOW, DDIMScheduler(), "another equation.*FlowMatchHeun.*euler, heun"),
+        (DIFFUSION, FlowMatchEulerDiscreteScheduler(), "DDIMScheduler.*dpm"),
+        (DIFFUSION, EulerAncestralDiscreteScheduler(), "another equation"),
+        (DIFFUSION, PNDMScheduler(), "another equation"),
+        (DIFFUSION, DPMSolverMultistepScheduler(), "noise schedule"),
+        (DIFFUSION, UniPCMultistepScheduler(use_flow_sigmas=True), "must be False"),
+        (DIFFUSION, DDIMScheduler(prediction_type="v_prediction"), "'epsilon'"),
         (
-            MinSnrDiffusion(),
+            DIFFUSION,
             DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
             "noise of its own",
         ),
-        (RectifiedFlow(), FlowMatchEulerDiscreteScheduler(num_train_timesteps=500), "1000"),
-        (RectifiedFlow(), FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "its own"),
+        (FLOW, FlowMatchEulerDiscreteScheduler(num_train_timesteps=500), "1000"),
+        (FLOW, FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "its own"),
     ],
 )
-def test_schedulers_that_do_not_fit_are_named(objective, scheduler, message):
+def test_schedulers_that_do_not_fit_are_named(translation, scheduler, message):
     with pytest.raises(ValueError, match=message):
-        check_scheduler(objective, scheduler)
+        translation.check(scheduler)
 
 
 def test_unknown_solvers_are_named():
     with pytest.raises(ValueError, match=r"'ddim' does not fit .*rectified_flow.*euler, heun"):
-        solver_named(RectifiedFlow(), "ddim")
+        FLOW.solver("ddim")

@@ -99,7 +99,9 @@ def as_double(module, inputs):
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
-def face_task(folder, objective="rectified_flow", dtype=torch.float32, **arguments):
+def face_task(
+    folder, objective="rectified_flow", dtype=torch.float32, objective_to_train=None, **arguments
+):
     """The paper's task at a small size; its frozen parts come from a saved tiny pipeline."""
     torch.manual_seed(0)
     transformer = MMFaceDiT(
@@ -110,7 +112,8 @@ def face_task(folder, objective="rectified_flow", dtype=torch.float32, **argumen
     if dtype == torch.float64:
         transformer = transformer.double()
         transformer.register_forward_pre_hook(as_double)
-    return FaceDiffusion(transformer, vae=folder / "vae", text=folder, image_size=32, **arguments)
+    arguments |= {"vae": folder / "vae", "text": folder, "image_size": 32}
+    return FaceDiffusion(transformer, objective=objective_to_train, **arguments)
 
 
 def face_trainer(folder, task, steps=20, micro=2, cadence=None, **arguments):

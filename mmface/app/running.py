@@ -26,7 +26,7 @@ from mmface.data.rendered import render_face
 from mmface.encoders import LatentCodec
 from mmface.inputs import check_number, check_whole
 from mmface.model_loading import OpenedModel
-from mmface.objectives import RectifiedFlow
+from mmface.objectives.solvers import RECTIFIED_FLOW
 from mmface.sampling_recipe import write_pictures
 from mmface.sampling_rows import Row, ready_row, recipe_of, sample_rows, seeds_from
 from mmface.sampling_settings import Settings, check_text
@@ -336,7 +336,7 @@ class FaceMaker:
 
     def _ahead(self, latents: Tensor, previous: list[Tensor], steps_left: int) -> Tensor:
         """Guess where latents go: a rectified flow's way is nearly straight, in equal steps."""
-        if not previous or self.model.pipeline.objective.name != RectifiedFlow.name:
+        if not previous or self.model.pipeline.translation.objective != RECTIFIED_FLOW:
             return latents
         return latents + steps_left * (latents - previous[0])
 

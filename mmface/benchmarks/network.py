@@ -26,7 +26,7 @@ from mmface.model import released
 from mmface.model.linear import Linear
 from mmface.model.recomputation import selective_checkpoint
 from mmface.model.transformer import MMFaceDiT
-from mmface.objectives import RectifiedFlow
+from mmface.objectives.objective import RectifiedFlow
 from mmface.optimization import ExponentialAverage
 
 GRADIENT_CLIP = 0.5
@@ -132,7 +132,7 @@ class OwnTraining:
             prediction = self.model(
                 corrupted.noisy_latents, batch["condition"], corrupted.timestep, **text
             )
-        loss = self.objective.loss(prediction, corrupted).mean()
+        loss = self.objective.losses(prediction, corrupted)["loss"].mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, GRADIENT_CLIP)
         if torch.isfinite(norm):

@@ -30,7 +30,7 @@ class Course(NamedTuple):
     """How a picture is sampled.
 
     Attributes:
-        solver: A key of `mmface.solvers.SOLVERS` for the flow.
+        solver: A key of `RectifiedFlowTranslation.solvers`.
         steps: Steps of the solver.
         guided: From which share of the steps to which there is guidance.
     """

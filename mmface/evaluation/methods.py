@@ -115,7 +115,7 @@ class PipelineMethod(GeneratingMethod):
             num_inference_steps: steps of the solver.
             guidance_scale: scale of guidance; None takes the pipeline's.
             how: the command that makes the folder.
-            solver: a name in `mmface.solvers.SOLVERS`; None takes the pipeline's own.
+            solver: one of `Translation.solvers`; None takes the pipeline's own.
             guidance_interval: shares of the steps between which there is guidance.
             cache: what leaves blocks out; None computes all.
 

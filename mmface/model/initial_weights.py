@@ -9,7 +9,8 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from mmface.model.transformer import MMFaceDiT
-from mmface.objectives import NUM_TRAIN_TIMESTEPS, objective_named
+from mmface.objectives.objective import objective_named
+from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 
 
 def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:

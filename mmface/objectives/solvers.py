@@ -1,0 +1,401 @@
+"""Sampling with diffusers' schedulers: what each objective's model needs translated, and solvers.
+
+A saved model names its objective, and that name leads here; nothing of the training is imported.
+Some schedulers count time in whole numbers or keep latents at another scale: only a `Translation`
+knows. All solvers are deterministic: a picture is a function of its noise alone.
+`num_inference_steps` counts intervals of time; Heun calls the model twice in each but the last.
+
+                 rectified flow (F)                    DDPM with Min-SNR (D)
+time             t in [0, 1]: 0 is noise, 1 is data    step n in {0, ..., 999}: 999 is noise
+noisy latents    z_t = (1 - t) noise + t data          z_n = sqrt(a_n) data + sqrt(1 - a_n) noise
+the model says   velocity, data - noise                the noise
+the model hears  999 t                                 n
+sampled by       Euler, uniform steps                  DPM-Solver++, order 2
+
+Time is float32 whatever the precision of the latents: bf16 keeps 8 bits of mantissa, on which 50
+Euler steps land unevenly.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from jaxtyping import Float, Float32, Shaped
+from torch import Tensor
+
+NUM_TRAIN_TIMESTEPS = 1000
+RECTIFIED_FLOW = "rectified_flow"
+MIN_SNR_DIFFUSION = "min_snr_diffusion"
+"""Names of the two objectives of the paper, as a model's config carries them."""
+
+SD21_NOISE: Mapping[str, Any] = {
+    "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
+"""The noise schedule of Stable Diffusion 2.1."""
+_FLOW: Mapping[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+Build = Callable[[], SchedulerMixin]
+TRANSLATIONS: dict[str, type["Translation"]] = {}
+"""Every class of translation by its objective's name."""
+
+
+class Translation(ABC):
+    """What stands between a model of one objective and diffusers' schedulers.
+
+    Attributes:
+        objective: name of the objective, under which a subclass registers itself.
+        solvers: how to build each solver, by name; the default first.
+        requirements: what the config of a scheduler that fits must say, if it says it.
+        also_fit: more classes of schedulers that a person may bring.
+    """
+
+    objective: ClassVar[str]
+    solvers: ClassVar[Mapping[str, Build]]
+    requirements: ClassVar[Mapping[str, object]]
+    also_fit: ClassVar[tuple[type[SchedulerMixin], ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the class by its objective's name."""
+        super().__init_subclass__(**kwargs)
+        TRANSLATIONS[cls.objective] = cls
+
+    def scheduler(self) -> SchedulerMixin:
+        """Return a new scheduler of the default solver."""
+        return next(iter(self.solvers.values()))()
+
+    def solver(self, name: str) -> SchedulerMixin:
+        """Return a new scheduler of the solver of this name.
+
+        Args:
+            name: a key of `solvers`.
+
+        Returns:
+            The scheduler.
+
+        Raises:
+            ValueError: if the objective has no solver of this name.
+        """
+        if name not in self.solvers:
+            raise ValueError(
+                f"solver {name!r} does not fit a model trained with {self.objective}; choose one "
+                f"of {', '.join(self.solvers)}."
+            )
+        return self.solvers[name]()
+
+    def check(self, scheduler: SchedulerMixin) -> None:
+        """Check that a scheduler somebody brings can sample the objective.
+
+        Args:
+            scheduler: a diffusers scheduler.
+
+        Raises:
+            ValueError: if its class, its kind of prediction or its noise schedule does not fit, or
+                if it draws noise of its own; the message lists the classes that fit.
+        """
+        fitting = {type(build()) for build in self.solvers.values()} | {*self.also_fit}
+        misfit = "it solves another equation"
+        if type(scheduler) in fitting:
+            misfit = self._misfit(scheduler)
+        if misfit:
+            names = ", ".join(sorted(each.__name__ for each in fitting))
+            raise ValueError(
+                f"{type(scheduler).__name__} does not fit a model trained with {self.objective}: "
+                f"{misfit}. These classes fit: {names}; or name a solver: "
+                f"{', '.join(self.solvers)}."
+            )
+
+    def _misfit(self, scheduler: SchedulerMixin) -> str:
+        """Say what of a scheduler's settings does not fit; empty if all does."""
+        config = scheduler.config
+        wanted = {**self.requirements, "num_train_timesteps": NUM_TRAIN_TIMESTEPS}
+        for name, value in wanted.items():
+            if config.get(name, value) != value:
+                return f"{name} must be {value!r}"
+        if config.get("algorithm_type", "").startswith("sde") or config.get("stochastic_sampling"):
+            return "it draws noise of its own, so that a seed would not be a picture"
+        own = getattr(self.scheduler(), "alphas_cumprod", None)
+        if own is not None and not torch.allclose(scheduler.alphas_cumprod, own, rtol=1e-4):
+            return "its noise schedule (beta_start, beta_end, beta_schedule) is another one"
+        return ""
+
+    def fitting(self, name: str | None, own: SchedulerMixin) -> SchedulerMixin:
+        """Return the solver of this name, or without one a pipeline's own scheduler, if it fits."""
+        if name is not None:
+            return self.solver(name)
+        self.check(own)
+        return own
+
+    @abstractmethod
+    def set_timesteps(
+        self, scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
+    ) -> Shaped[Tensor, " calls"]:
+        """Set the scheduler to this number of steps and return the timestep of each model call."""
+
+    @abstractmethod
+    def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
+        """Return what the model is fed at each of the scheduler's calls, in [0, 1000)."""
+
+    @abstractmethod
+    def first_latents(
+        self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
+    ) -> Float32[Tensor, "*shape"]:
+        """Return what the scheduler starts from, made of standard normal noise."""
+
+    @abstractmethod
+    def noisy_latents(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        noise: Float32[Tensor, "*shape"],
+        call: int,
+    ) -> Float32[Tensor, "*shape"]:
+        """Return clean latents with as much noise as the scheduler expects before this call."""
+
+    @abstractmethod
+    def model_input(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        timestep: Shaped[Tensor, ""],
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the scheduler's latents at the scale that the model was trained on."""
+
+    @abstractmethod
+    def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Translate the model's output into what the scheduler's `step` expects."""
+
+
+class RectifiedFlowTranslation(Translation):
+    """Velocities of a rectified flow; diffusers' sigma is the share of noise, 1 - t."""
+
+    objective = RECTIFIED_FLOW
+    solvers: ClassVar[Mapping[str, Build]] = {
+        # shift=1.0: unshifted steps.
+        "euler": lambda: FlowMatchEulerDiscreteScheduler(NUM_TRAIN_TIMESTEPS, shift=1.0),
+        "heun": lambda: FlowMatchHeunDiscreteScheduler(NUM_TRAIN_TIMESTEPS),
+        "dpm++": lambda: DPMSolverMultistepScheduler(**_FLOW),
+        "unipc": lambda: UniPCMultistepScheduler(**_FLOW),
+    }
+    requirements = _FLOW
+
+    def set_timesteps(
+        self, scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
+    ) -> Shaped[Tensor, " calls"]:
+        """Set uniform steps from noise to data; Euler's own default spacing differs."""
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            sigmas = torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+            scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        return scheduler.timesteps
+
+    def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
+        """Return 999 t of each call."""
+        # Not from its timesteps, which the multistep solvers cut to whole thousandths.
+        time = 1 - scheduler.sigmas[:-1].float()
+        return (time * (NUM_TRAIN_TIMESTEPS - 1)).to(scheduler.timesteps.device)
+
+    def first_latents(
+        self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the noise as it is."""
+        return noise
+
+    def noisy_latents(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        noise: Float32[Tensor, "*shape"],
+        call: int,
+    ) -> Float32[Tensor, "*shape"]:
+        """Return z_t = (1 - t) noise + t data at the call's t; past the last call, the data."""
+        sigma = float(scheduler.sigmas[call])
+        return (1 - sigma) * latents + sigma * noise
+
+    def model_input(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        timestep: Shaped[Tensor, ""],
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the latents as they are."""
+        return latents
+
+    def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the velocity towards noise, which is the one the scheduler integrates."""
+        return -model_output
+
+
+class MinSnrDiffusionTranslation(Translation):
+    """Noise predictions on Stable Diffusion 2.1's noise schedule."""
+
+    objective = MIN_SNR_DIFFUSION
+    solvers: ClassVar[Mapping[str, Build]] = {
+        "dpm++": lambda: DPMSolverMultistepScheduler(
+            **SD21_NOISE, algorithm_type="dpmsolver++", solver_order=2, steps_offset=1
+        ),
+        # With "leading", these two start from noise of the very scale that the others start from.
+        "euler": lambda: EulerDiscreteScheduler(**SD21_NOISE, timestep_spacing="leading"),
+        "heun": lambda: HeunDiscreteScheduler(**SD21_NOISE, timestep_spacing="leading"),
+        "unipc": lambda: UniPCMultistepScheduler(**SD21_NOISE),
+        # DDIM is DPM-Solver++ of order 1 (arXiv 2211.01095, section 4). diffusers' class of that
+        # name steps by floor(1000 / steps) and loses its place where that is not whole.
+        "ddim": lambda: DPMSolverMultistepScheduler(**SD21_NOISE, solver_order=1),
+    }
+    requirements: ClassVar[Mapping[str, object]] = {
+        "use_flow_sigmas": False,
+        "prediction_type": SD21_NOISE["prediction_type"],
+    }
+    also_fit = (DDIMScheduler,)
+
+    def set_timesteps(
+        self, scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
+    ) -> Shaped[Tensor, " calls"]:
+        """Set steps from 999 downwards, spaced as DPM-Solver++ spaces them."""
+        if isinstance(scheduler, EulerDiscreteScheduler | HeunDiscreteScheduler) and not any(
+            scheduler.config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta")
+        ):
+            # Of their own spacings, each misses step 999 or the number of steps for some numbers.
+            last = NUM_TRAIN_TIMESTEPS - 1
+            uniform = np.linspace(0, last, num_inference_steps + 1).round()[:0:-1]
+            scheduler.set_timesteps(timesteps=uniform.tolist(), device=device)
+        else:
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        return scheduler.timesteps
+
+    def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
+        """Return the step of each call."""
+        return scheduler.timesteps.float()
+
+    def first_latents(
+        self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the noise at the scheduler's scale: some keep data + sigma noise."""
+        return noise * float(scheduler.init_noise_sigma)
+
+    def noisy_latents(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        noise: Float32[Tensor, "*shape"],
+        call: int,
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the scheduler's own mixture at the call's step; past the last call, the data."""
+        if call == len(scheduler.timesteps):
+            return latents
+        return scheduler.add_noise(latents, noise, scheduler.timesteps[call : call + 1])
+
+    def model_input(
+        self,
+        scheduler: SchedulerMixin,
+        latents: Float32[Tensor, "*shape"],
+        timestep: Shaped[Tensor, ""],
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the latents at unit variance."""
+        return scheduler.scale_model_input(latents, timestep)
+
+    def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the noise as it is."""
+        return model_output
+
+
+def translation_named(objective: str) -> Translation:
+    """Build the translation for models trained with the objective of this name.
+
+    Args:
+        objective: a key of `TRANSLATIONS`, as a model's config carries it.
+
+    Returns:
+        The translation.
+
+    Raises:
+        ValueError: if there is no objective of this name.
+    """
+    if objective not in TRANSLATIONS:
+        raise ValueError(
+            f"No objective is named {objective!r}; choose one of {', '.join(TRANSLATIONS)}."
+        )
+    return TRANSLATIONS[objective]()
+
+
+class Trajectory:
+    """The way from noise, or from a picture with noise, to a picture: a scheduler that is set."""
+
+    def __init__(
+        self,
+        translation: Translation,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int,
+        strength: float,
+        device: torch.device,
+    ) -> None:
+        """Set the scheduler to its steps.
+
+        Args:
+            translation: that of the model's objective.
+            scheduler: a scheduler that fits; nobody else may use it meanwhile.
+            num_inference_steps: steps of the whole way, at least 1.
+            strength: share of the steps that are taken, rounded up, the last ones; in (0, 1].
+            device: where the model computes.
+        """
+        self.translation = translation
+        self.scheduler = scheduler
+        timesteps = translation.set_timesteps(scheduler, num_inference_steps, device)
+        order = scheduler.order  # calls of the model in a step
+        taken = math.ceil(strength * num_inference_steps - 1e-9)
+        self.first_call = (num_inference_steps - taken) * order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(self.first_call)
+        self.timesteps = timesteps[self.first_call :]
+        """The scheduler's timestep of each call of the model."""
+        self.model_timesteps = translation.model_timesteps(scheduler)[self.first_call :]
+        """What the model hears as time at each call, in [0, 1000)."""
+        calls = range(self.first_call, len(timesteps))
+        self.shares = [call // order / num_inference_steps for call in calls]
+        """Share of the whole way's steps that lie before each call, in [0, 1)."""
+
+    def start(
+        self, noise: Float32[Tensor, "*shape"], original: Float32[Tensor, "*shape"] | None
+    ) -> Float32[Tensor, "*shape"]:
+        """Give what the way starts from; the original has no part in it at strength 1."""
+        if original is None or self.first_call == 0:
+            return self.translation.first_latents(self.scheduler, noise)
+        return self.noisy(original, noise, 0)
+
+    def noisy(
+        self, original: Float32[Tensor, "*shape"], noise: Float32[Tensor, "*shape"], call: int
+    ) -> Float32[Tensor, "*shape"]:
+        """Give clean latents as noisy as they are before a call; past the last one, as they are."""
+        return self.translation.noisy_latents(
+            self.scheduler, original, noise, self.first_call + call
+        )
+
+    def model_input(
+        self, latents: Float32[Tensor, "*shape"], call: int
+    ) -> Float32[Tensor, "*shape"]:
+        """Give latents at the scale that the model was trained on."""
+        return self.translation.model_input(self.scheduler, latents, self.timesteps[call])
+
+    def step(
+        self, prediction: Float32[Tensor, "*shape"], latents: Float32[Tensor, "*shape"], call: int
+    ) -> Float32[Tensor, "*shape"]:
+        """Go one call on; calls are made once each, in order."""
+        output = self.translation.scheduler_output(prediction)
+        return self.scheduler.step(output, self.timesteps[call], latents, return_dict=False)[0]

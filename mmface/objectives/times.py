@@ -1,0 +1,67 @@
+"""Which noise levels a training sees: maps of the uniform draw that each sample brings.
+
+A noise level lies in [0, 1]; 0 is data, 1 is noise. The draw is keyed on (seed, step, place), so
+that a map of it depends neither on a resume nor on the number of processes.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+
+@runtime_checkable
+class TimeSampling(Protocol):
+    """A distribution of noise levels."""
+
+    def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Map uniform draws in [0, 1] to noise levels in [0, 1], never falling."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """All noise levels alike."""
+
+    def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return the draws as they are."""
+        return uniform
+
+
+@dataclass(frozen=True)
+class LogitNormalTime:
+    """Mostly middle noise levels: the sigmoid of a normal draw (arXiv 2403.03206, section 3.1).
+
+    Attributes:
+        mean: of the normal draw; above 0 leans towards noise.
+        std: of the normal draw; the smaller, the narrower.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return sigmoid(mean + std x the normal quantile of the draw)."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform))
+
+
+@dataclass(frozen=True)
+class ShiftedTime:
+    """Noisier levels for larger pictures, in which the same noise hides less (2403.03206, 5.3.2).
+
+    Attributes:
+        image_size: side of the pictures in pixels.
+        base_size: side at which nothing is shifted.
+        base: what is shifted.
+    """
+
+    image_size: int
+    base_size: int = 256
+    base: TimeSampling = UniformTime()
+
+    def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return s n / (1 + (s - 1) n) of each level n, where s is the ratio of the sides."""
+        level, shift = self.base(uniform), self.image_size / self.base_size
+        return shift * level / (1 + (shift - 1) * level)

@@ -7,7 +7,6 @@ unpickling) and `state.json` (step, counters, every setting of the run and the v
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mmface.core.files import remove_folder, written_aside
 
 LIBRARIES = ("mmface", "accelerate", "diffusers", "transformers", "bitsandbytes")
 
@@ -150,20 +151,6 @@ def changes_since(
     return [f"changed since {checkpoint.name}: {line}" for line in lines]
 
 
-def _synced(path: Path) -> None:
-    """Have the operating system put a file on the disk before its folder gets its name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def remove(folder: Path) -> None:
-    """Delete a complete folder so that a kill half-way does not leave half of it in its place."""
-    aside = folder.with_name(f"{folder.name}-old.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
-
-
 class Checkpoints:
     """The checkpoints of one run."""
 
@@ -185,7 +172,7 @@ class Checkpoints:
 
     def saved(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*") if p.suffix != ".partial")
+        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
     def start(self, resume: bool | str | Path) -> Path | None:
         """The checkpoint to go on from.
@@ -253,21 +240,15 @@ class Checkpoints:
         folder = self.folder / f"step-{step:08d}"
         if folder.exists():
             return folder
-        partial = folder.with_suffix(".partial")
         try:
-            for stale in self.folder.glob("*.partial"):
-                shutil.rmtree(stale)
-            partial.mkdir(parents=True)
-            for name, tensors in weights.items():
-                whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                save_file(whole, partial / f"{name}.safetensors")
-            torch.save(optimizer, partial / "optimizer.pt")
-            (partial / "state.json").write_text(json.dumps(dict(state), indent=1, default=str))
-            for file in partial.iterdir():
-                _synced(file)
-            partial.rename(folder)
+            with written_aside(folder) as aside:
+                aside.mkdir()
+                for name, tensors in weights.items():
+                    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+                    save_file(whole, aside / f"{name}.safetensors")
+                torch.save(optimizer, aside / "optimizer.pt")
+                (aside / "state.json").write_text(json.dumps(dict(state), indent=1, default=str))
         except Exception as error:  # safetensors and torch.save raise their own kinds
-            shutil.rmtree(partial, ignore_errors=True)
             last = self.saved()[-1:]
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error} "
@@ -275,7 +256,7 @@ class Checkpoints:
                 f"{last[0].name if last else 'the start'}."
             ) from error
         for old in self.saved()[: -self.limit]:
-            remove(old)
+            remove_folder(old)
         return folder
 
     def check_room(self, checkpoint_bytes: int, export_bytes: int) -> None:
@@ -291,10 +272,9 @@ class Checkpoints:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / "probe.partial"
-            probe.mkdir(exist_ok=True)
-            (probe / "probe").write_bytes(bytes(4096))
-            shutil.rmtree(probe)
+            probe = self.folder / ".probe"
+            probe.write_bytes(bytes(4096))
+            probe.unlink()
         except OSError as error:
             raise OSError(
                 f"output_dir {self.output_dir} cannot be written ({error.strerror}); "

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmface.core.files import write_text
 from mmface.training_task import TrainingTask
 
 NUM_TIME_BUCKETS = 10
@@ -227,6 +228,4 @@ class MetricsFile:
         """Drop the lines of steps that a killed run made but did not save: they come again."""
         if self.path.exists():
             kept = [line for line in self.read() if line["step"] <= step]
-            aside = self.path.with_suffix(".partial")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            aside.replace(self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))

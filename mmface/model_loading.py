@@ -8,11 +8,11 @@ from diffusers import BitsAndBytesConfig
 
 import mmface
 from mmface.acceleration import accelerate_pipeline, check_compiler
+from mmface.core.digests import model_sha256
 from mmface.model.lora import load_lora
 from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 from mmface.released_folder import RELEASED_TEXT, released_checkpoint
-from mmface.sampling_recipe import files_digest
 from mmface.sampling_settings import ModelChoice
 
 
@@ -102,7 +102,7 @@ def _locate(choice: ModelChoice) -> tuple[Path, str]:
         folder = Path(choice.released)
         found = released_checkpoint(folder, choice.checkpoint, None, None)
         text = [f"{RELEASED_TEXT}/{part}" for part in ("text_encoder", "tokenizer")]
-        return folder, files_digest(folder, [str(found.weights.relative_to(folder)), "VAE", *text])
+        return folder, model_sha256(folder, [str(found.weights.relative_to(folder)), "VAE", *text])
     name, folder = choice.pipeline, Path(choice.pipeline)
     if not folder.exists() and "/" not in name:
         folder = mmface.builtin(name)
@@ -116,7 +116,7 @@ def _locate(choice: ModelChoice) -> tuple[Path, str]:
             f"{name} is not a saved pipeline: it has no model_index.json. Give a folder that "
             "save_pretrained wrote, or the authors' weights as --released."
         )
-    return folder, files_digest(folder)
+    return folder, model_sha256(folder)
 
 
 def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:

@@ -15,6 +15,8 @@ from PIL import Image
 from mmface.acceleration import check_compiler
 from mmface.adherence import Adherence, check_measurable, measure_adherence
 from mmface.conditions import Modality
+from mmface.core.digests import file_sha256
+from mmface.core.files import write_text
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.grid import GridRow, labelled_grid
 from mmface.inputs import check_number, check_whole
@@ -33,10 +35,8 @@ from mmface.sampling_recipe import (
     SamplingRecipe,
     check_output,
     current_versions,
-    file_sha256,
     read_recipe,
     write_pictures,
-    write_text_aside,
 )
 from mmface.sampling_rows import STEPS, Row, ready_row, recipe_of, sample_rows, seeds_from
 from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
@@ -203,7 +203,7 @@ def _write_report(
             print(f"seed {seeds[k]}, {prompt!r}\n{own[k].table()}", file=sys.stderr)
             entries.append({"prompt": prompt, "seed": seeds[k], "adherence": own[k].to_json()})
     path = out / "report.json" if _is_folder(out) else out.with_name(f"{out.stem}_report.json")
-    write_text_aside(path, json.dumps({"pictures": entries}, indent=1) + "\n")
+    write_text(path, json.dumps({"pictures": entries}, indent=1) + "\n")
     return path
 
 

@@ -21,8 +21,8 @@ from mmface.conditions import (
     load_sketch,
     open_picture,
 )
+from mmface.core.digests import file_sha256
 from mmface.encoders.face_parser import FaceParser
-from mmface.sampling_recipe import file_sha256
 from mmface.sampling_settings import Settings
 
 BUILTIN_PREFIX = "mmface:"

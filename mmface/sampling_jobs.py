@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.core.files import write_text
 from mmface.model_loading import OpenedModel, open_model
 from mmface.processes import joined_processes
 from mmface.sampling_conditions import check_asked, located, say
@@ -24,7 +25,6 @@ from mmface.sampling_recipe import (
     parse_object,
     read_recipe,
     write_pictures,
-    write_text_aside,
 )
 from mmface.sampling_rows import Row, ready_row, recipe_of, sample_rows, seeds_from
 from mmface.sampling_settings import Draws, ModelChoice, Run, Settings, check_text, read_fields
@@ -189,7 +189,7 @@ def run_jobs(
     worker = _Worker(model, Path(run.jobs).parent, out, run.max_batch)
     mine = worker.work(jobs, state.process_index, state.num_processes)
     part = _part(out, state.process_index)
-    write_text_aside(part, json.dumps({**mine, "failures": [asdict(f) for f in worker.failures]}))
+    write_text(part, json.dumps({**mine, "failures": [asdict(f) for f in worker.failures]}))
     state.wait_for_everyone()
     status = 0
     if state.is_main_process:
@@ -213,11 +213,11 @@ def _merge(out: Path, num_processes: int, jobs: Sequence[Job], failures: list[Fa
         failed += [Failure(**each) for each in found["failures"]]
         results |= found["results"]
     lines = [line for job in jobs for line in results.get(job.id, [])]
-    write_text_aside(out / "results.jsonl", _json_lines(lines))
+    write_text(out / "results.jsonl", _json_lines(lines))
     failed.sort(key=lambda failure: failure.line)
     path = out / "failures.jsonl"
     if failed:
-        write_text_aside(path, _json_lines([asdict(failure) for failure in failed]))
+        write_text(path, _json_lines([asdict(failure) for failure in failed]))
         for failure in failed:
             print(f"failed: line {failure.line}: {failure.error}", file=sys.stderr)
     else:

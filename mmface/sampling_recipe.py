@@ -5,12 +5,12 @@ JPEG and WebP it is the EXIF fields `UserComment`, `Software` and `ImageDescript
 somebody brings is data that is checked: nothing in it is run, loaded or taken for true.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from PIL.PngImagePlugin import PngInfo
 
 import mmface
 from mmface.conditions import open_picture
+from mmface.core.files import written_aside
 from mmface.inputs import check_whole
 from mmface.sampling_settings import ModelChoice, Settings, check_text, read_fields
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What a picture can be written as: the format by the file's suffix."""
+
 DESCRIPTION = "synthetic face made by mmface"
 VERSION = 1
 MAX_RECIPE_CHARACTERS = 500_000
@@ -42,7 +45,7 @@ class SamplingRecipe:
 
     Attributes:
         model: Which weights, in which arithmetic.
-        weights: Digest of the weights' and their configs' files, as `files_digest` gives it.
+        weights: Digest of the weights' and their configs' files, as `model_sha256` gives it.
         rows: What was asked for: one, or several under each other in a grid.
         seeds: The seeds of each row's faces, which were one batch.
         picture: Which of the first row's faces this is; None for a labelled grid of all.
@@ -181,37 +184,6 @@ def current_versions() -> dict[str, str]:
     }
 
 
-def file_sha256(path: str | Path) -> str:
-    """Give the SHA-256 of a file in hexadecimal; a file that did not change is read once."""
-    stat = Path(path).stat()
-    return _sha256_of(str(path), stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=4096)
-def _sha256_of(path: str, mtime_ns: int, size: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_digest(folder: Path, parts: Sequence[str] = ("",)) -> str:
-    """Give one digest of a model's weights and configs, wherever the folder lies.
-
-    Args:
-        folder: Its folder.
-        parts: The parts of the folder, or files in it, that belong to the model.
-
-    Returns:
-        SHA-256 over the names and SHA-256s of the `.safetensors` and `.json` files.
-    """
-    digest, found = hashlib.sha256(), set[Path]()
-    for part in parts:
-        found |= {folder / part} if (folder / part).is_file() else set((folder / part).rglob("*"))
-    for path in sorted(found):
-        if path.suffix in (".safetensors", ".json") and path.is_file():
-            digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
 def check_output(out: str | Path) -> Path:
     """Check where pictures are to go, before time is spent on making them.
 
@@ -243,25 +215,10 @@ def write_pictures(pictures: Mapping[Path, tuple[Image.Image, SamplingRecipe]]) 
     Args:
         pictures: Each picture with its recipe by its path, whose suffix tells the format.
     """
-    aside: dict[Path, Path] = {}
-    try:
+    with ExitStack() as renames:
         for path, (picture, recipe) in pictures.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside[path] = path.with_name(f".{os.getpid()}_{path.name}")
-            picture.save(aside[path], **_embedded(recipe, path))
-        for path, written in aside.items():
-            written.replace(path)
-    finally:
-        for written in aside.values():
-            written.unlink(missing_ok=True)
-
-
-def write_text_aside(path: Path, text: str) -> None:
-    """Write a text file under another name, then rename it: it is complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}_{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+            aside = renames.enter_context(written_aside(path))
+            picture.save(aside, PICTURE_SUFFIXES[path.suffix.lower()], **_embedded(recipe, path))
 
 
 def _embedded(recipe: SamplingRecipe, path: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from mmface.annotation.rewriting import cap_to_tokens
 from mmface.conditions import Modality
+from mmface.core.digests import file_sha256
 from mmface.guidance import ConditionControl, Guidance
 from mmface.inputs import check_whole
 from mmface.model_loading import OpenedModel
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling_conditions import Conditions, Locate, load_conditions, say
-from mmface.sampling_recipe import MAX_PICTURES, SamplingRecipe, current_versions, file_sha256
+from mmface.sampling_recipe import MAX_PICTURES, SamplingRecipe, current_versions
 from mmface.sampling_settings import WHOLE, Settings
 from mmface.step_cache import cache_named
 

@@ -7,7 +7,6 @@ newest one. SIGTERM, SIGINT and SIGUSR1 save one and end the run; a second SIGIN
 
 import contextlib
 import copy
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmface import checkpoints
+from mmface.core.files import locked, sweep, written_aside
 from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, Samples
 from mmface.loss_curve import save_loss_curve
 from mmface.metering import (
@@ -148,12 +148,24 @@ class Trainer:
             The folder of the exported product, or of the checkpoint if a signal stopped the run.
 
         Raises:
+            BlockingIOError: if another run trains in the same folder.
             OSError: if a checkpoint or the product cannot be written; before the first step, if
                 that can be foreseen.
             RuntimeError: after too many non-finite steps in a row.
         """
-        self.processes.on_main(self._check_output)
-        self.processes.on_main(lambda: self.metrics.forget_after(self.step))
+        with contextlib.ExitStack() as held:
+            self.processes.on_main(lambda: self._take_output(held))
+            return self._train()
+
+    def _take_output(self, held: contextlib.ExitStack) -> None:
+        """Keep other runs out of the folder, and see that this one has room in it."""
+        held.enter_context(locked(self.output_dir))
+        for folder in (self.output_dir, self.checkpoints.folder):
+            sweep(folder, alone=True)
+        self._check_output()
+        self.metrics.forget_after(self.step)
+
+    def _train(self) -> Path:
         plain = {k: v if isinstance(v, int | float) else str(v) for k, v in self.settings.items()}
         self.accelerator.init_trackers("mmface", config=plain)
         with self.processes.catching_signals():
@@ -272,9 +284,6 @@ class Trainer:
 
     def _export(self, state: Mapping[str, Tensor]) -> Path:
         folder = self.output_dir / "export"
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self.task.export(self._averaged_product(state), partial)
         lines = self.metrics.read()
         facts = RunFacts(
             steps=self.step,
@@ -284,10 +293,9 @@ class Trainer:
             versions=checkpoints.versions(),
             final=lines[-1] if lines else {},
         )
-        self.task.describe(partial, facts)
-        if folder.exists():
-            checkpoints.remove(folder)
-        partial.rename(folder)
+        with written_aside(folder) as aside:
+            self.task.export(self._averaged_product(state), aside)
+            self.task.describe(aside, facts)
         self.task.publish(folder)
         return folder
 

@@ -9,6 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
+    "core.files",
+    "core.digests",
     "command_line",
     "conditions",
     "model.released",

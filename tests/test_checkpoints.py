@@ -36,7 +36,8 @@ def names_in(folder):
 
 
 def test_checkpoints_are_limited_and_half_written_ones_cleared(tmp_path):
-    (tmp_path / "checkpoints" / "step-00000099.partial").mkdir(parents=True)
+    half = tmp_path / "checkpoints" / ".step-00000099.aside-elsewhere-1"
+    half.mkdir(parents=True)
     line_trainer(tmp_path, cadence=EVERY_SECOND).train()
     assert names_in(tmp_path / "checkpoints") == ["step-00000006", "step-00000008"]
     with pytest.raises(ValueError, match="checkpoint_limit"):

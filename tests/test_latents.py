@@ -316,7 +316,7 @@ def test_kills_lose_nothing_and_write_nothing_twice(vae, tmp_path):
     assert kills == 3
     close_store(tmp_path / "killed")
     assert shard_bytes(tmp_path / "whole") == shard_bytes(tmp_path / "killed")
-    assert not list((tmp_path / "killed").glob("*.partial-*"))
+    assert not list((tmp_path / "killed").glob(".*.aside-*"))
 
 
 def kill_at_random(job, folder, duration, num_kills, seed):

@@ -14,10 +14,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from script_runs import load_script
 
+from mmface.core.digests import model_sha256
 from mmface.sampling_recipe import (
     MAX_RECIPE_CHARACTERS,
     SamplingRecipe,
-    files_digest,
     parse_object,
     read_recipe,
     write_pictures,
@@ -77,7 +77,7 @@ def test_a_png_says_all(run, base, tiny_pipeline_folder):
     assert said["synthetic"] is True
     assert said["seeds"] == [4]
     assert said["model"]["pipeline"] == str(tiny_pipeline_folder)
-    assert said["weights"] == files_digest(tiny_pipeline_folder)
+    assert said["weights"] == model_sha256(tiny_pipeline_folder)
     assert said["versions"]["torch"] == torch.__version__
     digests = {n: sha256(Path(n).read_bytes()).hexdigest() for n in ("mask.png", "sketch.png")}
     assert said["files"] == digests
@@ -102,15 +102,15 @@ def test_a_recipe_survives_its_file(run, base, suffix):
 
 
 def test_the_digest_is_of_the_bytes_and_not_of_the_place(tiny_pipeline_folder, tmp_path):
-    before = files_digest(tiny_pipeline_folder)
+    before = model_sha256(tiny_pipeline_folder)
     copy = tmp_path / "copy"
     shutil.copytree(tiny_pipeline_folder, copy)
-    assert files_digest(copy) == before
+    assert model_sha256(copy) == before
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert files_digest(copy) != before
+    assert model_sha256(copy) != before
 
 
 def test_rerun_makes_the_picture_again_to_the_bit(run, base):

@@ -1,10 +1,8 @@
 """Annotations on disk: made once, complete or absent, by any number of processes."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from mmface.annotation.captions import PictureCaptioner
 from mmface.conditions import open_picture
+from mmface.core.files import sweep, write_text, written_aside
 
 DESCRIPTION_FILE = "made_by.json"
 
@@ -85,13 +84,15 @@ def write_pictures(
         ValueError: if the folder holds the work of another annotator.
     """
     _agree_on_description(folder, annotator.made_by)
+    for each in {picture_output(folder, item.id).parent for item in items}:
+        sweep(each)
     missing = [item for item in items if not picture_output(folder, item.id).exists()]
     outcome = Outcome(num_skipped=len(items) - len(missing))
     for batch, pictures in _read_batches(missing, batch_size, folder.name, outcome):
         for item, annotation in zip(batch, annotator(pictures), strict=True):
             path = picture_output(folder, item.id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_aside(path, partial(Image.fromarray(annotation).save, format="PNG"))
+            with written_aside(path) as aside:
+                Image.fromarray(annotation).save(aside, "PNG")
             outcome.num_made += 1
     return outcome
 
@@ -179,20 +180,13 @@ def _read_batches(
         yield batch, pictures
 
 
-def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then rename it: it is complete or absent."""
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    write(aside)
-    aside.replace(path)
-
-
 def _agree_on_description(folder: Path, made_by: Mapping[str, Any]) -> None:
     """Write what makes the folder's files, or check that it is the same as before."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / DESCRIPTION_FILE
     wanted = json.loads(json.dumps(made_by))
     if not path.exists():
-        _write_aside(path, lambda aside: aside.write_text(json.dumps(wanted, indent=1)))
+        write_text(path, json.dumps(wanted, indent=1))
         return
     found = json.loads(path.read_text())
     if found != wanted:

@@ -1,6 +1,5 @@
 """Sketches of pictures, dark lines on white: a filter without weights, and the paper's U2-Net."""
 
-import hashlib
 import math
 import pickle
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mmface.annotation.u2net import U2Net
 from mmface.conditions import SKETCH_POLARITIES
+from mmface.core.digests import file_sha256
 
 POLARITY = SKETCH_POLARITIES[0]
 """How every sketch of this module is drawn, as a manifest records it."""
@@ -131,8 +131,7 @@ class U2NetPortrait:
                 f"{path} does not exist; u2net_portrait.pth is linked from the README of "
                 "github.com/xuebinqin/U-2-Net, or take the pencil, which needs no weights"
             )
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
         if sha256 is not None and found != sha256.lower():
             raise ValueError(f"{path} has the SHA-256 {found}, not {sha256.lower()}: get it again")
         with torch.device("meta"):

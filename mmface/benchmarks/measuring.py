@@ -8,7 +8,6 @@ measurement is the median over its pairs, and the spread the two quartiles of th
 
 import gc
 import json
-import os
 import statistics
 import sys
 import time
@@ -22,6 +21,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+from mmface.core.files import write_text
 
 Work = Callable[[], Any]
 
@@ -174,11 +175,8 @@ class Report:
     def write(self) -> None:
         """Write the JSON file, complete or not at all."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(f".partial-{os.getpid()}")
             whole = {**self.facts, "measurements": self.records}
-            partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-            partial.replace(self.path)
+            write_text(self.path, json.dumps(whole, indent=1) + "\n")
 
     def table(self) -> str:
         """All measurements, one a line."""

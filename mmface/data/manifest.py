@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmface.conditions import LABEL_FORMATS, SKETCH_POLARITIES
+from mmface.core.files import written_aside
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -128,13 +129,9 @@ class Manifest:
             "sketch_polarity": self.sketch_polarity,
             "made_by": dict(self.made_by),
         }
-        moved.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = moved.path.with_name(f"{moved.path.name}.partial-{os.getpid()}")
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(header, ensure_ascii=False) + "\n")
-            for record in moved.records:
-                file.write(json.dumps(self._as_json(record), ensure_ascii=False) + "\n")
-        partial.replace(moved.path)
+        lines = [header, *map(self._as_json, moved.records)]
+        with written_aside(moved.path) as aside, aside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         return moved
 
     def _as_json(self, record: Record) -> dict[str, Any]:

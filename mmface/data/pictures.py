@@ -4,7 +4,6 @@ A `PictureSource` gives faces one by one at one size: from the files of a manife
 store of rendered faces, which `RenderedPictures` draws.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from mmface.conditions import (
     open_picture,
     released_mask_rgb,
 )
+from mmface.core.digests import file_sha256
 from mmface.data.manifest import Manifest, Record
 from mmface.data.rendered import render_face
 from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
@@ -216,11 +216,10 @@ class ManifestPictures:
 
     def made_by(self) -> dict[str, Any]:
         """The manifest by its content, and how its pictures are brought to size."""
-        content = Path(self.manifest).read_bytes()
         return {
             "kind": "manifest",
             "manifest": Path(self.manifest).name,
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": file_sha256(self.manifest),
             "split": self.split,
             "size_px": self.size_px,
             "mask_resizing": self.mask_resizing,

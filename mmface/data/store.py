@@ -9,9 +9,9 @@ be read have no row; `shard-NNNNN.skipped.jsonl` lists them, and is there before
 
 import json
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -24,6 +24,8 @@ import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
+
+from mmface.core.files import locked, sweep, write_text, written_aside
 
 DESCRIPTION_FILE = "store.json"
 SKIPPED_FILE = "skipped.jsonl"
@@ -163,10 +165,22 @@ def write_store(
         num_processes: how many processes write together; process i writes shards i, i + n, ...
 
     Raises:
+        BlockingIOError: if another run writes into the folder.
         ValueError: if the folder holds a store that was made otherwise.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if process_index == 0 else nullcontext():
+        _write_share(folder, spec, make_entries, process_index, num_processes)
+
+
+def _write_share(
+    folder: Path,
+    spec: StoreSpec,
+    make_entries: Callable[[Sequence[range]], Iterable[Sequence[Entry]]],
+    process_index: int,
+    num_processes: int,
+) -> None:
+    sweep(folder)
     _agree_on_description(folder, spec)
     mine = range(process_index, spec.num_shards, num_processes)
     missing = [shard for shard in mine if not shard_path(folder, shard).exists()]
@@ -193,8 +207,8 @@ def close_store(folder: str | Path) -> "Store":
         ValueError: if shards are missing or damaged.
     """
     store = Store(folder)
-    for leftover in store.folder.glob("*.partial-*"):
-        leftover.unlink()
+    with locked(store.folder):
+        sweep(store.folder, alone=True)
     _write_skipped(store.folder / SKIPPED_FILE, store.skipped)
     return store
 
@@ -210,7 +224,7 @@ def _agree_on_description(folder: Path, spec: StoreSpec) -> None:
                 "Give another folder, or delete this one to make it anew."
             )
         return
-    _write_aside(path, json.dumps(spec.as_json(), indent=1))
+    write_text(path, json.dumps(spec.as_json(), indent=1))
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,21 +239,11 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
     return pairs
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial-{os.getpid()}")
-
-
-def _write_aside(path: Path, text: str) -> None:
-    partial = _partial(path)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write a list of skipped items; none is no file, and an older file goes."""
     if skipped:
         lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in skipped]
-        _write_aside(path, "".join(lines))
+        write_text(path, "".join(lines))
     else:
         path.unlink(missing_ok=True)
 
@@ -253,15 +257,15 @@ def _read_skipped(path: Path) -> list[Skipped]:
 
 def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[Entry]) -> None:
     path = shard_path(folder, shard)
-    for leftover in folder.glob(f"{path.stem}.*partial-*"):
-        leftover.unlink()  # of a writer that was killed
     skipped = [entry for entry in entries if isinstance(entry, Skipped)]
     _write_skipped(skipped_path(folder, shard), skipped)
     columns: dict[str, Any] = {"id": Value("string")}
     columns |= {name: Value("binary") for name in spec.arrays}
     columns |= {name: List(Value("string")) for name in spec.texts}
-    partial = _partial(path)
-    with ArrowWriter(path=str(partial), features=Features(columns)) as writer:
+    with (
+        written_aside(path) as aside,
+        ArrowWriter(path=str(aside), features=Features(columns)) as writer,
+    ):
         for row in entries:
             if isinstance(row, Skipped):
                 continue
@@ -269,9 +273,6 @@ def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[En
             record |= {name: array.to_bytes(row[name]) for name, array in spec.arrays.items()}
             writer.write(record)
         writer.finalize()
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())  # or a machine that goes down may keep the name and lose the rows
-    partial.replace(path)
 
 
 class MappedRows:

@@ -1,6 +1,5 @@
 """What every frozen encoder says of itself, so that one code precomputes, plans and checks all."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -87,19 +86,3 @@ def execution_device(module: nn.Module) -> torch.device:
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return next(module.parameters()).device if device is None else torch.device(device)
-
-
-def weights_hash(module: nn.Module) -> str:
-    """Hash a module's weights: names, shapes and values, whatever dtype they are kept in.
-
-    Args:
-        module: The module; not yet cast to fewer bits than its file has.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

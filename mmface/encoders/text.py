@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mmface.encoders.encoder import Feature, count_flops, execution_device, weights_hash
+from mmface.core.digests import values_sha256
+from mmface.encoders.encoder import Feature, count_flops, execution_device
 
 
 class TextFeatures(NamedTuple):
@@ -114,7 +115,7 @@ class TextEncoder:
     def identity(self) -> dict[str, Any]:
         """The weights' hash, the tokens' limit, and whether padding is masked."""
         return {
-            "text_weights": weights_hash(self.text_model),
+            "text_weights": values_sha256(self.text_model.state_dict())[:16],
             "max_length": self.max_length,
             "use_attention_mask": getattr(self.text_model.config, "use_attention_mask", False),
         }

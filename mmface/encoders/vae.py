@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from mmface.encoders.encoder import Feature, count_flops, execution_device, weights_hash
+from mmface.core.digests import values_sha256
+from mmface.encoders.encoder import Feature, count_flops, execution_device
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderKLQwenImage
 _VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderKLQwenImage]] = {
@@ -251,7 +252,7 @@ class LatentCodec:
         """The weights' hash and the normalisation, as stores of latents keep them."""
         names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
         values = {name: self.vae.config.get(name) for name in names}
-        return {"vae_weights": weights_hash(self.vae)} | {
+        return {"vae_weights": values_sha256(self.vae.state_dict())[:16]} | {
             name: list(value) if isinstance(value, Sequence) else value
             for name, value in values.items()
         }

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, Modality, colorize
+from mmface.core.files import write_bytes
 from mmface.evaluation.generation import Pictures
-from mmface.evaluation.parted_work import write_aside
 from mmface.evaluation.references import References
 from mmface.grid import FAINT_INK, FRAME, INK, PAPER, GridRow, labelled_grid
 from mmface.metrics.metric import Column, columns
@@ -37,7 +37,7 @@ def write_figure(figure: Image.Image, path: Path) -> None:
     """Write a figure as a PNG, aside first."""
     content = io.BytesIO()
     figure.save(content, "PNG", optimize=True)
-    write_aside(path, content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 def round_ticks(low: float, high: float) -> list[float]:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmface.conditions import flat_rgb, open_picture
+from mmface.core.files import write_bytes
 from mmface.evaluation.methods import (
     RESULTS_FILE,
     FolderMethod,
@@ -27,7 +28,7 @@ from mmface.evaluation.methods import (
     Method,
     PipelineMethod,
 )
-from mmface.evaluation.parted_work import PartedWork, as_json, count_rows, write_aside
+from mmface.evaluation.parted_work import PartedWork, as_json, count_rows
 from mmface.evaluation.references import References
 from mmface.processes import Processes
 
@@ -179,7 +180,7 @@ class Generation:
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
 
     def _close(self) -> None:
-        write_aside(self.folder / RESULTS_FILE, b"".join(self._work.contents()))
+        write_bytes(self.folder / RESULTS_FILE, b"".join(self._work.contents()))
 
     def _part(self, items: range, device: torch.device) -> bytes:
         assert isinstance(self.method, GeneratingMethod)
@@ -189,7 +190,7 @@ class Generation:
             content = io.BytesIO()
             Image.fromarray(picture).save(content, "PNG")
             relative = _relative_path(order.id)
-            write_aside(self.folder / relative, content.getvalue())
+            write_bytes(self.folder / relative, content.getvalue())
             row: dict[str, Any] = {
                 "id": order.id,
                 "prompt": order.prompt,

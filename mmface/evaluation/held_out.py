@@ -24,6 +24,7 @@ from mmface.conditions import (
     pixel_accuracy,
 )
 from mmface.conditions.pixels import image_pixels, to_uint8
+from mmface.core.files import write_text
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import (
     BACKGROUND_COLORS,
@@ -151,11 +152,7 @@ class HeldOutEvaluation:
                 name = f"{modality}, guidance {scale:g}"
                 results[name] = self._tally(parser, faces, pictures)
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        output = Path(self.output)
-        aside = output.with_name(f".{output.name}.tmp")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({"settings": settings, "results": results}, indent=1))
-        aside.replace(output)
+        write_text(self.output, json.dumps({"settings": settings, "results": results}, indent=1))
         return results
 
     def report(self) -> str:

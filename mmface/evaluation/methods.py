@@ -4,7 +4,6 @@ A method that makes pictures gets orders and gives pictures. A method that only 
 where they lie. What is not there gives `Skipped` with the command that makes it.
 """
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mmface.conditions import Modality
+from mmface.core.digests import folder_sha256
 from mmface.evaluation.references import References
 from mmface.guidance import Guidance
 from mmface.metrics.metric import Order, PictureOrder, Skipped, or_skipped
@@ -76,17 +76,6 @@ class GeneratingMethod(Method):
         """
 
 
-def digest_of_folder(folder: str | Path) -> str:
-    """SHA-256 of a folder's files by name and content, hidden ones aside."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def _guidance(scale: float | None, interval: Sequence[float]) -> Guidance:
     if len(interval) != 2:
         raise ValueError(f"guidance_interval is a start and an end, got {list(interval)}")
@@ -140,7 +129,7 @@ class PipelineMethod(GeneratingMethod):
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of_folder(self.folder)
+        return folder_sha256(self.folder)
 
     def made_by(self) -> dict[str, Any]:
         """The weights by their content, and the sampler's settings.
@@ -245,7 +234,7 @@ class ReleasedMethod(PipelineMethod):
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of_folder(self.folder / self.checkpoint)
+        return folder_sha256(self.folder / self.checkpoint)
 
     def _load(self) -> MMFacePipeline:
         return MMFacePipeline.from_released(self.folder, checkpoint=self.checkpoint)
@@ -407,7 +396,7 @@ class ControlNetMethod(GeneratingMethod):
         models = {}
         for part in ("base", "controlnet"):
             path = getattr(self, part)
-            models[part] = digest_of_folder(path) if Path(path).is_dir() else path
+            models[part] = folder_sha256(path) if Path(path).is_dir() else path
         settings = ("num_inference_steps", "guidance_scale", "size_px")
         return {
             "method": type(self).__name__,

@@ -8,7 +8,6 @@ a full disk or a loss of power left broken counts as absent.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import starmap
@@ -17,17 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mmface.core.files import sweep, write_bytes
 from mmface.processes import Processes
 
 KEY_FILE = "made_by.json"
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file under another name, then give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)
 
 
 def as_json(value: Any) -> str:
@@ -94,7 +86,7 @@ class PartedWork:
         share = self.parts()[accelerator.process_index :: accelerator.num_processes]
         absent = [(path, items) for path, items in share if not self._is_whole(path, items)]
         for path, items in tqdm(absent, desc=title, unit="part", disable=not absent):
-            write_aside(path, work(items))
+            write_bytes(path, work(items))
         accelerator.wait_for_everyone()
 
     def contents(self) -> list[bytes]:
@@ -134,6 +126,7 @@ class PartedWork:
         Raises:
             ValueError: if there are others, which are not to be replaced.
         """
+        sweep(self.folder)
         found, key = self._found(), self._key()
         if found is not None and found != key and not self.replaces:
             old, new = _flat(found), _flat(key)
@@ -146,7 +139,7 @@ class PartedWork:
         if found != key:
             for path in self.folder.glob("part-*"):
                 path.unlink()
-            write_aside(self.folder / KEY_FILE, (as_json(key) + "\n").encode())
+            write_bytes(self.folder / KEY_FILE, (as_json(key) + "\n").encode())
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmface.core.files import write_text
 from mmface.evaluation.scoring import Scores
 from mmface.evaluation.tables import TABLES, Cell, Measured, PublishedTable, Table, TableRow
 from mmface.metrics.metric import Column, Skipped, columns
@@ -265,7 +266,4 @@ def write_table(table: Table, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} has no suffix of a table; take one of {', '.join(FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(FORMATS[path.suffix](table), encoding="utf-8")
-    aside.rename(path)
+    write_text(path, FORMATS[path.suffix](table))

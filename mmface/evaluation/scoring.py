@@ -16,8 +16,9 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mmface.core.files import write_bytes
 from mmface.evaluation.generation import Pictures
-from mmface.evaluation.parted_work import PartedWork, as_json, write_aside
+from mmface.evaluation.parted_work import PartedWork, as_json
 from mmface.evaluation.references import References
 from mmface.evaluation.tables import Measured
 from mmface.metrics.backbones import Backbone
@@ -53,7 +54,7 @@ class Scores:
     def write(self, path: Path) -> None:
         """Write the scores as JSON, aside first."""
         content = {**vars(self), "cells": {name: asdict(one) for name, one in self.cells.items()}}
-        write_aside(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> "Scores":

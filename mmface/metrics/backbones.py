@@ -4,7 +4,6 @@ Each has a protocol of its name, its preprocessing and its weights: what two num
 be compared. What is not there gives `Skipped`, never a number.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
+from mmface.core.digests import weights_sha256
 from mmface.metrics.inception import NUM_FEATURES, FidInception
 from mmface.metrics.metric import Skipped, or_skipped
 from mmface.metrics.preprocessing import (
@@ -35,15 +35,6 @@ CLIP_SCORE_ID = "openai/clip-vit-base-patch32"
 """The default network of the CLIP score; the paper does not name its own."""
 CMMD_ID = "openai/clip-vit-large-patch14-336"
 """The network of CMMD (Jayasumana et al., arXiv 2401.09603)."""
-
-
-def hash_weights(network: nn.Module) -> str:
-    """SHA-256 of a network's names, dtypes, shapes and values, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Backbone(nn.Module, ABC):
@@ -84,7 +75,7 @@ class Backbone(nn.Module, ABC):
     @cached_property
     def weights_sha256(self) -> str:
         """Hash of all weights by name, whatever the file they came in."""
-        return hash_weights(self.network)
+        return weights_sha256(self.network.state_dict())
 
     @property
     def protocol(self) -> str:

@@ -15,8 +15,8 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
 from mmface.conditions import LABELS, confusion_matrix, edge_agreement
+from mmface.core.digests import weights_sha256
 from mmface.encoders.face_parser import FaceParser
-from mmface.metrics.backbones import hash_weights
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
 from mmface.metrics.preprocessing import check_pictures
 from mmface.metrics.statistics import Interval, bootstrap, bootstrap_mean
@@ -140,7 +140,7 @@ class Masks(SampleMetric):
     def load(self, device: torch.device) -> Skipped | None:
         """Load the parser."""
         self._parser = FaceParser.from_pretrained(self.source, self.revision, str(device))
-        digest = hash_weights(self._parser.model)[:12]
+        digest = weights_sha256(self._parser.model.state_dict())[:12]
         self._protocol = f"parser/{Path(self.source).name}/sha256:{digest}"
         return None
 

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, nn
 
-from mmface.metrics.backbones import UNTRAINED, hash_weights
+from mmface.core.digests import weights_sha256
+from mmface.metrics.backbones import UNTRAINED
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
 from mmface.metrics.preprocessing import unit_interval
 
@@ -148,7 +149,7 @@ class PerceptualNetwork(nn.Module):
     @property
     def protocol(self) -> str:
         """Version, trunk and weights."""
-        return f"{self.name}/sha256:{hash_weights(self)[:12]}"
+        return f"{self.name}/sha256:{weights_sha256(self.state_dict())[:12]}"
 
     @torch.no_grad()
     def forward(self, images: Images, references: Images) -> Float32[Tensor, " batch"]:

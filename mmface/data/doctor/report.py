@@ -1,7 +1,6 @@
 """Says what the doctor found: in a terminal, in a JSON file and on a sheet of pictures."""
 
 import json
-import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import mmface
 from mmface.conditions import colorize, flat_rgb, open_picture
+from mmface.core.files import write_text
 from mmface.data.doctor.examination import Diagnosis
 from mmface.data.doctor.face import Examination, Face
 from mmface.data.doctor.findings import CHECKS, Finding, counts_by_kind
@@ -114,10 +114,7 @@ def write_report(diagnosis: Diagnosis, path: str | Path) -> Path:
         },
     }
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
     return path
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmface.conditions import LABELS
+from mmface.core.files import written_aside
 from mmface.data.importers.base import FaceFiles, Importer, files_below, first_there
 from mmface.data.importers.splits import SplitRule, celeba_split, face_key
 
@@ -109,9 +110,8 @@ def _compose(job: tuple[dict[str, Path], Path]) -> str:
         if area.shape != labels.shape:
             return f"{parts[name]} ({area.shape}, the other classes {labels.shape})"
         labels[area] = index
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    Image.fromarray(labels).save(aside, "PNG")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        Image.fromarray(labels).save(aside, "PNG")
     return ""
 
 

@@ -1,7 +1,6 @@
 """A data set of the `datasets` library: a folder that it saved, or a name on the hub."""
 
 import io
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.core.files import write_bytes
 from mmface.data.importers.base import FaceFiles, Importer
 from mmface.data.importers.splits import SplitRule, face_key
 
@@ -155,8 +155,5 @@ def _written(stored: Mapping[str, Any], stem: Path) -> Path:
         suffix = _SUFFIXES.get(picture.format or "", f".{(picture.format or 'bin').lower()}")
     path = stem.with_name(stem.name + suffix)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        aside.write_bytes(content)
-        aside.replace(path)
+        write_bytes(path, content)
     return path

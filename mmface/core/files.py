@@ -1,0 +1,226 @@
+"""Files and folders that are complete or absent, and folders that one writer works in at a time.
+
+Whatever is written goes under another name first, an aside, and is renamed when it is complete.
+Its content is synced to the disk before the rename: after a power cut a name stands for all of its
+content, and no restart takes an empty file for finished work. For a folder the rename is synced
+too, because older checkpoints are deleted on the strength of the new one.
+
+An aside of `NAME` is `.NAME.aside-HOST-PID`, so that no pattern such as `*.png` finds it and
+`sweep` can tell whether its writer is still alive.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ASIDE = re.compile(r"\..+\.aside-(?P<host>.+)-(?P<pid>\d+)")
+_MAX_HOST = 24  # a file's name has 255 bytes for both
+
+_held: set[Path] = set()  # locks of this process, which the kernel grants it again
+
+
+def _host() -> str:
+    name = re.sub(r"[^\w.]", "_", socket.gethostname())
+    if len(name) <= _MAX_HOST:
+        return name
+    return f"{name[: _MAX_HOST - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _aside_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.aside-{_host()}-{os.getpid()}")
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Give the name to write a file or a folder under; at the end of the block it gets its own.
+
+    The folder above is made. A folder replaces the one that is there. If the block raises, what it
+    wrote is deleted and what was there stays.
+
+    Args:
+        path: the file or folder to write.
+
+    Yields:
+        The path to write to; nothing is there yet.
+
+    Raises:
+        OSError: if it cannot be written, on a full disk for example; the message names `path`.
+    """
+    path = Path(path)
+    aside = _aside_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _delete(aside)
+        yield aside
+        _sync(aside)
+        if aside.is_dir():
+            before = _put_away(path)
+            aside.rename(path)
+            _sync_one(path.parent)
+            _delete(before)
+        else:
+            aside.replace(path)
+    except OSError as error:
+        _delete(aside)
+        foreign = error.filename is not None and not str(error.filename).startswith(str(aside))
+        if error.strerror is None or foreign:
+            raise
+        raise _naming(path, error) from error
+    except BaseException:
+        _delete(aside)
+        raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file that is complete or absent."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, its line ends as they are, that is complete or absent."""
+    write_bytes(path, text.encode())
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, if it is there, so that a kill does not leave half of it in its place."""
+    _delete(_put_away(folder))
+
+
+def _put_away(folder: Path) -> Path:
+    aside = _aside_of(folder.with_name(f"old-{folder.name}"))
+    if folder.exists():
+        _delete(aside)
+        folder.rename(aside)
+    return aside
+
+
+def sweep(folder: Path, alone: bool = False) -> None:
+    """Delete what dead writers left half written in a folder.
+
+    Args:
+        folder: the folder; those inside it are not looked into.
+        alone: whether the caller is the only writer, who holds the folder's lock. What writers on
+            other hosts left is then deleted too; nobody can tell whether those are alive.
+    """
+    for path in folder.glob(".*.aside-*"):
+        found = _ASIDE.fullmatch(path.name)
+        if found and (alone or (found["host"] == _host() and not _is_alive(int(found["pid"])))):
+            _delete(path)
+
+
+@contextmanager
+def locked(folder: str | Path, work: str = "") -> Iterator[None]:
+    """Hold a folder for one run; a second one fails at once instead of mixing its files in.
+
+    Of the processes of one run, only the main one calls this. The lock ends with the process,
+    however it dies, and is not inherited by its children.
+
+    Args:
+        folder: the folder; made if it is missing.
+        work: the part of the folder that is held, where several runs may share it; a file's name.
+
+    Yields:
+        Nothing; the folder is held within the block.
+
+    Raises:
+        BlockingIOError: if another run holds it; the message names its process and host.
+    """
+    folder = Path(folder)
+    path = folder.resolve() / f".{work}{'.' if work else ''}lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(path, folder)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise _naming(folder, error) from error
+    _held.add(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, _this_process().encode())
+        yield
+    finally:
+        _held.discard(path)
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, folder: Path) -> int:
+    """Open and lock a file.
+
+    It is a record lock, which children do not inherit: a loader's worker that outlives a killed
+    run for a moment does not keep the next start out.
+    """
+    while path not in _held:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+                return descriptor
+            holder = os.read(descriptor, 200).decode(errors="replace")
+            os.close(descriptor)
+            break
+        # The holder before may have deleted the file between the opening and the lock.
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+        os.close(descriptor)
+    else:
+        holder = _this_process()
+    raise BlockingIOError(
+        f"{folder} is in use by {holder or 'another process'}; wait until it ends, stop it, or "
+        "give another folder"
+    )
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _naming(path: Path, error: OSError) -> OSError:
+    told = type(error)(f"{path} cannot be written: {error.strerror}")
+    told.errno = error.errno
+    return told
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put a file, or all that is in a folder, on the disk."""
+    for inner in path.rglob("*") if path.is_dir() else ():
+        _sync_one(inner)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # which some file systems cannot sync
+            raise
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from mmface.evaluation.methods import PipelineMethod, ReleasedMethod, digest_of_folder
+from mmface.core.digests import folder_sha256
+from mmface.evaluation.methods import PipelineMethod, ReleasedMethod
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.guidance import Guidance
 from mmface.pipeline import MMFacePipeline
@@ -31,7 +32,7 @@ def test_a_key_without_options_is_what_it_was_before_there_were_any(tiny_pipelin
     method = PipelineMethod("tiny", tiny_pipeline_folder, 25, 3.0)
     assert method.made_by() == {
         "method": "PipelineMethod",
-        "weights": digest_of_folder(tiny_pipeline_folder),
+        "weights": folder_sha256(tiny_pipeline_folder),
         "num_inference_steps": 25,
         "guidance_scale": 3.0,
     }

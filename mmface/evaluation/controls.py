@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from mmface.conditions.pixels import image_pixels, to_uint8
+from mmface.core.digests import folder_sha256
 from mmface.encoders import VAES, LatentCodec
 from mmface.evaluation.methods import (
     GeneratingMethod,
     Picture,
     PipelineMethod,
-    digest_of_folder,
 )
 from mmface.evaluation.references import References
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
@@ -96,7 +96,7 @@ class VaeReconstruction(GeneratingMethod):
     def made_by(self) -> dict[str, Any]:
         """The VAE: a folder by its content, others by name."""
         folder = Path(self.vae) / (self.subfolder or "")
-        weights = digest_of_folder(folder) if folder.is_dir() else str(folder)
+        weights = folder_sha256(folder) if folder.is_dir() else str(folder)
         return {"method": type(self).__name__, "weights": weights}
 
     @torch.no_grad()

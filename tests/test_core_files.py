@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,24 +146,25 @@ with locked(sys.argv[1]):
 """
 
 
-def holder(folder):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    return process
+@contextmanager
+def held_by_another(folder):
+    command = [sys.executable, "-c", HOLD, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def test_a_second_run_in_a_folder_is_told_who_holds_it(tmp_path):
-    first = holder(tmp_path)
-    wanted = rf"{tmp_path} is in use by process {first.pid} on {socket.gethostname()}; wait"
-    try:
+    with held_by_another(tmp_path) as pid:
+        wanted = rf"{tmp_path} is in use by process {pid} on {socket.gethostname()}; wait"
         for _ in range(2):
             with pytest.raises(BlockingIOError, match=wanted), locked(tmp_path):
                 pass
         with locked(tmp_path, "part-3"):
             pass
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()
     with locked(tmp_path):  # a killed holder holds nothing
         pass
     assert names_in(tmp_path) == []
@@ -185,12 +187,7 @@ def test_a_child_that_outlives_the_holder_holds_nothing(tmp_path):
     with locked(tmp_path):
         child = FORK.Process(target=signal.pause)
         child.start()
-    files._held.clear()
-    try:
-        second = holder(tmp_path)
-        second.kill()
-        second.wait()
-    finally:
+    with held_by_another(tmp_path):
         child.kill()
         child.join()
 

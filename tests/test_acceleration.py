@@ -26,7 +26,7 @@ from mmface.acceleration import (
 )
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.subjects import randomize
-from mmface.model.lora import load_lora, unload_lora
+from mmface.model.lora import load_lora
 from mmface.model.packed_modulations import PackedModulations
 from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
@@ -120,7 +120,7 @@ def test_a_graph_goes_with_the_weights_that_it_was_made_for(
     captured(*given)
     assert len(record.made) == 2
     if change is adapt:
-        unload_lora(model)
+        model.unload_lora()
         assert torch.equal(captured(*given), before)
         assert len(record.made) == 3
 

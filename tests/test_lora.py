@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from script_runs import load_script
 
-from mmface.model.lora import load_lora, read_lora, unload_lora
+from mmface.model.lora import load_lora, read_lora
 
 pytest.importorskip("peft", reason="needs the extra lora")
 LAYERS = ("blocks.0.image.qkv", "blocks.1.text.mlp.2", "text_embedder")
@@ -50,10 +50,10 @@ def test_zero_is_the_identity_and_unloading_restores_the_bits(model, tmp_path):
     assert torch.equal(model(*inputs()), plain)
     with pytest.raises(ValueError, match="has a LoRA already"):
         load_lora(model, tmp_path / "zero")
-    unload_lora(model)
+    model.unload_lora()
     load_lora(model, write_lora(tmp_path / "real", model))
     assert (model(*inputs()) - plain).abs().max() > 0.01
-    unload_lora(model)
+    model.unload_lora()
     assert torch.equal(model(*inputs()), plain)
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
@@ -70,12 +70,39 @@ def test_it_adds_what_the_formula_says(model, tmp_path, scale, alpha, prefix):
     pairs = read_lora(path)
     load_lora(model, path, scale)
     found = model(*inputs())
-    unload_lora(model)
+    model.unload_lora()
     for name, pair in pairs.items():
         assert pair.alpha == (2 if alpha is None else alpha)
         weight = model.get_submodule(name).weight
         weight += scale * pair.alpha / 2 * pair.up @ pair.down
     torch.testing.assert_close(found, model(*inputs()))
+
+
+@torch.no_grad()
+def test_diffusers_scales_fuses_and_switches_it(model, tmp_path):
+    plain = model(*inputs())
+    load_lora(model, write_lora(tmp_path / "lora", model))
+    found = model(*inputs())
+    model.fuse_lora()
+    torch.testing.assert_close(model(*inputs()), found)
+    model.unfuse_lora()
+    torch.testing.assert_close(model(*inputs()), found)
+    model.disable_lora()
+    torch.testing.assert_close(model(*inputs()), plain)
+    model.enable_lora()
+    model.set_adapters("default", 0.0)
+    torch.testing.assert_close(model(*inputs()), plain)
+
+
+@torch.no_grad()
+def test_what_diffusers_saves_loads(model, tmp_path):
+    load_lora(model, write_lora(tmp_path / "lora", model))
+    found = model(*inputs())
+    model.save_lora_adapter(tmp_path / "saved")
+    (saved,) = (tmp_path / "saved").iterdir()
+    model.unload_lora()
+    assert load_lora(model, saved) == 3
+    assert torch.equal(model(*inputs()), found)
 
 
 def test_misfits_are_named(model, tmp_path):

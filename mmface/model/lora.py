@@ -1,30 +1,32 @@
-"""LoRA (arXiv 2106.09685) for a loaded transformer, through peft: added, scaled and taken away."""
+"""LoRA files (arXiv 2106.09685): read, checked against the network, added by diffusers' own mixin.
+
+A network takes a LoRA by `load_lora`; diffusers' `PeftAdapterMixin` does the rest: `set_adapters`
+scales it, `fuse_lora` and `unfuse_lora` add it to the weights and back, `unload_lora` removes it.
+"""
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmface.model.packed_modulations import unfuse_modulations
+from mmface.model.transformer import MMFaceDiT
 
-_ADAPTER = "default"
+ADAPTER = "default"
 _PREFIXES = ("base_model.model.", "transformer.")
-_METADATA_KEY = "lora_adapter_metadata"
-"""Under which diffusers writes the config of an adapter into safetensors."""
 
 
 class LoraPair(NamedTuple):
-    """The update of one linear layer: scale times alpha / rank times up @ down.
+    """The update of one linear layer: scale * alpha / rank * up @ down.
 
     Attributes:
         down: [rank, in], peft's `lora_A`.
         up: [out, rank], peft's `lora_B`.
-        alpha: The numerator of its scale; the rank where a file says nothing.
+        alpha: The rank where a file says nothing.
     """
 
     down: Tensor
@@ -62,11 +64,14 @@ def read_lora(path: str | Path) -> dict[str, LoraPair]:
     for name, tensor in tensors.items():
         layer, _, kind = _without_prefixes(name).rpartition(".lora_")
         if not layer or kind not in ("A.weight", "B.weight"):
-            raise ValueError(f"The LoRA {path} has a tensor {name!r}: not lora_A or lora_B.")
+            raise ValueError(
+                f"The LoRA {path} has a tensor {name!r}: not lora_A or lora_B. Convert the file to "
+                "the names that peft and diffusers write, LAYER.lora_A.weight and .lora_B.weight."
+            )
         halves.setdefault(layer, {})[kind[0]] = tensor
     if not halves:
         raise ValueError(f"The LoRA {path} is empty.")
-    config_alpha = _alpha_of(metadata, path)
+    alphas = _alphas_of(metadata, path)
     pairs = {}
     for layer, half in halves.items():
         shapes = {kind: list(tensor.shape) for kind, tensor in half.items()}
@@ -75,12 +80,12 @@ def read_lora(path: str | Path) -> dict[str, LoraPair]:
             raise ValueError(f"The LoRA {path} has no matching pair for {layer!r}: {shapes}.")
         if not all(half[kind].is_floating_point() and half[kind].isfinite().all() for kind in "AB"):
             raise ValueError(f"The LoRA {path} has values in {layer!r} that are not finite.")
-        alpha = float(len(half["A"])) if config_alpha is None else config_alpha
+        alpha = alphas.get(layer, alphas.get("", float(len(half["A"]))))
         pairs[layer] = LoraPair(half["A"], half["B"], alpha)
     return pairs
 
 
-def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> int:
+def load_lora(model: MMFaceDiT, path: str | Path, scale: float = 1.0) -> int:
     """Add a LoRA to a model's linear layers; its own weights are not touched.
 
     Args:
@@ -98,58 +103,41 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> int:
     if not math.isfinite(scale):
         raise ValueError(f"The scale of a LoRA must be finite, got {scale}.")
     if hasattr(model, "peft_config"):
-        raise ValueError("The model has a LoRA already; unload_lora it first.")
+        raise ValueError("The model has a LoRA already; call its unload_lora() first.")
     pairs = read_lora(path)
     if any(name.startswith("block_modulations.") for name in pairs):
         unfuse_modulations(model)
     _check_fit(model, pairs, path)
+    state = {f"{name}.lora_A.weight": pair.down for name, pair in pairs.items()}
+    state |= {f"{name}.lora_B.weight": pair.up for name, pair in pairs.items()}
+    config = {
+        "target_modules": list(pairs),
+        "rank_pattern": {name: len(pair.down) for name, pair in pairs.items()},
+        "alpha_pattern": {name: pair.alpha for name, pair in pairs.items()},
+    }
     try:
-        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-        from peft.tuners.lora import LoraLayer
+        model.load_lora_adapter(state, prefix=None, adapter_name=ADAPTER, metadata=config)
     except ImportError:
         raise ValueError('A LoRA needs peft: pip install -e ".[lora]".') from None
-    config = LoraConfig(
-        target_modules=list(pairs),
-        rank_pattern={name: len(pair.down) for name, pair in pairs.items()},
-        alpha_pattern={name: pair.alpha for name, pair in pairs.items()},
-    )
-    inject_adapter_in_model(config, model, _ADAPTER)
-    state: dict[str, Tensor] = {}
-    for name, pair in pairs.items():
-        state |= {f"{name}.lora_A.weight": pair.down, f"{name}.lora_B.weight": pair.up}
-    set_peft_model_state_dict(model, state, _ADAPTER)
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    assert len(layers) == len(pairs), "peft adapted other layers than those of the file"
-    for layer in layers:
-        layer.set_scale(_ADAPTER, scale)
+    model.set_adapters(ADAPTER, scale)
     model.requires_grad_(False).eval()
-    return len(layers)
-
-
-def unload_lora(model: nn.Module) -> None:
-    """Take a LoRA away: every layer is the one that it was before `load_lora`."""
-    recurse_remove_peft_layers(model)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    return len(pairs)
 
 
 def _check_fit(model: nn.Module, pairs: dict[str, LoraPair], path: str | Path) -> None:
     """Raise ValueError unless each pair updates a linear layer of its shape."""
     modules = dict(model.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     for name, pair in pairs.items():
         layer = modules.get(name)
         if not isinstance(layer, nn.Linear):
             raise ValueError(
                 f"The LoRA {path} is for a layer {name!r}, which is no linear layer of this "
-                f"model; those are such as {', '.join(_some_linear(modules.items()))}."
+                f"model; those are such as {', '.join(linear[-3:])}."
             )
         wanted = [layer.out_features, layer.in_features]
         if (found := [len(pair.up), pair.down.shape[1]]) != wanted:
             raise ValueError(f"The LoRA {path} is {found} for {name!r}, which is {wanted}.")
-
-
-def _some_linear(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
-    return [name for name, module in modules if isinstance(module, nn.Linear)][-3:]
 
 
 def _without_prefixes(name: str) -> str:
@@ -158,18 +146,19 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
-def _alpha_of(metadata: dict[str, str], path: Path) -> float | None:
-    """Read alpha from the config that diffusers writes beside the tensors, if there is one."""
-    if _METADATA_KEY not in metadata:
-        return None
+def _alphas_of(metadata: dict[str, str], path: Path) -> dict[str, float]:
+    """Read alpha by layer from the config that diffusers writes; "" is the key of all others."""
+    if LORA_ADAPTER_METADATA_KEY not in metadata:
+        return {}
     try:
-        config = json.loads(metadata[_METADATA_KEY])
+        config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         config = {_without_prefixes(key): value for key, value in config.items()}
-        alpha = float(config["lora_alpha"])
+        pattern = config.get("alpha_pattern") or {}
+        alphas = {_without_prefixes(key.lstrip("^")): float(x) for key, x in pattern.items()}
+        alphas[""] = float(config["lora_alpha"])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ValueError(f"The LoRA {path} has a config that cannot be read.") from None
-    if not math.isfinite(alpha) or any(
-        config.get(key) for key in ("use_rslora", "use_dora", "alpha_pattern")
-    ):
+    plain = not (config.get("use_rslora") or config.get("use_dora"))
+    if not plain or not all(map(math.isfinite, alphas.values())):
         raise ValueError(f"The LoRA {path} is of a kind that is not plain LoRA (its config).")
-    return alpha
+    return alphas

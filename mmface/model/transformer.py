@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import Timesteps
 from einops import rearrange
@@ -214,7 +215,7 @@ def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
     return rearrange(patches, layout, rows=rows, columns=columns, p=size, q=size)
 
 
-class MMFaceDiT(ModelMixin, CacheMixin, ConfigMixin):
+class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
     """The MMFace-DiT network; without arguments, the paper's 1,345,298,624 parameters.
 
     `null_pooled`, the release's learned stand-in for the pooled embedding of dropped text, is not

@@ -1,24 +1,12 @@
-"""How far one picture follows the mask and the sketch that it was made from."""
+"""How far one picture follows the conditions that it was made from."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 
-from mmface.conditions import (
-    LABELS,
-    class_iou,
-    confusion_matrix,
-    edge_agreement,
-    mean_iou,
-    pixel_accuracy,
-)
-
-Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]
-"""Label maps of RGB pictures, such as `mmface.encoders.face_parser.FaceParser`."""
+from mmface.conditions import Parser, condition_kind, kinds_in_words
 
 
 @dataclass(frozen=True)
@@ -26,75 +14,77 @@ class Adherence:
     """Agreement of a picture with its conditions; all in [0, 1], higher is better.
 
     Attributes:
-        class_iou: Intersection over union of each class that the mask has; None without a mask.
-        mean_iou: Their mean.
-        pixel_accuracy: Share of the pixels with the mask's class.
-        edges: F-score of the picture's strongest edges against the sketch's lines, one pixel
-            apart at most; None without a sketch.
+        by_kind: For each kind of condition what `ConditionKind.agreement` gives.
     """
 
-    class_iou: Mapping[str, float] | None
-    mean_iou: float | None
-    pixel_accuracy: float | None
-    edges: float | None
+    by_kind: Mapping[str, Mapping[str, float]]
 
     @property
     def score(self) -> float:
-        """One number to compare seeds by: mIoU, edges, or the mean of both."""
-        found = [value for value in (self.mean_iou, self.edges) if value is not None]
-        return sum(found) / len(found)
+        """One number to compare seeds by: the mean of the kinds' scores."""
+        scores = [found[condition_kind(name).score] for name, found in self.by_kind.items()]
+        return sum(scores) / len(scores)
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All numbers by name, details last."""
+        found = [pair for each in self.by_kind.values() for pair in each.items()]
+        return dict(sorted(found, key=lambda pair: "/" in pair[0]))
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What a table calls each of the numbers."""
+        known: dict[str, str] = {}
+        for name in self.by_kind:
+            known |= condition_kind(name).titles
+        return {name: known.get(name, name.replace("_", " ")) for name in self.numbers}
+
+    def to_json(self) -> dict[str, float]:
         """Give all numbers by name, the score included."""
-        return {**asdict(self), "score": self.score}
+        return {**self.numbers, "score": self.score}
 
     def table(self) -> str:
-        """Draw a small table, a number a line."""
-        rows = {"mIoU": self.mean_iou, "pixel accuracy": self.pixel_accuracy, "edges": self.edges}
-        rows |= {f"  {name}": value for name, value in (self.class_iou or {}).items()}
-        return "\n".join(
-            f"  {name:<16}{value:6.3f}" for name, value in rows.items() if value is not None
-        )
+        """Draw a small table, a number a line, details indented."""
+        titles = self.titles
+        lines = []
+        for name, value in self.numbers.items():
+            title = f"  {titles[name]}" if "/" in name else titles[name]
+            lines.append(f"  {title:<16}{value:6.3f}")
+        return "\n".join(lines)
 
 
-def check_measurable(sketch: np.ndarray | None) -> None:
-    """Raise ValueError if a sketch has no line that edges can be compared with."""
-    if sketch is not None and not (sketch < 128).any():
-        raise ValueError("The sketch has no line darker than mid-grey to compare edges with.")
+def check_measurable(conditions: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError if nothing can agree with one of the conditions."""
+    for name, values in conditions.items():
+        condition_kind(name).check_measurable(values)
 
 
 def measure_adherence(
     picture: UInt8[np.ndarray, "height width 3"],
-    labels: UInt8[np.ndarray, "height width"] | None,
-    sketch: UInt8[np.ndarray, "height width"] | None,
+    conditions: Mapping[str, np.ndarray],
     parser: Parser | None,
 ) -> Adherence:
     """Compare a picture with what it was made from.
 
     Args:
         picture: The face in RGB.
-        labels: The mask in the order of `LABELS`, or None.
-        sketch: Dark lines on white, or None.
-        parser: Reads a label map off the picture; needed with a mask.
+        conditions: Values by kind, of the picture's height and width.
+        parser: Reads a label map off the picture; needed for kinds that need one.
 
     Returns:
         The agreement.
 
     Raises:
-        ValueError: If there is neither, a mask has no parser, or the sketch no dark line.
+        ValueError: If there is no condition, one cannot be measured, or the parser is missing.
     """
-    if labels is None and sketch is None:
-        raise ValueError("There is neither a mask nor a sketch to compare the picture with.")
-    ious, mean, accuracy = None, None, None
-    if labels is not None:
-        if parser is None:
-            raise ValueError("A face parser is needed to compare a picture with a mask.")
-        confusion = confusion_matrix(labels, parser([picture])[0])
-        each = zip(LABELS, class_iou(confusion).tolist(), strict=True)
-        ious = {name: value for name, value in each if not math.isnan(value)}
-        mean, accuracy = mean_iou(confusion), pixel_accuracy(confusion)
-    edges = None
-    if sketch is not None:
-        check_measurable(sketch)
-        edges = edge_agreement(picture, sketch)
-    return Adherence(ious, mean, accuracy, edges)
+    if not conditions:
+        words = kinds_in_words(" nor ")
+        raise ValueError(f"There is neither {words} to compare the picture with.")
+    check_measurable(conditions)
+    by_kind = {}
+    for name, values in conditions.items():
+        kind = condition_kind(name)
+        if kind.needs_parser and parser is None:
+            raise ValueError(f"A face parser is needed to compare a picture with a {name}.")
+        by_kind[name] = kind.agreement(values, kind.read_back([picture], parser)[0])
+    return Adherence(by_kind)

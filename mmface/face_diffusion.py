@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mmface.conditions import Modality
+from mmface.conditions import condition_kinds
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.data.keyed import Samples
 from mmface.data.latents import check_store
@@ -24,7 +24,6 @@ from mmface.model_card import model_card
 from mmface.objectives.objective import Objective, objective_named
 from mmface.objectives.solvers import translation_named
 from mmface.pipeline import MMFacePipeline
-from mmface.sampling_settings import Settings
 from mmface.training_task import RunFacts, TrainingTask, cast_copy
 
 PREVIEW_SEEDS = (0, 1)
@@ -129,8 +128,8 @@ class FaceDiffusion(TrainingTask):
         return self.objective.losses(prediction, corrupted)
 
     def subsets(self, batch: Mapping[str, Any]) -> dict[str, Bool[Tensor, " batch"]]:
-        """Ten equal parts of the time's draw, and the two kinds of condition."""
-        kinds = {kind.name.lower(): batch["modality"] == int(kind) for kind in Modality}
+        """Ten equal parts of the time's draw, and the kinds of condition."""
+        kinds = {kind.name: batch["modality"] == kind.index for kind in condition_kinds()}
         return time_buckets(batch["uniform"]) | kinds
 
     def flops_per_sample(self, batch: Mapping[str, Any]) -> float:
@@ -148,9 +147,7 @@ class FaceDiffusion(TrainingTask):
         """Sample every example with two fixed seeds into one labelled grid."""
         pipeline = self._pipeline(trained)
         pipeline.set_progress_bar_config(disable=True)
-        rows = sample_examples(
-            pipeline, self.examples, PREVIEW_SEEDS, Settings(steps=PREVIEW_STEPS)
-        )
+        rows = sample_examples(pipeline, self.examples, PREVIEW_SEEDS, PREVIEW_STEPS)
         titles = [f"step {step}, seed {seed}" for seed in PREVIEW_SEEDS]
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 

@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmface.acceleration import check_compiler
 from mmface.adherence import Adherence, check_measurable, measure_adherence
-from mmface.conditions import Modality
+from mmface.conditions import condition_kind, condition_kinds, draw_conditions
 from mmface.core.digests import file_sha256
 from mmface.core.files import write_text
 from mmface.data.examples import EXAMPLES, read_examples
@@ -38,8 +38,22 @@ from mmface.sampling_recipe import (
     read_recipe,
     write_pictures,
 )
-from mmface.sampling_rows import STEPS, Row, ready_row, recipe_of, sample_rows, seeds_from
-from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
+from mmface.sampling_rows import (
+    DEFAULT_STEPS,
+    PreparedRequest,
+    prepare_request,
+    recipe_of,
+    sample_requests,
+    seeds_from,
+)
+from mmface.sampling_settings import (
+    Draws,
+    ModelChoice,
+    Run,
+    Settings,
+    option_values,
+    options_of,
+)
 
 DEMO_STEPS = 25
 DEMO_NUM = 3
@@ -104,31 +118,31 @@ def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run)
         check_asked(each)
     default = "mmface_demo.png" if is_demo else "faces.png"
     out = check_output(default if run.out is None else run.out)
-    steps = DEMO_STEPS if is_demo else STEPS
+    steps = DEMO_STEPS if is_demo else DEFAULT_STEPS
     if run.plan:
         print(_plan_table(asked, seeds, choice, run, steps))
         return []
     model = open_model(choice, run.offload)
-    rows = [ready_row(each, model.pipeline, _locate, steps) for each in asked]
+    requests = [prepare_request(each, model.pipeline, _locate, steps) for each in asked]
     measured = run.report or run.best_of is not None
-    for row in rows if measured else []:
-        check_measurable(row.conditions.sketch)
-    faces = sample_rows(model.pipeline, rows, [seeds] * len(rows), run.max_batch)
-    recipe = recipe_of(model, rows, seeds)
-    scores = [_adherences(row, own) for row, own in zip(rows, faces, strict=True) if measured]
-    kept = [range(num)] * len(rows)
+    for one in requests if measured else []:
+        check_measurable(one.files.conditions)
+    faces = sample_requests(model.pipeline, requests, [seeds] * len(requests), run.max_batch)
+    recipe = recipe_of(model, requests, seeds)
+    scores = [_adherences(one, own) for one, own in zip(requests, faces, strict=True) if measured]
+    kept = [range(num)] * len(requests)
     if run.best_of is not None:
         kept = [_best(seeds, scores[0])]
     if is_demo or (len(kept[0]) > 1 and not _is_folder(out)):
         path = out / default if _is_folder(out) else out
-        files = {path: (_grid(rows, seeds, faces), recipe)}
+        files = {path: (_grid(requests, seeds, faces), recipe)}
     else:
         paths = {k: out / f"seed_{seeds[k]}.png" if _is_folder(out) else out for k in kept[0]}
         files = {paths[k]: (faces[0][k], recipe.of_picture(k)) for k in kept[0]}
     write_pictures(files)
     if not run.report:
         return list(files)
-    return [*files, _write_report(out, rows, seeds, scores, kept)]
+    return [*files, _write_report(out, requests, seeds, scores, kept)]
 
 
 def _plan_table(
@@ -136,11 +150,11 @@ def _plan_table(
 ) -> str:
     """Say what memory a request takes."""
     pipeline = meta_pipeline(choice)
-    rows = [ready_row(each, pipeline, _locate, steps) for each in asked]
+    requests = [prepare_request(each, pipeline, _locate, steps) for each in asked]
     memory = None if run.memory is None else int(run.memory * 1e9)
-    own = [seeds] * len(rows)
+    own = [seeds] * len(requests)
     return plan_sampling(
-        pipeline, rows, own, run.max_batch, run.offload, choice.quantize, memory
+        pipeline, requests, own, run.max_batch, run.offload, choice.quantize, memory
     ).table()
 
 
@@ -149,8 +163,7 @@ def _demo(settings: Settings) -> list[Settings]:
     asked = []
     for example in read_examples():
         path = BUILTIN_PREFIX + example.path.relative_to(EXAMPLES.parent).as_posix()
-        mask, sketch = (path, None) if example.modality == Modality.MASK else (None, path)
-        asked.append(replace(settings, prompt=example.prompt, mask=mask, sketch=sketch))
+        asked.append(replace(settings, prompt=example.prompt, conditions={example.kind: path}))
     return asked
 
 
@@ -163,21 +176,24 @@ def _is_folder(out: Path) -> bool:
 
 
 def _grid(
-    rows: Sequence[Row], seeds: Sequence[int], faces: Sequence[Sequence[Image.Image]]
+    requests: Sequence[PreparedRequest],
+    seeds: Sequence[int],
+    faces: Sequence[Sequence[Image.Image]],
 ) -> Image.Image:
     """Draw the labelled grid of all faces."""
     lines = [
-        GridRow(row.conditions.drawn(), str(row.settings.prompt), own)
-        for row, own in zip(rows, faces, strict=True)
+        GridRow(draw_conditions(one.files.conditions), str(one.settings.prompt), own)
+        for one, own in zip(requests, faces, strict=True)
     ]
     return labelled_grid(lines, [f"seed {seed}" for seed in seeds])
 
 
-def _adherences(row: Row, faces: Sequence[Image.Image]) -> list[Adherence]:
-    """Measure how the faces of a row follow its mask and its sketch."""
-    labels, sketch = row.conditions.labels, row.conditions.sketch
-    parser = None if labels is None else open_parser(row.settings.parser)
-    return [measure_adherence(np.array(face), labels, sketch, parser) for face in faces]
+def _adherences(one: PreparedRequest, faces: Sequence[Image.Image]) -> list[Adherence]:
+    """Measure how the faces of a request follow its conditions."""
+    conditions = one.files.conditions
+    needed = any(condition_kind(name).needs_parser for name in conditions)
+    parser = open_parser(one.settings.parser) if needed else None
+    return [measure_adherence(np.array(face), conditions, parser) for face in faces]
 
 
 def _best(seeds: Sequence[int], scores: Sequence[Adherence]) -> range:
@@ -190,16 +206,16 @@ def _best(seeds: Sequence[int], scores: Sequence[Adherence]) -> range:
 
 def _write_report(
     out: Path,
-    rows: Sequence[Row],
+    requests: Sequence[PreparedRequest],
     seeds: Sequence[int],
     scores: Sequence[Sequence[Adherence]],
     kept: Sequence[Sequence[int]],
 ) -> Path:
     """Print a table a face, and write all of them beside the pictures."""
     entries = []
-    for row, own, places in zip(rows, scores, kept, strict=True):
+    for one, own, places in zip(requests, scores, kept, strict=True):
         for k in places:
-            prompt = row.settings.prompt
+            prompt = one.settings.prompt
             print(f"seed {seeds[k]}, {prompt!r}\n{own[k].table()}", file=sys.stderr)
             entries.append({"prompt": prompt, "seed": seeds[k], "adherence": own[k].to_json()})
     path = out / "report.json" if _is_folder(out) else out.with_name(f"{out.stem}_report.json")
@@ -220,12 +236,13 @@ def _rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> l
         raise ValueError(f"{out} is the picture itself; give another --out.")
     locate = _recorded_files(recipe, settings.paths, source.parent)
     model = open_model(_recorded_model(recipe, choice, locate), run.offload, None, recipe.weights)
-    rows = [ready_row(each, model.pipeline, locate) for each in recipe.rows]
-    if any(row.settings != each for row, each in zip(rows, recipe.rows, strict=True)):
+    requests = [prepare_request(each, model.pipeline, locate) for each in recipe.rows]
+    if any(one.settings != each for one, each in zip(requests, recipe.rows, strict=True)):
         raise ValueError(f"The recipe in {source} leaves open what a written one says.")
-    faces = sample_rows(model.pipeline, rows, [recipe.seeds] * len(rows), run.max_batch)
+    own_seeds = [recipe.seeds] * len(requests)
+    faces = sample_requests(model.pipeline, requests, own_seeds, run.max_batch)
     k = recipe.picture
-    made = _grid(rows, recipe.seeds, faces) if k is None else faces[0][k]
+    made = _grid(requests, recipe.seeds, faces) if k is None else faces[0][k]
     made_by = replace(recipe.model, fast=model.choice.fast)
     again = replace(recipe, model=made_by, versions=current_versions())
     write_pictures({out: (made, again)})
@@ -237,12 +254,14 @@ def _rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> l
 
 def _check_only_places(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> None:
     """Raise ValueError if a rerun is asked for anything but where things lie."""
-    places = {"mask", "sketch", "photo", "image", "region", "condition_region"}
+    places = {kind.name for kind in condition_kinds()}
+    places |= {"photo", "image", "region", "condition_region"}
     places |= {"pipeline", "released", "checkpoint", "lora"}
     places |= {"out", "rerun", "max_batch", "offload"}
     for group in (settings, draws, choice, run):
-        for each in fields(group):
-            if each.name not in places and getattr(group, each.name) != each.default:
+        values = option_values(group)
+        for each in options_of(type(group)):
+            if each.name not in places and values[each.name] != each.default:
                 name = each.name.replace("_", "-")
                 raise ValueError(
                     f"--rerun takes --{name} from the picture; leave it out. What may be given "

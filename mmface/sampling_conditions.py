@@ -8,19 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
 
 import mmface
 from mmface.annotation.sketches import PencilSketch
 from mmface.blending import load_image, load_region
-from mmface.conditions import (
-    COLOR_TOLERANCE,
-    colorize,
-    flat_rgb,
-    load_mask,
-    load_sketch,
-    open_picture,
-)
+from mmface.conditions import condition_kinds, flat_rgb, load_mask, load_sketch, open_picture
 from mmface.core.digests import file_sha256
 from mmface.encoders.face_parser import FaceParser
 from mmface.sampling_settings import Settings
@@ -49,33 +42,22 @@ def located(path: str, folder: Path) -> Path:
 
 
 @dataclass(frozen=True, eq=False)
-class Conditions:
+class RequestFiles:
     """What a request's files hold, at the size of the face.
 
     Attributes:
-        labels: The mask, class indices into `LABELS`, or None.
-        sketch: Dark lines on white, or None.
+        conditions: Values of the conditions by their kind, as `ConditionKind.load` gives them.
         image: File of the picture to start from, or None.
         region: File of the part of it that is made anew, or None.
         condition_region: File of the part in which the conditions bind, or None.
         sha256: Of each file, by its path as given.
     """
 
-    labels: UInt8[np.ndarray, "height width"] | None
-    sketch: UInt8[np.ndarray, "height width"] | None
+    conditions: Mapping[str, np.ndarray]
     image: Path | None = None
     region: Path | None = None
     condition_region: Path | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
-
-    def drawn(self) -> Image.Image:
-        """Draw the mask, the sketch, or the sketch's lines over the mask."""
-        given = []
-        if self.labels is not None:
-            given.append(Image.fromarray(colorize(self.labels)))
-        if self.sketch is not None:
-            given.append(Image.fromarray(self.sketch).convert("RGB"))
-        return ImageChops.multiply(*given) if len(given) == 2 else given[0]
 
 
 def check_asked(settings: Settings) -> None:
@@ -89,15 +71,18 @@ def check_asked(settings: Settings) -> None:
     """
     if settings.prompt is None or not settings.prompt.strip():
         raise ValueError("The prompt is empty; say what the face should look like (--prompt).")
-    if settings.photo is not None and (settings.mask or settings.sketch):
+    if settings.photo is not None and settings.conditions:
+        given = " and ".join(settings.conditions)
         raise ValueError(
-            "A photo is given beside a mask or sketch: they are taken from the photo; give either."
+            f"A photo is given beside a {given}: the photo's own are taken from it; give either."
         )
-    if not (settings.photo or settings.mask or settings.sketch):
-        raise ValueError("Neither mask nor sketch is given (--mask, --sketch, or --photo).")
+    if not (settings.photo or settings.conditions):
+        names = [kind.name for kind in condition_kinds()]
+        options = ", ".join(f"--{name}" for name in names)
+        raise ValueError(f"Neither {' nor '.join(names)} is given ({options}, or --photo).")
 
 
-def load_conditions(settings: Settings, size: tuple[int, int], locate: Locate) -> Conditions:
+def load_files(settings: Settings, size: tuple[int, int], locate: Locate) -> RequestFiles:
     """Read all files that a request names, and say what of them had to be guessed.
 
     Args:
@@ -106,29 +91,23 @@ def load_conditions(settings: Settings, size: tuple[int, int], locate: Locate) -
         locate: Where the files lie.
 
     Returns:
-        The conditions.
+        What they hold.
 
     Raises:
         FileNotFoundError: If a file is not there.
         ValueError: If a file is not what its option needs.
     """
     files = {name: locate(name, path) for name, path in settings.paths.items()}
-    labels, sketch = None, None
-    if "mask" in files:
-        mask = load_mask(files["mask"], size)
-        labels = mask.labels
-        if mask.off_palette_fraction:
-            say(
-                f"{files['mask']}: {mask.off_palette_fraction:.1%} of the pixels were farther than "
-                f"{COLOR_TOLERANCE:g} from every palette colour and took a neighbour's class; "
-                f"the mask has {', '.join(mask.classes)}"
-            )
-    if "sketch" in files:
-        sketch = load_sketch(files["sketch"], size)
+    conditions: dict[str, np.ndarray] = {}
+    for kind in condition_kinds():
+        if kind.name in settings.conditions:
+            loaded = kind.load(files[kind.name], size)
+            conditions[kind.name] = loaded.values
+            if loaded.remark is not None:
+                say(f"{files[kind.name]}: {loaded.remark}")
     if "photo" in files:
-        labels, sketch = photo_conditions(
-            files["photo"], size, settings.parser, settings.from_photo
-        )
+        photo = files["photo"]
+        conditions |= photo_conditions(photo, size, settings.parser, settings.from_photo)
     if "image" in files:
         load_image(files["image"], size)
     for name in ("region", "condition_region"):
@@ -136,12 +115,12 @@ def load_conditions(settings: Settings, size: tuple[int, int], locate: Locate) -
             load_region(files[name], size, name)
     used = {name: files.get(name) for name in ("image", "region", "condition_region")}
     sha256 = {path: file_sha256(files[name]) for name, path in settings.paths.items()}
-    return Conditions(labels, sketch, sha256=sha256, **used)
+    return RequestFiles(conditions, sha256=sha256, **used)
 
 
 def photo_conditions(
     photo: str | Path, size: tuple[int, int], parser: str, wanted: str = "both"
-) -> tuple[UInt8[np.ndarray, "_ _"] | None, UInt8[np.ndarray, "_ _"] | None]:
+) -> dict[str, UInt8[np.ndarray, "_ _"]]:
     """Take a mask and a sketch from a photo: by a face parser, and in pencil.
 
     Args:
@@ -151,7 +130,7 @@ def photo_conditions(
         wanted: `both`, `mask` or `sketch`.
 
     Returns:
-        The label map and the sketch; None for the one that is not wanted.
+        The label map as `mask` and the sketch as `sketch`, those that are wanted.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -161,15 +140,15 @@ def photo_conditions(
     enlarge = max(1, PHOTO_SIDE_PX / min(size))
     work = (round(size[1] * enlarge), round(size[0] * enlarge))
     pixels = np.array(ImageOps.fit(picture, work, Image.Resampling.LANCZOS))
-    labels, sketch = None, None
+    found: dict[str, np.ndarray] = {}
     if wanted != "sketch":
-        labels = load_mask(open_parser(parser)([pixels])[0], size).labels
+        found["mask"] = load_mask(open_parser(parser)([pixels])[0], size).labels
     if wanted != "mask":
         try:
-            sketch = load_sketch(PencilSketch()([pixels])[0], size)
+            found["sketch"] = load_sketch(PencilSketch()([pixels])[0], size)
         except ValueError:
             raise ValueError(f"{photo} shows nothing that could be drawn as a sketch.") from None
-    return labels, sketch
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -8,13 +8,14 @@ stopped. A picture that is there with the very recipe is not made again.
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.conditions import condition_kinds
 from mmface.core.files import write_text
 from mmface.model_loading import OpenedModel, open_model
 from mmface.processes import joined_processes
@@ -26,8 +27,23 @@ from mmface.sampling_recipe import (
     read_recipe,
     write_pictures,
 )
-from mmface.sampling_rows import Row, ready_row, recipe_of, sample_rows, seeds_from
-from mmface.sampling_settings import Draws, ModelChoice, Run, Settings, check_text, read_fields
+from mmface.sampling_rows import (
+    PreparedRequest,
+    prepare_request,
+    recipe_of,
+    sample_requests,
+    seeds_from,
+)
+from mmface.sampling_settings import (
+    Draws,
+    ModelChoice,
+    Run,
+    Settings,
+    check_text,
+    option_values,
+    options_of,
+    read_fields,
+)
 
 MAX_LINE_BYTES = 200_000
 MAX_ID_BYTES = 200
@@ -88,7 +104,7 @@ def read_jobs(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The jobs file {path} does not exist.")
-    defaults = {**asdict(settings or Settings()), **asdict(draws or Draws())}
+    defaults = option_values(settings or Settings()) | option_values(draws or Draws())
     jobs, failures = list[Job](), list[Failure]()
     taken: dict[str, int] = {}
     for number, line in _lines(path):
@@ -141,14 +157,14 @@ def _job(values: dict[str, Any], line: int, defaults: Mapping[str, Any]) -> Job:
         raise ValueError(
             f"the id {name[:80]!r} cannot be a file's name: no separators, no dots first"
         )
-    known = [each.name for kind in (Settings, Draws) for each in fields(kind)]
+    known = [option.name for group in (Settings, Draws) for option in options_of(group)]
     if unknown := sorted(rest.keys() - set(known)):
         raise ValueError(f"unknown key {unknown[0][:80]!r}; known are id, {', '.join(known)}")
-    if "photo" in rest or "mask" in rest or "sketch" in rest:
-        # Its own condition stands for all of the command line's.
-        defaults = {**defaults, "photo": None, "mask": None, "sketch": None}
+    sources = {"photo", *(kind.name for kind in condition_kinds())}
+    if sources & rest.keys():  # its own condition stands for all of the command line's
+        defaults = {**defaults, **dict.fromkeys(sources)}
     merged = {**defaults, **rest}
-    draw_names = {each.name for each in fields(Draws)}
+    draw_names = {option.name for option in options_of(Draws)}
     asked = {key: value for key, value in merged.items() if key not in draw_names}
     settings = read_fields(Settings, asked, "options")
     draws = read_fields(Draws, {key: merged[key] for key in draw_names}, "options")
@@ -254,8 +270,8 @@ class _Worker:
 
     def _do(self, batch: Sequence[Job]) -> list[tuple[Job, SamplingRecipe]]:
         """Do a batch; where one of its jobs cannot be done, the others are."""
-        ready = [(job, row) for job in batch if (row := self._ready(job)) is not None]
-        recipes = [recipe_of(self.model, [row], job.seeds) for job, row in ready]
+        ready = [(job, one) for job in batch if (one := self._ready(job)) is not None]
+        recipes = [recipe_of(self.model, [one], job.seeds) for job, one in ready]
         missing = [
             any(not self._is_there(name, recipe.of_picture(k)) for k, name in enumerate(job.names))
             for (job, _), recipe in zip(ready, recipes, strict=True)
@@ -273,20 +289,22 @@ class _Worker:
             if is_done
         ]
 
-    def _ready(self, job: Job) -> Row | None:
+    def _ready(self, job: Job) -> PreparedRequest | None:
         try:
-            return ready_row(
+            return prepare_request(
                 job.settings, self.model.pipeline, lambda option, path: located(path, self.folder)
             )
         except (ValueError, OSError) as error:
             self.failures.append(Failure(job.line, job.id, " ".join(str(error).split())))
             return None
 
-    def _sample(self, ready: Sequence[tuple[Job, Row]]) -> list[list[Image.Image] | None]:
-        """Sample rows at once or, where that fails, one by one to find the one at fault."""
-        rows, seeds = [row for _, row in ready], [job.seeds for job, _ in ready]
+    def _sample(
+        self, ready: Sequence[tuple[Job, PreparedRequest]]
+    ) -> list[list[Image.Image] | None]:
+        """Sample requests at once or, where that fails, one by one to find the one at fault."""
+        requests, seeds = [one for _, one in ready], [job.seeds for job, _ in ready]
         try:
-            return list(sample_rows(self.model.pipeline, rows, seeds, self.max_batch))
+            return list(sample_requests(self.model.pipeline, requests, seeds, self.max_batch))
         except ValueError as error:
             if len(ready) == 1:
                 job = ready[0][0]
@@ -316,7 +334,8 @@ class _Worker:
                 "id": job.id,
                 "prompt": job.settings.prompt,
                 "seed": seed,
-                **{kind: getattr(job.settings, kind) for kind in ("mask", "sketch", "photo")},
+                **{kind.name: job.settings.conditions.get(kind.name) for kind in condition_kinds()},
+                "photo": job.settings.photo,
                 "image": f"images/{name}",
                 "recipe": json.loads(recipe.of_picture(k).json),
             }

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import mmface
+from mmface.conditions import condition_kinds
 from mmface.encoders import VAES, Vae
 from mmface.live_memory import KernelRules, LiveBytes
 from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
@@ -27,21 +28,19 @@ from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 from mmface.planner import DEVICE_CONTEXT
 from mmface.released_folder import RELEASED_TEXT, released_checkpoint
-from mmface.sampling_rows import Row, call_arguments
+from mmface.sampling_rows import PreparedRequest, call_arguments
 from mmface.sampling_settings import ModelChoice
 
 GB = 1e9
-ENCODING, PROMPTS, STEPS, DECODING = "masks and sketches", "prompts", "steps", "decoding"
+ENCODING, PROMPTS, DENOISING, DECODING = "conditions", "prompts", "steps", "decoding"
 RESIDENT = {
     ENCODING: ("VAE",),
     PROMPTS: ("VAE", "text encoder"),
-    STEPS: ("VAE", "transformer"),
+    DENOISING: ("VAE", "transformer"),
     DECODING: ("VAE",),
 }
 """Which weights are on the device in each phase under --offload. The VAE, which encodes first,
 stays: what leaves when a component comes is the one before it in `model_cpu_offload_seq`."""
-MAX_TERMS = 6
-"""Predictions of a picture in a step at most: of two texts, with a mask, a sketch and neither."""
 _TRANSFORMERS = {
     each.__name__: each for each in (MMFaceDiT, SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT)
 }
@@ -122,20 +121,20 @@ def _line(name: str, size: int) -> str:
 
 def plan_sampling(
     pipeline: MMFacePipeline,
-    rows: Sequence[Row],
+    rows: Sequence[PreparedRequest],
     seeds: Sequence[Sequence[int]],
     max_batch: int | None = None,
     offload: bool = False,
     quantize: str | None = None,
     device_memory: int | None = None,
 ) -> SamplingPlan:
-    """Plan what `sample_rows` will do.
+    """Plan what `sample_requests` will do.
 
     Args:
         pipeline: The pipeline on the meta device, as `meta_pipeline` makes it.
-        rows: As for `sample_rows`.
-        seeds: As for `sample_rows`.
-        max_batch: As for `sample_rows`.
+        rows: As for `sample_requests`.
+        seeds: As for `sample_requests`.
+        max_batch: As for `sample_requests`.
         offload: Whether only the components that compute are on the device.
         quantize: `8bit` or `4bit` for the transformer's linear layers, None for neither.
         device_memory: Bytes that the device has, to find the `max_batch` that fits; or None.
@@ -166,7 +165,9 @@ def plan_sampling(
     plan = planned(max_batch)
     if device_memory is None:
         return plan
-    fits, too_large = 0, MAX_TERMS * len(rows) * len(seeds[0]) + 1
+    # At most so many predictions a picture and step: of two texts, with each condition and none.
+    most = 2 * (len(condition_kinds()) + 1)
+    fits, too_large = 0, most * len(rows) * len(seeds[0]) + 1
     middle = 1
     while plan.peak >= device_memory and too_large - fits > 1:
         if planned(middle).peak < device_memory:
@@ -177,7 +178,9 @@ def plan_sampling(
     return replace(plan, device_memory=device_memory, fitting_batch=fits)
 
 
-def _title(rows: Sequence[Row], num: int, max_batch: int | None, arithmetic: str) -> str:
+def _title(
+    rows: Sequence[PreparedRequest], num: int, max_batch: int | None, arithmetic: str
+) -> str:
     settings, pictures = rows[0].settings, len(rows) * num
     limit = "all at once" if max_batch is None else f"{max_batch} at once"
     return (
@@ -210,7 +213,7 @@ def stored_bytes(module: nn.Module, quantize: str | None = None) -> int:
 
 def activation_peaks(
     pipeline: MMFacePipeline,
-    rows: Sequence[Row],
+    rows: Sequence[PreparedRequest],
     seeds: Sequence[Sequence[int]],
     max_batch: int | None = None,
     quantize: str | None = None,
@@ -219,9 +222,9 @@ def activation_peaks(
 
     Args:
         pipeline: The pipeline on the meta device.
-        rows: As for `sample_rows`.
-        seeds: As for `sample_rows`.
-        max_batch: As for `sample_rows`.
+        rows: As for `sample_requests`.
+        seeds: As for `sample_requests`.
+        max_batch: As for `sample_requests`.
         quantize: As for `plan_sampling`.
 
     Returns:
@@ -252,7 +255,7 @@ def measured(pipeline: MMFacePipeline, live: LiveBytes) -> Iterator[None]:
     begins = [
         (vae, "encode", ENCODING),
         (pipeline.text_encoder, "forward", PROMPTS),
-        (transformer, "global_condition", STEPS),
+        (transformer, "global_condition", DENOISING),
         (vae, "decode", DECODING),
     ]
     live.begin(ENCODING)

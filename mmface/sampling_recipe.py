@@ -22,7 +22,13 @@ import mmface
 from mmface.conditions import open_picture
 from mmface.core.files import written_aside
 from mmface.inputs import check_whole
-from mmface.sampling_settings import ModelChoice, Settings, check_text, read_fields
+from mmface.sampling_settings import (
+    ModelChoice,
+    Settings,
+    check_text,
+    option_values,
+    read_fields,
+)
 
 PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """What a picture can be written as: the format by the file's suffix."""
@@ -79,6 +85,7 @@ class SamplingRecipe:
     def json(self) -> str:
         """The recipe as ASCII in one line, its keys always in the same order."""
         values = {"recipe": VERSION, "synthetic": True, **asdict(self)}
+        values["rows"] = [option_values(row) for row in self.rows]
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
     @classmethod

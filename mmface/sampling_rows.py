@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -9,18 +10,18 @@ from PIL import Image
 from torch import Tensor
 
 from mmface.annotation.rewriting import cap_to_tokens
-from mmface.conditions import Modality
+from mmface.conditions import condition_kinds
 from mmface.core.digests import file_sha256
 from mmface.guidance import ConditionControl, Guidance
-from mmface.inputs import check_whole
+from mmface.inputs import CONTROL_SUFFIX, check_whole
 from mmface.model_loading import OpenedModel
 from mmface.pipeline import MMFacePipeline
-from mmface.sampling_conditions import Conditions, Locate, load_conditions, say
+from mmface.sampling_conditions import Locate, RequestFiles, load_files, say
 from mmface.sampling_recipe import MAX_PICTURES, SamplingRecipe, current_versions
-from mmface.sampling_settings import WHOLE, Settings
+from mmface.sampling_settings import ALL_STEPS, Settings
 from mmface.step_cache import cache_named
 
-STEPS = 50
+DEFAULT_STEPS = 50
 MAX_SIDE_PX = 8192
 
 OnStepEnd: TypeAlias = Callable[[int, Tensor], None]
@@ -29,18 +30,18 @@ it raises ends the sampling."""
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PreparedRequest:
     """A request that is ready to be sampled.
 
     Attributes:
         settings: What was asked for, with the model's defaults filled in.
-        conditions: Its files, read.
+        files: Its files, read.
         prompt: What of its prompt is heard.
         negative: What of its negative prompt is heard.
     """
 
     settings: Settings
-    conditions: Conditions
+    files: RequestFiles
     prompt: str
     negative: str
 
@@ -52,9 +53,9 @@ def seeds_from(seed: int, num: int) -> tuple[int, ...]:
     return tuple(range(seed, seed + num))
 
 
-def ready_row(
-    settings: Settings, pipeline: MMFacePipeline, locate: Locate, steps: int = STEPS
-) -> Row:
+def prepare_request(
+    settings: Settings, pipeline: MMFacePipeline, locate: Locate, steps: int = DEFAULT_STEPS
+) -> PreparedRequest:
     """Fill in what a request leaves open, read its files, and check all that can be checked.
 
     Args:
@@ -64,7 +65,7 @@ def ready_row(
         steps: Sampling steps where the request says none.
 
     Returns:
-        The row.
+        The request, ready to be sampled.
 
     Raises:
         FileNotFoundError: If a file is not there.
@@ -83,39 +84,42 @@ def ready_row(
     _guidance(filled)
     _control(filled, None)
     size = (filled.height or side, filled.width or side)
-    conditions = load_conditions(filled, size, locate)
+    files = load_files(filled, size, locate)
     heard = [_heard(text or "", pipeline) for text in (filled.prompt, filled.negative)]
-    return Row(filled, conditions, *heard)
+    return PreparedRequest(filled, files, *heard)
 
 
-def sample_rows(
+def sample_requests(
     pipeline: MMFacePipeline,
-    rows: Sequence[Row],
+    requests: Sequence[PreparedRequest],
     seeds: Sequence[Sequence[int]],
     max_batch: int | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> list[list[Image.Image]]:
-    """Sample rows that share their settings, all in one batch; with a cache, each face alone.
+    """Sample requests that share their settings as one batch; with a cache, each face alone.
 
     With a cache a face depends on its batch, and could not be made again by its recipe.
 
     Args:
         pipeline: What samples.
-        rows: Rows whose settings are equal in `Settings.shared`.
-        seeds: Each row's seeds, of one number.
+        requests: Requests whose settings are equal in `Settings.shared`.
+        seeds: Each request's seeds, of one number.
         max_batch: The most predictions that are computed at once; None for no limit.
         on_step_end: Called after each step; None for nothing.
 
     Returns:
-        The faces of each row, one a seed.
+        The faces of each request, one a seed.
 
     Raises:
         ValueError: If a setting does not fit the model, or the memory is not enough.
     """
-    if rows[0].settings.cache is not None and len(rows) * len(seeds[0]) > 1:
+    if requests[0].settings.cache is not None and len(requests) * len(seeds[0]) > 1:
         return [
-            [sample_rows(pipeline, [row], [[seed]], max_batch, on_step_end)[0][0] for seed in own]
-            for row, own in zip(rows, seeds, strict=True)
+            [
+                sample_requests(pipeline, [one], [[seed]], max_batch, on_step_end)[0][0]
+                for seed in own
+            ]
+            for one, own in zip(requests, seeds, strict=True)
         ]
 
     def after_step(
@@ -127,7 +131,7 @@ def sample_rows(
 
     try:
         output = pipeline(
-            **call_arguments(rows, seeds), max_batch=max_batch, callback_on_step_end=after_step
+            **call_arguments(requests, seeds), max_batch=max_batch, callback_on_step_end=after_step
         )
     except torch.OutOfMemoryError:
         raise ValueError(
@@ -135,15 +139,17 @@ def sample_rows(
             "--vae-tiling or --offload."
         ) from None
     faces, each = list(output.images), len(seeds[0])
-    return [faces[place * each : (place + 1) * each] for place in range(len(rows))]
+    return [faces[place * each : (place + 1) * each] for place in range(len(requests))]
 
 
-def call_arguments(rows: Sequence[Row], seeds: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Give what the pipeline is called with for rows that share their settings.
+def call_arguments(
+    requests: Sequence[PreparedRequest], seeds: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Give what the pipeline is called with for requests that share their settings.
 
     Args:
-        rows: The rows.
-        seeds: Each row's seeds, of one number.
+        requests: The requests.
+        seeds: Each request's seeds, of one number.
 
     Returns:
         The call's arguments by name.
@@ -151,52 +157,49 @@ def call_arguments(rows: Sequence[Row], seeds: Sequence[Sequence[int]]) -> dict[
     Raises:
         ValueError: If a setting is not one that can be sampled with.
     """
-    first, conditions = rows[0].settings, [row.conditions for row in rows]
-    kinds = {Modality.MASK: "labels", Modality.SKETCH: "sketch"}
-    controls = {
-        kind: _control(first, rows[0].conditions)
-        if any(getattr(each, name) is not None for each in conditions)
-        else None
-        for kind, name in kinds.items()
-    }
+    first, files = requests[0].settings, [one.files for one in requests]
+    control, conditions = _control(first, files[0].condition_region), dict[str, Any]()
+    for kind in condition_kinds():
+        if any(kind.name in each.conditions for each in files):
+            conditions[kind.name] = [each.conditions.get(kind.name) for each in files]
+            conditions[kind.name + CONTROL_SUFFIX] = control
     return {
-        "prompt": [row.prompt for row in rows],
-        "mask": [each.labels for each in conditions],
-        "sketch": [each.sketch for each in conditions],
-        "negative_prompt": [row.negative for row in rows],
-        "num_inference_steps": STEPS if first.steps is None else first.steps,
+        "prompt": [one.prompt for one in requests],
+        **conditions,
+        "negative_prompt": [one.negative for one in requests],
+        "num_inference_steps": DEFAULT_STEPS if first.steps is None else first.steps,
         "num_images_per_prompt": len(seeds[0]),
         "height": first.height,
         "width": first.width,
         "seed": [seed for own in seeds for seed in own],
         "guidance": _guidance(first),
-        "mask_control": controls[Modality.MASK],
-        "sketch_control": controls[Modality.SKETCH],
-        "image": None if first.image is None else [each.image for each in conditions],
+        "image": None if first.image is None else [each.image for each in files],
         "strength": first.strength,
-        "region": None if first.region is None else [each.region for each in conditions],
+        "region": None if first.region is None else [each.region for each in files],
         "solver": first.solver,
         "cache": None if first.cache is None else cache_named(first.cache),
     }
 
 
-def recipe_of(model: OpenedModel, rows: Sequence[Row], seeds: Sequence[int]) -> SamplingRecipe:
-    """Write down what the faces of rows are made from.
+def recipe_of(
+    model: OpenedModel, requests: Sequence[PreparedRequest], seeds: Sequence[int]
+) -> SamplingRecipe:
+    """Write down what the faces of requests are made from.
 
     Args:
         model: What sampled.
-        rows: The rows.
+        requests: The requests.
         seeds: The seeds that each of them has.
 
     Returns:
         The recipe of all of them as a grid; `of_picture` gives that of one.
     """
     files: dict[str, str] = {}
-    for row in rows:
-        files |= row.conditions.sha256
+    for one in requests:
+        files |= one.files.sha256
     if (lora := model.choice.lora) is not None:
         files[lora] = file_sha256(lora)
-    asked = tuple(row.settings for row in rows)
+    asked = tuple(one.settings for one in requests)
     return SamplingRecipe(
         model.choice, model.weights, asked, tuple(seeds), None, files, current_versions()
     )
@@ -213,11 +216,10 @@ def _guidance(settings: Settings) -> Guidance:
     )
 
 
-def _control(settings: Settings, conditions: Conditions | None) -> ConditionControl | None:
+def _control(settings: Settings, region: Path | None) -> ConditionControl | None:
     """Give how conditions bind; None if that is as trained."""
-    region = None if conditions is None else conditions.condition_region
     asked = (settings.condition_strength, tuple(settings.condition_window), region)
-    if asked == (1.0, WHOLE, None):
+    if asked == (1.0, ALL_STEPS, None):
         return None
     start, end = settings.condition_window
     return ConditionControl(settings.condition_strength, start, end, region)

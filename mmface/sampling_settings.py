@@ -1,19 +1,23 @@
 """What sampling may be asked for: the options of the command line, of jobs and of recipes.
 
-Each option is one field of a dataclass, with its default, its help and its panel. The command line
-is made of the fields, a line of a jobs file may have their names as keys, and a picture carries
-their values. This file is light: `--help` reads it without loading torch.
+Each option is one field of a dataclass, with its default, its help and its panel; the conditions
+are one field, and an option a registered kind. The command line is made of the options, a line of a
+jobs file may have their names as keys, and a picture carries their values. Nothing here loads
+torch, so that `--help` is fast.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mmface.conditions import condition_kinds
 
 Fields = TypeVar("Fields")
 
-WHOLE = (0.0, 1.0)
+ALL_STEPS = (0.0, 1.0)
+"""The window of a guidance or a condition that is never left out."""
 FROM_PHOTO = ("both", "mask", "sketch")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("8bit", "4bit")
@@ -42,8 +46,8 @@ class Settings:
     """What decides a face, besides the model and the seed. Paths are as they were given."""
 
     prompt: str | None = option(None, "Face", "What the face should look like.")
-    mask: str | None = option(None, "Face", "Segmentation mask.")
-    sketch: str | None = option(None, "Face", "Sketch, dark lines on white.")
+    conditions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Paths of the conditions by their kind; each kind is an option of its own name."""
     photo: str | None = option(None, "Face", "Photo to take mask and sketch from.")
     from_photo: str = option("both", "Face", "What to take: both, mask or sketch.", FROM_PHOTO)
     parser: str = option("tiny-parser", "Face", "Face parser: tiny-parser, folder or hub id.")
@@ -57,14 +61,14 @@ class Settings:
     solver: str | None = option(None, "Control", "euler, heun, dpm++, unipc or ddim.")
     cache: str | None = option(None, "Control", "Leave out blocks: taylor-seer.", CACHES)
     guidance: float | None = option(None, "Control", "Guidance scale on the prompt.")
-    condition_guidance: float = option(1.0, "Control", "Guidance scale on mask and sketch.")
+    condition_guidance: float = option(1.0, "Control", "Guidance scale on the conditions.")
     guidance_interval: tuple[float, float] = option(
-        WHOLE, "Control", "Shares of the steps with guidance."
+        ALL_STEPS, "Control", "Shares of the steps with guidance."
     )
     guidance_rescale: float = option(0.0, "Control", "Tames strong guidance, 0 to 1.")
-    condition_strength: float = option(1.0, "Control", "How strongly mask and sketch bind.")
+    condition_strength: float = option(1.0, "Control", "How strongly conditions bind.")
     condition_window: tuple[float, float] = option(
-        WHOLE, "Control", "Shares of the steps in which they do."
+        ALL_STEPS, "Control", "Shares of the steps in which they do."
     )
     condition_region: str | None = option(None, "Control", "Picture: where they do, in white.")
 
@@ -75,8 +79,9 @@ class Settings:
     @property
     def paths(self) -> dict[str, str]:
         """The files that were given, by the option's name."""
-        names = ("mask", "sketch", "photo", "image", "region", "condition_region")
-        return {name: path for name in names if (path := getattr(self, name)) is not None}
+        names = ("photo", "image", "region", "condition_region")
+        others = {name: path for name in names if (path := getattr(self, name)) is not None}
+        return {**self.conditions, **others}
 
     @property
     def shared(self) -> "Settings":
@@ -85,8 +90,7 @@ class Settings:
             self,
             prompt=None,
             negative="",
-            mask=None,
-            sketch=None,
+            conditions={},
             photo=None,
             from_photo=FROM_PHOTO[0],
             parser="",
@@ -131,7 +135,7 @@ class Run:
     """What is done with the faces, and what of the machine is used."""
 
     out: str | None = option(None, "Output", "Picture file, or folder.")
-    report: bool = option(False, "Output", "Measure how faces follow mask and sketch.")
+    report: bool = option(False, "Output", "Measure how faces follow their conditions.")
     best_of: int | None = option(None, "Output", "Sample so many seeds, keep the best.")
     rerun: str | None = option(None, "Output", "Make this picture again, as it says itself.")
     jobs: str | None = option(None, "Output", "JSON lines, a request each, into a folder.")
@@ -141,9 +145,57 @@ class Run:
     offload: bool = option(False, "Model", "Keep on the GPU only what computes.")
 
 
+class Option(NamedTuple):
+    """One option of a group.
+
+    Attributes:
+        name: With underscores.
+        type: A type hint.
+        default: What holds where it is not given.
+        panel: Under which heading `--help` shows it.
+        help: What `--help` says of it.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    panel: str
+    help: str
+
+
+def options_of(group: type[Any]) -> list[Option]:
+    """List the options of one of this file's dataclasses."""
+    hints, found = get_type_hints(group), list[Option]()
+    for each in fields(group):
+        if each.name == "conditions":
+            kinds = condition_kinds()
+            found += [Option(kind.name, str | None, None, "Face", kind.help) for kind in kinds]
+        else:
+            told = each.metadata
+            hint = hints[each.name]
+            found.append(Option(each.name, hint, each.default, told["panel"], told["help"]))
+    return found
+
+
+def option_values(group: Any) -> dict[str, Any]:
+    """Give the values of a group by their options' names; of conditions only those given."""
+    values = {each.name: getattr(group, each.name) for each in fields(group)}
+    return values | dict(values.pop("conditions", {}))
+
+
+def from_options(group: type[Fields], values: Mapping[str, Any]) -> Fields:
+    """Make a group of values by their options' names; the opposite of `option_values`."""
+    own = {each.name for each in fields(group)}  # type: ignore[arg-type]
+    known = {name: value for name, value in values.items() if name in own}
+    if "conditions" in own:
+        rest = {kind.name: values.get(kind.name) for kind in condition_kinds()}
+        known["conditions"] = {name: path for name, path in rest.items() if path is not None}
+    return group(**known)
+
+
 def _check_choices(group: Any) -> None:
     for each in fields(group):
-        value, choices = getattr(group, each.name), each.metadata["choices"]
+        value, choices = getattr(group, each.name), each.metadata.get("choices")
         if choices and value is not None and value not in choices:
             raise ValueError(f"{each.name} must be {' or '.join(choices)}, got {value!r}.")
 
@@ -162,11 +214,12 @@ def read_fields(kind: type[Fields], values: Mapping[str, Any], where: str) -> Fi
     Raises:
         ValueError: If a name is unknown, or a value has the wrong type or is not finite.
     """
-    hints = get_type_hints(kind)
+    hints = {option.name: option.type for option in options_of(kind)}
     if unknown := sorted(map(str, values.keys() - hints.keys())):
         raise ValueError(f"{where}: unknown key {unknown[0][:80]!r}; known are {', '.join(hints)}.")
     try:
-        return kind(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+        typed = {name: _typed(name, value, hints[name]) for name, value in values.items()}
+        return from_options(kind, typed)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -7,13 +7,20 @@ accelerate launch scripts/sample.py --jobs faces.jsonl --out faces
 
 import inspect
 import sys
-from dataclasses import Field, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from mmface.command_line import run_app
-from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
+from mmface.sampling_settings import (
+    Draws,
+    ModelChoice,
+    Option,
+    Run,
+    Settings,
+    from_options,
+    options_of,
+)
 
 GROUPS: tuple[Any, ...] = (Settings, Draws, ModelChoice, Run)
 PANELS = ("Face", "Output", "Control", "Vary and edit", "Model")
@@ -27,7 +34,7 @@ def main(**values: Any) -> int:
     # Loading torch takes seconds, which `--help` need not wait for.
     from mmface import sampling
 
-    chosen = [kind(**{each.name: values[each.name] for each in fields(kind)}) for kind in GROUPS]
+    chosen = [from_options(group, values) for group in GROUPS]
     sampling.quiet()
     paths, status = sampling.sample(*chosen)
     for path in paths:
@@ -35,17 +42,17 @@ def main(**values: Any) -> int:
     return status
 
 
-def parameter(kind: Any, each: Field[Any]) -> inspect.Parameter:
-    """Make a parameter of the command line of an option's field."""
-    shown = typer.Option(help=each.metadata["help"], rich_help_panel=each.metadata["panel"])
-    hint: Any = Annotated[get_type_hints(kind)[each.name], shown]
+def parameter(option: Option) -> inspect.Parameter:
+    """Make a parameter of the command line of an option."""
+    shown = typer.Option(help=option.help, rich_help_panel=option.panel)
+    hint: Any = Annotated[option.type, shown]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(each.name, keyword, default=each.default, annotation=hint)
+    return inspect.Parameter(option.name, keyword, default=option.default, annotation=hint)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one line on stderr and status 2."""
-    parameters = [parameter(kind, each) for kind in GROUPS for each in fields(kind)]
+    parameters = [parameter(option) for group in GROUPS for option in options_of(group)]
     parameters.sort(key=lambda one: PANELS.index(one.annotation.__metadata__[0].rich_help_panel))
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False)

@@ -253,7 +253,7 @@ from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-asked = Settings("a face", mask=str(folder / "mask.png"), steps=2)
+asked = Settings("a face", conditions={"mask": str(folder / "mask.png")}, steps=2)
 choice = ModelChoice(str(folder), fast=True)
 sampling.sample(asked, Draws(), choice, Run(str(folder / "fast.png")))
 assert read_recipe(folder / "fast.png")[0].model.fast

@@ -31,37 +31,46 @@ def test_numbers_are_those_of_a_count_by_hand():
     seen = labels.copy()
     seen[2, :2] = 0  # 2 of the 8 skin pixels are taken for background
     picture = np.zeros((4, 4, 3), np.uint8)
-    found = measure_adherence(picture, labels, None, lambda pictures: [seen])
-    assert found.class_iou == pytest.approx({"background": 8 / 10, "skin": 6 / 8})
-    assert found.mean_iou == pytest.approx((0.8 + 0.75) / 2)
-    assert found.pixel_accuracy == 14 / 16
-    assert found.edges is None
-    assert found.score == found.mean_iou
-    assert re.search(r"mIoU +0\.775\n +pixel accuracy +0\.875\n +background +0\.800", found.table())
+    found = measure_adherence(picture, {"mask": labels}, lambda pictures: [seen])
+    numbers = found.by_kind["mask"]
+    assert numbers == pytest.approx(
+        {
+            "mean_iou": (0.8 + 0.75) / 2,
+            "pixel_accuracy": 14 / 16,
+            "iou/background": 8 / 10,
+            "iou/skin": 6 / 8,
+        }
+    )
+    assert list(found.by_kind) == ["mask"]
+    assert found.score == numbers["mean_iou"]
+    table = r"mean IoU +0\.775\n +pixel accuracy +0\.875\n +background +0\.800"
+    assert re.search(table, found.table())
 
 
 def test_a_true_picture_follows_and_another_face_does_not(face, parser):
     other = render_face(1_000_050, 128)
     good, bad = (
-        measure_adherence(image, face.labels, face.sketch, parser)
+        measure_adherence(image, {"mask": face.labels, "sketch": face.sketch}, parser)
         for image in (face.image, other.image)
     )
-    assert good.mean_iou > 0.8
-    assert good.edges > 0.6
-    assert good.score == (good.mean_iou + good.edges) / 2
-    assert bad.mean_iou < good.mean_iou - 0.2
-    assert bad.edges < good.edges - 0.1
+    good_iou, bad_iou = (each.numbers["mean_iou"] for each in (good, bad))
+    good_edges, bad_edges = (each.numbers["edges"] for each in (good, bad))
+    assert good_iou > 0.8
+    assert good_edges > 0.6
+    assert good.score == (good_iou + good_edges) / 2
+    assert bad_iou < good_iou - 0.2
+    assert bad_edges < good_edges - 0.1
     assert json.loads(json.dumps(good.to_json()))["score"] == good.score
 
 
 def test_what_cannot_be_measured_is_named(face, parser):
-    for labels, sketch, reader, message in (
-        (None, None, parser, "neither a mask nor a sketch"),
-        (face.labels, None, None, "face parser is needed"),
-        (None, np.full((128, 128), 200, np.uint8), None, "no line darker"),
+    for conditions, reader, message in (
+        ({}, parser, "neither a mask nor a sketch"),
+        ({"mask": face.labels}, None, "face parser is needed"),
+        ({"sketch": np.full((128, 128), 200, np.uint8)}, None, "no line darker"),
     ):
         with pytest.raises(ValueError, match=message):
-            measure_adherence(face.image, labels, sketch, reader)
+            measure_adherence(face.image, conditions, reader)
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def test_a_report_lies_beside_and_best_of_keeps_the_best(
     assert list(scores) == [5, 6, 7]
     for seed, score in scores.items():
         picture = np.array(Image.open(f"all/seed_{seed}.png"))
-        again = measure_adherence(picture, face.labels, face.sketch, parser)
+        again = measure_adherence(picture, {"mask": face.labels, "sketch": face.sketch}, parser)
         assert score == pytest.approx(again.score)
     capsys.readouterr()
     assert run([*base, "--best-of", "3", "--seed", "5", "--out", "best.png", "--report"]) == 0

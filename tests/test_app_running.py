@@ -45,7 +45,7 @@ def maker(model, parser, tmp_path) -> FaceMaker:
 @pytest.fixture
 def request_(face_labels) -> FaceRequest:
     small = load_mask(face_labels, (32, 32)).labels
-    return FaceRequest(PROMPT, labels=small, steps=4, seed=5, num=2, guidance=3.0)
+    return FaceRequest(PROMPT, conditions={"mask": small}, steps=4, seed=5, num=2, guidance=3.0)
 
 
 def test_a_run_writes_its_pictures_with_their_recipes_and_packs_them(maker, request_):
@@ -68,12 +68,14 @@ def test_strength_sketch_and_start_reach_the_pipeline(maker, request_, face_sket
     base = dict(vars(request_))
     others = {
         "weak": maker.run(FaceRequest(**base | {"condition_strength": 0.3})),
-        "both": maker.run(FaceRequest(**base | {"sketch": small})),
+        "both": maker.run(
+            FaceRequest(**base | {"conditions": {**request_.conditions, "sketch": small}})
+        ),
         "varied": maker.run(FaceRequest(**base | {"image": start, "strength": 0.5})),
     }
     for name, run in others.items():
         assert not np.array_equal(picture_of(run), picture_of(plain)), name
-    assert others["both"].adherence[0].edges is not None
+    assert others["both"].adherence[0].by_kind["sketch"]["edges"] > 0
     edited = maker.run(FaceRequest(**base | {"image": start, "strength": 1.0, "region": region}))
     same = (picture_of(edited) == np.array(start)).all(-1)
     assert same[~region].all()
@@ -127,7 +129,7 @@ def test_old_runs_are_cleaned_away(maker, request_, monkeypatch):
     [
         ({"prompt": "  "}, "prompt is empty"),
         ({"prompt": "a" * 3000}, "longer than 2000"),
-        ({"labels": None}, "neither a mask nor a sketch"),
+        ({"conditions": {}}, "neither a mask nor a sketch"),
         ({"steps": 0}, "Steps must be"),
         ({"steps": 1000}, "Steps must be"),
         ({"num": 5}, "number of pictures"),
@@ -168,7 +170,7 @@ def test_contours_lie_on_the_borders_of_the_mask(maker, request_):
     run = maker.run(request_)
     drawn = np.array(reporting.contours_on(run, 0))
     scale = drawn.shape[0] // 32
-    labels = run.request.labels.repeat(scale, 0).repeat(scale, 1)
+    labels = run.request.conditions["mask"].repeat(scale, 0).repeat(scale, 1)
     inside = np.zeros(labels.shape, dtype=bool)
     inside[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     inside[1:] |= labels[1:] != labels[:-1]

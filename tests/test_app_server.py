@@ -20,7 +20,7 @@ from mmface.app.server import credentials, served  # noqa: E402
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
 from mmface.model_loading import OpenedModel, open_model  # noqa: E402
 from mmface.sampling_recipe import read_recipe  # noqa: E402
-from mmface.sampling_rows import ready_row, sample_rows  # noqa: E402
+from mmface.sampling_rows import prepare_request, sample_requests  # noqa: E402
 from mmface.sampling_settings import ModelChoice, Settings  # noqa: E402
 
 PROMPT = "a woman with red hair"
@@ -59,9 +59,9 @@ def test_the_endpoint_gives_the_pipelines_own_pixels(client, model, mask_file):
         prompt=PROMPT, mask=handle_file(mask_file), sketch=None, steps=3, seed=7, num=2,
         guidance=3, api_name="/sample",
     )  # fmt: skip
-    settings = Settings(prompt=PROMPT, mask="mask.png", steps=3, guidance=3.0)
-    row = ready_row(settings, model.pipeline, lambda _, path: mask_file.parent / path)
-    wanted = sample_rows(model.pipeline, [row], [[7, 8]])[0]
+    settings = Settings(prompt=PROMPT, conditions={"mask": "mask.png"}, steps=3, guidance=3.0)
+    row = prepare_request(settings, model.pipeline, lambda _, path: mask_file.parent / path)
+    wanted = sample_requests(model.pipeline, [row], [[7, 8]])[0]
     for path, picture in zip(faces, wanted, strict=True):
         assert (np.array(Image.open(path)) == np.array(picture)).all()
     recipe, _ = read_recipe(faces[0])

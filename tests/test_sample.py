@@ -22,7 +22,7 @@ from mmface.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling_conditions import photo_conditions
 from mmface.sampling_recipe import SamplingRecipe, check_output, read_recipe, write_pictures
-from mmface.sampling_settings import ModelChoice, Settings
+from mmface.sampling_settings import ModelChoice, Settings, option_values
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "sample.py"
 
@@ -140,8 +140,11 @@ def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, 
         assert result.exit_code == 0, result.stderr
     assert changed("plain.png", "controlled.png") > 0.01
     field = str(options[0])[2:].replace("-", "_")
-    (row,) = read_recipe("controlled.png")[0].rows
-    assert getattr(row, field) != getattr(read_recipe("plain.png")[0].rows[0], field)
+    controlled, plain = (
+        option_values(read_recipe(name)[0].rows[0]).get(field)
+        for name in ("controlled.png", "plain.png")
+    )
+    assert controlled != plain
 
 
 def test_with_a_cache_a_face_is_its_seeds_all_the_same(run, mask_file):
@@ -179,8 +182,9 @@ def test_an_edit_leaves_the_rest_of_the_picture(run, mask_file, files):
 
 def test_a_photo_gives_mask_and_sketch(run, files):
     face = render_face(1_000_020, 64)
-    labels, sketch = photo_conditions(files["PHOTO"], (64, 64), "tiny-parser")
-    assert (labels == face.labels).mean() > 0.9
+    taken = photo_conditions(files["PHOTO"], (64, 64), "tiny-parser")
+    sketch = taken["sketch"]
+    assert (taken["mask"] == face.labels).mean() > 0.9
     lines = sketch < 128
     assert 0.01 < lines.mean() < 0.3
     assert edge_agreement(face.image, sketch) > 0.6
@@ -338,11 +342,9 @@ def test_help_does_not_wait_for_torch():
 def test_examples_are_what_the_renderer_draws(tmp_path):
     write_examples(tmp_path)
     fresh, built_in = read_examples(tmp_path), read_examples()
-    assert [(one.prompt, one.modality) for one in fresh] == [
-        (one.prompt, one.modality) for one in built_in
-    ]
+    assert [(one.prompt, one.kind) for one in fresh] == [(one.prompt, one.kind) for one in built_in]
     for drawn, shipped in zip(fresh, built_in, strict=True):
-        load = load_mask if drawn.modality == 0 else load_sketch
+        load = load_mask if drawn.kind == "mask" else load_sketch
         one, other = load(drawn.path, (64, 64)), load(shipped.path, (64, 64))
         assert np.array_equal(getattr(one, "labels", one), getattr(other, "labels", other))
 

@@ -25,19 +25,21 @@ from mmface.sampling import sample
 from mmface.sampling_conditions import located
 from mmface.sampling_plan import (
     DECODING,
+    DENOISING,
     ENCODING,
     PROMPTS,
-    STEPS,
     activation_peaks,
     measured,
     meta_pipeline,
     plan_sampling,
     stored_bytes,
 )
-from mmface.sampling_rows import Row, call_arguments, ready_row
+from mmface.sampling_rows import PreparedRequest, call_arguments, prepare_request
 from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
 
-ASKED = Settings(prompt="a man with black hair", mask="mmface:examples/mask_0.png", steps=2)
+ASKED = Settings(
+    prompt="a man with black hair", conditions={"mask": "mmface:examples/mask_0.png"}, steps=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +59,9 @@ def small(tiny_pipeline_folder) -> MMFacePipeline:
     return meta_pipeline(ModelChoice(pipeline=str(tiny_pipeline_folder)))
 
 
-def row_of(pipeline, **options) -> Row:
+def row_of(pipeline, **options) -> PreparedRequest:
     settings = Settings(**vars(ASKED) | options)
-    return ready_row(settings, pipeline, lambda _, path: located(path, Path()))
+    return prepare_request(settings, pipeline, lambda _, path: located(path, Path()))
 
 
 def weights_of(pipeline):
@@ -86,7 +88,7 @@ def allocated_peak(pipeline, row, seeds, max_batch, output_type) -> int:
 def test_the_peak_is_what_the_allocator_hands_out(meta, real, size, num, max_batch):
     row, seeds = row_of(meta, height=size[0], width=size[1]), tuple(range(num))
     planned = activation_peaks(meta, [row], [seeds], max_batch)
-    assert list(planned) == [ENCODING, PROMPTS, STEPS, DECODING]
+    assert list(planned) == [ENCODING, PROMPTS, DENOISING, DECODING]
     found = allocated_peak(real, row, seeds, max_batch, "pt")
     assert max(planned.values()) == pytest.approx(found, rel=0.05)
 
@@ -94,9 +96,9 @@ def test_the_peak_is_what_the_allocator_hands_out(meta, real, size, num, max_bat
 def test_the_peak_of_the_steps_is_what_the_allocator_hands_out(meta, real):
     row, seeds = row_of(meta, mask="mmface:examples/mask_1.png"), tuple(range(5))
     planned = activation_peaks(meta, [row], [seeds])
-    assert planned[STEPS] > 2 * max(planned[ENCODING], planned[PROMPTS])
+    assert planned[DENOISING] > 2 * max(planned[ENCODING], planned[PROMPTS])
     found = allocated_peak(real, row, seeds, None, "latent")
-    assert planned[STEPS] == pytest.approx(found, rel=0.1)
+    assert planned[DENOISING] == pytest.approx(found, rel=0.1)
 
 
 def test_on_real_tensors_each_phase_is_the_same(meta, real):
@@ -143,12 +145,12 @@ def test_memory_follows_what_is_asked_for(small):
     one, four, split = peaks(1), peaks(4), peaks(4, 2)
     assert four[DECODING] / one[DECODING] == pytest.approx(4, rel=0.1)
     assert four[ENCODING] == pytest.approx(one[ENCODING], rel=0.1)  # one mask for all of them
-    assert split[STEPS] < 0.5 * four[STEPS]
+    assert split[DENOISING] < 0.5 * four[DENOISING]
     assert split[DECODING] < 0.7 * four[DECODING]
-    assert peaks(4, guidance=1.0)[STEPS] < 0.7 * four[STEPS]
+    assert peaks(4, guidance=1.0)[DENOISING] < 0.7 * four[DENOISING]
     # Modulations of 50 steps less 2, of two texts, in float32: 12 D a block of two, and 2 D.
     tables = 48 * 2 * 4 * (2 * 12 * 16 + 2 * 16)
-    assert peaks(1, steps=50)[STEPS] - one[STEPS] > 0.99 * tables
+    assert peaks(1, steps=50)[DENOISING] - one[DENOISING] > 0.99 * tables
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_offloading_leaves_weights_on_the_cpu_and_a_limit_is_found(small):
     assert all(phase.weights == sum(plain.weights.values()) for phase in plain.phases.values())
     away = plan_sampling(small, [row], seeds, offload=True)
     assert away.phases[DECODING].weights == plain.weights["VAE"]
-    assert away.phases[STEPS].weights == plain.weights["VAE"] + plain.weights["transformer"]
+    assert away.phases[DENOISING].weights == plain.weights["VAE"] + plain.weights["transformer"]
 
     two = plan_sampling(small, [row], seeds, max_batch=2).peak
     tight = plan_sampling(small, [row], seeds, device_memory=two + 1)

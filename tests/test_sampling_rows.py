@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mmface.conditions.pixels import to_uint8
-from mmface.sampling_rows import ready_row, sample_rows
+from mmface.sampling_rows import prepare_request, sample_requests
 from mmface.sampling_settings import Settings
 
 SEEDS = [[1, 2], [3, 4]]
@@ -14,17 +14,20 @@ SEEDS = [[1, 2], [3, 4]]
 @pytest.fixture
 def rows(tiny_pipeline, face_mask, tmp_path):
     Image.fromarray(face_mask).save(tmp_path / "mask.png")
-    asked = [Settings(prompt=text, mask="mask.png", steps=3) for text in ("one", "another")]
-    return [ready_row(each, tiny_pipeline, lambda _, path: tmp_path / path) for each in asked]
+    asked = [
+        Settings(prompt=text, conditions={"mask": "mask.png"}, steps=3)
+        for text in ("one", "another")
+    ]
+    return [prepare_request(each, tiny_pipeline, lambda _, path: tmp_path / path) for each in asked]
 
 
 def test_each_step_is_told_with_the_latents_of_all_pictures(tiny_pipeline, rows):
     told = []
-    faces = sample_rows(tiny_pipeline, rows, SEEDS, on_step_end=lambda *step: told.append(step))
+    faces = sample_requests(tiny_pipeline, rows, SEEDS, on_step_end=lambda *step: told.append(step))
     assert [number for number, _ in told] == [1, 2, 3]
     decoded = to_uint8(tiny_pipeline.codec.decode(told[-1][1]).detach())
     assert (decoded == np.array([np.array(face) for own in faces for face in own])).all()
-    assert sample_rows(tiny_pipeline, rows, SEEDS) == faces
+    assert sample_requests(tiny_pipeline, rows, SEEDS) == faces
 
 
 def test_what_the_callback_raises_ends_the_sampling(tiny_pipeline, rows):
@@ -36,5 +39,5 @@ def test_what_the_callback_raises_ends_the_sampling(tiny_pipeline, rows):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample_rows(tiny_pipeline, rows, SEEDS, on_step_end=stop)
+        sample_requests(tiny_pipeline, rows, SEEDS, on_step_end=stop)
     assert told == [1, 2]

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from mmface.app import painting, reporting
 from mmface.app.canvas import CANVAS_PX
 from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
-from mmface.conditions import Modality, flat_rgb, load_mask, load_sketch
+from mmface.conditions import condition_kind, flat_rgb
 from mmface.data.examples import read_examples
 from mmface.encoders.face_parser import FaceParser
 
@@ -83,11 +83,10 @@ class Handlers:
     def take_example(self, event: gr.SelectData) -> tuple[Any, ...]:
         """Give mode, mask, sketch and prompt of the example that was clicked."""
         example = self.examples[int(event.index)]
-        if example.modality == Modality.MASK:
-            labels = load_mask(example.path, _CANVAS).labels
-            return "mask", painting.mask_url(labels), gr.skip(), example.prompt
-        sketch = load_sketch(example.path, _CANVAS)
-        return "sketch", gr.skip(), painting.sketch_url(sketch), example.prompt
+        kind = condition_kind(example.kind)
+        url = painting.to_data_url(kind.draw(kind.load(example.path, _CANVAS).values))
+        urls = [url if name == kind.name else gr.skip() for name in painting.PAINTED]
+        return kind.name, *urls, example.prompt
 
     @told
     def upload_mask(self, path: str) -> tuple[str, str]:
@@ -168,9 +167,13 @@ class Handlers:
             ValueError: If a canvas is empty or a number out of range.
         """
         size = (self.maker.size, self.maker.size)
+        conditions = {}
+        if mode != "sketch":
+            conditions["mask"] = painting.painted_labels(mask, size)
+        if mode != "mask":
+            conditions["sketch"] = painting.painted_sketch(sketch, size)
         return FaceRequest(
-            labels=None if mode == "sketch" else painting.painted_labels(mask, size),
-            sketch=None if mode == "mask" else painting.painted_sketch(sketch, size),
+            conditions=conditions,
             image=start,
             region=None if start is None else painting.painted_region(region),
             **values,
@@ -321,7 +324,7 @@ class Handlers:
             negative: What the face should not look like.
             steps: Sampling steps, 1 to 100.
             guidance: Guidance scale on the prompt, 0 to 20; None takes the model's.
-            condition_strength: How strongly mask and sketch bind, 0 to 2.
+            condition_strength: How strongly the conditions bind, 0 to 2.
             seed: Seed of the first picture; the next ones follow it.
             num: Number of pictures, 1 to 4.
             request: Who asks.
@@ -330,10 +333,14 @@ class Handlers:
             The PNG files with their recipes, and how each follows its conditions.
         """
         size = (self.maker.size, self.maker.size)
+        conditions = {}
+        if mask is not None:
+            conditions["mask"] = painting.read_mask(mask, size).labels
+        if sketch is not None:
+            conditions["sketch"] = painting.read_sketch(sketch, size)
         wanted = FaceRequest(
             prompt=prompt,
-            labels=None if mask is None else painting.read_mask(mask, size).labels,
-            sketch=None if sketch is None else painting.read_sketch(sketch, size),
+            conditions=conditions,
             negative=negative,
             steps=_whole("Steps", steps),
             guidance=guidance,

@@ -151,6 +151,10 @@ def painted_region(value: str | None) -> Bool[np.ndarray, "_ _"] | None:
     return inside if inside is not None and inside.any() else None
 
 
+PAINTED = ("mask", "sketch")
+"""The kinds of condition that the page has a canvas for, in its order."""
+
+
 def mask_url(labels: Labels) -> str:
     """Draw a label map for the mask canvas."""
     picture = Image.fromarray(colorize(labels))

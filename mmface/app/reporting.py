@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,10 +10,13 @@ from PIL import Image
 
 from mmface.app.painting import CLASS_TITLES, hex_color, to_data_url
 from mmface.app.running import FaceRequest, FaceRun, StepReport
-from mmface.conditions import LABELS, colorize
+from mmface.conditions import LABELS, colorize, condition_kind, condition_kinds
 
 OVERLAY_PX = 512
 """Shortest side to which a picture is enlarged before contours are drawn on it."""
+
+_CLASS_BARS = {f"iou/{name}": (CLASS_TITLES[name], hex_color(k)) for k, name in enumerate(LABELS)}
+"""Titles and colours of the bars of classes, by the name of the number."""
 
 _INK = np.array([255, 0, 170], dtype=np.uint8)
 
@@ -73,14 +77,11 @@ def adherence_html(run: FaceRun, place: int, parser_name: str) -> str:
     if found is None:
         return note_html("This face has no mask and no dark line to be compared with.")
     overlay = to_data_url(contours_on(run, place))
-    bars = _bars({"edges (F-score)": found.edges}, {}) if found.edges is not None else ""
-    note = ""
-    if found.class_iou is not None:
-        colors = {CLASS_TITLES[name]: hex_color(LABELS.index(name)) for name in found.class_iou}
-        values = {CLASS_TITLES[name]: value for name, value in found.class_iou.items()}
-        whole = {"mean IoU": found.mean_iou, "pixel accuracy": found.pixel_accuracy}
-        bars = _bars(whole, {}) + bars + _bars(values, colors)
-        note = f" Classes are read off the face by {escape(parser_name)}."
+    titles = found.titles | {name: title for name, (title, _) in _CLASS_BARS.items()}
+    colors = dict(_CLASS_BARS.values())
+    bars = _bars({titles[name]: value for name, value in found.numbers.items()}, colors)
+    parsed = [name for name in found.by_kind if condition_kind(name).needs_parser]
+    note = f" Classes are read off the face by {escape(parser_name)}." if parsed else ""
     return (
         "<div class='adherence'><figure><img "
         f"src='{overlay}' alt='The face with the wanted contours on it'>"
@@ -89,17 +90,16 @@ def adherence_html(run: FaceRun, place: int, parser_name: str) -> str:
     )
 
 
-def _bars(values: Mapping[str, float | None], colors: Mapping[str, str]) -> str:
+def _bars(values: Mapping[str, float], colors: Mapping[str, str]) -> str:
     """Draw values in [0, 1] as bars, a line each."""
     rows = []
     for name, value in values.items():
-        known = value or 0.0
         color = colors.get(name)
         swatch = f"<span class='swatch' style='background:{color}'></span>" if color else ""
         rows.append(
             f"<div class='bar'><span>{swatch}{name}</span>"
-            f"<meter min='0' max='1' value='{known:.4f}' aria-label='{name}'></meter>"
-            f"<output>{known:.2f}</output></div>"
+            f"<meter min='0' max='1' value='{value:.4f}' aria-label='{name}'></meter>"
+            f"<output>{value:.2f}</output></div>"
         )
     return "".join(rows)
 
@@ -119,14 +119,14 @@ def contours_on(run: FaceRun, place: int) -> Image.Image:
     size = (face.width * scale, face.height * scale)
     pixels = np.array(face.resize(size, Image.Resampling.BICUBIC))
     request = run.request
-    if request.labels is not None:
-        labels = np.array(Image.fromarray(request.labels).resize(size, Image.Resampling.NEAREST))
+    if (wanted := request.conditions.get("mask")) is not None:
+        labels = np.array(Image.fromarray(wanted).resize(size, Image.Resampling.NEAREST))
         border = np.zeros(labels.shape, dtype=bool)
         border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
         border[1:] |= labels[1:] != labels[:-1]
         pixels[border] = _INK
-    if request.sketch is not None:
-        sketch = Image.fromarray(request.sketch).resize(size, Image.Resampling.BICUBIC)
+    if (wanted := request.conditions.get("sketch")) is not None:
+        sketch = Image.fromarray(wanted).resize(size, Image.Resampling.BICUBIC)
         ink = (255 - np.array(sketch, dtype=np.float32)[..., None]) / 255
         pixels = (pixels * (1 - ink) + _INK * ink).round().astype(np.uint8)
     return Image.fromarray(pixels)
@@ -136,13 +136,13 @@ def run_title(number: int, run: FaceRun) -> str:
     """Name a run in a list of them."""
     words = " ".join(run.request.prompt.split())
     short = words if len(words) <= 48 else words[:45].rstrip() + "..."
-    return f"{number}: {run.request.kind}, seed {run.seeds[0]}, {short}"
+    return f"{number}: {run.request.kinds}, seed {run.seeds[0]}, {short}"
 
 
 def differences(one: FaceRequest, other: FaceRequest) -> list[tuple[str, str, str]]:
     """List what two runs were asked for differently: the name, and both values in words."""
     names = {
-        "kind": "condition",
+        "kinds": "condition",
         "prompt": "prompt",
         "negative": "negative prompt",
         "steps": "steps",
@@ -157,8 +157,10 @@ def differences(one: FaceRequest, other: FaceRequest) -> list[tuple[str, str, st
         for name, title in names.items()
         if getattr(one, name) != getattr(other, name)
     ]
-    for name, title in (("labels", "mask"), ("sketch", "sketch"), ("region", "region")):
-        mine, theirs = getattr(one, name), getattr(other, name)
+    kinds = [kind.name for kind in condition_kinds()]
+    drawn = [(name, one.conditions.get(name), other.conditions.get(name)) for name in kinds]
+    pairs: list[tuple[str, Any, Any]] = [*drawn, ("region", one.region, other.region)]
+    for title, mine, theirs in pairs:
         if not np.array_equal(mine, theirs):
             found.append((title, _presence(mine), _presence(theirs)))
     return found

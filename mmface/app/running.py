@@ -7,20 +7,21 @@ import shutil
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
-from mmface.adherence import Adherence, Parser, measure_adherence
+from mmface.adherence import Adherence, measure_adherence
 from mmface.blending import checked_strength
-from mmface.conditions import colorize
+from mmface.conditions import Parser, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.data.rendered import render_face
 from mmface.encoders import LatentCodec
@@ -28,7 +29,13 @@ from mmface.inputs import check_number, check_whole
 from mmface.model_loading import OpenedModel
 from mmface.objectives.solvers import RECTIFIED_FLOW
 from mmface.sampling_recipe import write_pictures
-from mmface.sampling_rows import Row, ready_row, recipe_of, sample_rows, seeds_from
+from mmface.sampling_rows import (
+    PreparedRequest,
+    prepare_request,
+    recipe_of,
+    sample_requests,
+    seeds_from,
+)
 from mmface.sampling_settings import Settings, check_text
 
 MAX_PICTURES = 4
@@ -53,12 +60,11 @@ class FaceRequest:
 
     Attributes:
         prompt: What the face should look like.
-        labels: The mask, or None.
-        sketch: Dark lines on white, or None.
+        conditions: Values of the conditions by their kind.
         negative: What the face should not look like.
         steps: Sampling steps.
         guidance: Guidance scale on the prompt; None takes the model's.
-        condition_strength: How strongly mask and sketch bind.
+        condition_strength: How strongly the conditions bind.
         seed: Seed of the first picture.
         num: Number of pictures.
         image: A picture to start from, or None.
@@ -67,8 +73,7 @@ class FaceRequest:
     """
 
     prompt: str
-    labels: UInt8[np.ndarray, "_ _"] | None = None
-    sketch: UInt8[np.ndarray, "_ _"] | None = None
+    conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
     negative: str = ""
     steps: int = 25
     guidance: float | None = None
@@ -88,8 +93,8 @@ class FaceRequest:
             > MAX_PROMPT
         ):
             raise ValueError(f"The prompt is longer than {MAX_PROMPT} characters; shorten it.")
-        if self.labels is None and self.sketch is None:
-            raise ValueError("There is neither a mask nor a sketch; give one or both.")
+        if not self.conditions:
+            raise ValueError(f"There is neither {kinds_in_words(' nor ')}; give one at least.")
         check_whole("Steps", self.steps, 1, MAX_STEPS)
         check_whole("The number of pictures", self.num, 1, MAX_PICTURES)
         check_whole("Seed", self.seed, 0, MAX_SEED)
@@ -98,11 +103,9 @@ class FaceRequest:
             check_number("Guidance", self.guidance, 0, MAX_GUIDANCE)
 
     @property
-    def kind(self) -> str:
-        """`mask`, `sketch` or `both`."""
-        if self.labels is not None and self.sketch is not None:
-            return "both"
-        return "sketch" if self.labels is None else "mask"
+    def kinds(self) -> str:
+        """The kinds of its conditions, in words."""
+        return " and ".join(self.conditions)
 
     def write(self, folder: Path) -> Settings:
         """Write the conditions as files, so that the pictures' recipes can name them.
@@ -113,25 +116,24 @@ class FaceRequest:
         Returns:
             The same request as `scripts/sample.py` takes it, with paths relative to the folder.
         """
-        inside = None if self.region is None else self.region.astype(np.uint8) * 255
-        files = {
-            "mask": None if self.labels is None else Image.fromarray(colorize(self.labels)),
-            "sketch": None if self.sketch is None else Image.fromarray(self.sketch),
-            "image": self.image,
-            "region": None if inside is None or self.image is None else Image.fromarray(inside),
-        }
-        given = {name: picture for name, picture in files.items() if picture is not None}
-        for name, picture in given.items():
+        files = {name: condition_kind(name).draw(each) for name, each in self.conditions.items()}
+        start: dict[str, Any] = {}
+        if self.image is not None:
+            files["image"], start["image"] = self.image, "image.png"
+            start["strength"] = self.strength
+            if self.region is not None:
+                files["region"] = Image.fromarray(self.region.astype(np.uint8) * 255)
+                start["region"] = "region.png"
+        for name, picture in files.items():
             picture.save(folder / f"{name}.png")
-        named: dict[str, Any] = {name: f"{name}.png" for name in given}
         return Settings(
             prompt=self.prompt,
+            conditions={name: f"{name}.png" for name in self.conditions},
             negative=self.negative,
             steps=self.steps,
             guidance=self.guidance,
             condition_strength=self.condition_strength,
-            strength=self.strength if self.image is not None else None,
-            **named,
+            **start,
         )
 
 
@@ -252,12 +254,12 @@ class FaceMaker:
         try:
             with self._lock:
                 settings = request.write(folder)
-                row = ready_row(
+                prepared = prepare_request(
                     settings, self.model.pipeline, lambda _, path: folder / path, request.steps
                 )
                 seeds = seeds_from(request.seed, request.num)
-                faces = self._sample(row, seeds, stop or threading.Event(), on_step)
-            finished = self._finish(folder, request, row, seeds, faces)
+                faces = self._sample(prepared, seeds, stop or threading.Event(), on_step)
+            finished = self._finish(folder, request, prepared, seeds, faces)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -304,15 +306,15 @@ class FaceMaker:
 
     def _sample(
         self,
-        row: Row,
+        prepared: PreparedRequest,
         seeds: tuple[int, ...],
         stop: threading.Event,
         on_step: Callable[[StepReport], None] | None,
     ) -> list[Image.Image]:
-        """Sample a row, stop when asked to, and report the steps."""
-        settings = row.settings
+        """Sample a request, stop when asked to, and report the steps."""
+        settings = prepared.settings
         share = checked_strength(settings.image, settings.strength, settings.region)
-        assert settings.steps is not None  # a row's settings are filled in
+        assert settings.steps is not None  # prepared settings are filled in
         total = math.ceil(share * settings.steps - 1e-9)
         every = max(1, total // NUM_PREVIEWS)
         previous: list[Tensor] = []
@@ -331,7 +333,8 @@ class FaceMaker:
 
         if stop.is_set():
             raise StoppedRunError
-        (faces,) = sample_rows(self.model.pipeline, [row], [seeds], on_step_end=after_step)
+        pipeline = self.model.pipeline
+        (faces,) = sample_requests(pipeline, [prepared], [seeds], on_step_end=after_step)
         return faces
 
     def _ahead(self, latents: Tensor, previous: list[Tensor], steps_left: int) -> Tensor:
@@ -344,28 +347,34 @@ class FaceMaker:
         self,
         folder: Path,
         request: FaceRequest,
-        row: Row,
+        prepared: PreparedRequest,
         seeds: tuple[int, ...],
         faces: list[Image.Image],
     ) -> FaceRun:
         """Write the pictures with their recipes, measure them, and pack them."""
-        recipe = recipe_of(self.model, [row], seeds)
+        recipe = recipe_of(self.model, [prepared], seeds)
         files = {folder / f"seed_{seed}.png": face for seed, face in zip(seeds, faces, strict=True)}
         write_pictures(
             {path: (face, recipe.of_picture(k)) for k, (path, face) in enumerate(files.items())}
         )
         archive = folder / f"mmface_seed_{seeds[0]}.zip"
         with zipfile.ZipFile(archive, "w") as packed:
-            for path in [*files, *(folder / path for path in row.settings.paths.values())]:
+            given = prepared.settings.paths.values()
+            for path in [*files, *(folder / path for path in given)]:
                 packed.write(path, path.name)
-        adherence = tuple(self._measured(face, row) for face in faces)
+        adherence = tuple(self._measured(face, prepared.files.conditions) for face in faces)
         return FaceRun(request, tuple(files), seeds, adherence, archive)
 
-    def _measured(self, face: Image.Image, row: Row) -> Adherence | None:
-        """Measure a face against its conditions, unless its sketch has no dark line."""
-        labels, sketch = row.conditions.labels, row.conditions.sketch
-        if sketch is not None and not (sketch < 128).any():
-            sketch = None
-        if labels is None and sketch is None:
+    def _measured(
+        self, face: Image.Image, conditions: Mapping[str, np.ndarray]
+    ) -> Adherence | None:
+        """Measure a face against those of its conditions that can be measured."""
+        measurable = {}
+        for kind in condition_kinds():
+            with suppress(ValueError):
+                if kind.name in conditions:
+                    kind.check_measurable(conditions[kind.name])
+                    measurable[kind.name] = conditions[kind.name]
+        if not measurable:
             return None
-        return measure_adherence(np.array(face.convert("RGB")), labels, sketch, self.parser)
+        return measure_adherence(np.array(face.convert("RGB")), measurable, self.parser)

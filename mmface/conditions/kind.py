@@ -70,6 +70,7 @@ class ConditionKind(ABC):
         reading: In which ways its files are written; None if there is one way only.
         needs_parser: Whether `read_back` needs a face parser.
         score: The name in `agreement` of the number that stands for all of them.
+        titles: Words for the numbers of `agreement`, where their names are not good enough.
     """
 
     name: ClassVar[str]
@@ -78,6 +79,7 @@ class ConditionKind(ABC):
     score: ClassVar[str]
     reading: ClassVar[Reading | None] = None
     needs_parser: ClassVar[bool] = False
+    titles: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def load(
@@ -133,7 +135,8 @@ class ConditionKind(ABC):
             read: Of `read_back`, at the same height and width.
 
         Returns:
-            Numbers in [0, 1] by name, higher is better; `score` is one of the names.
+            Numbers in [0, 1] by name, higher is better; `score` is one of the names. No other kind
+            uses these names. One with a slash is a detail, such as `iou/hair`.
         """
 
     def check_measurable(self, values: np.ndarray) -> None:  # noqa: B027

@@ -293,6 +293,7 @@ class MaskKind(ConditionKind):
     score: ClassVar = "mean_iou"
     reading: ClassVar = Reading("label_format", tuple(LABEL_FORMATS))
     needs_parser: ClassVar = True
+    titles: ClassVar = {"mean_iou": "mean IoU", **{f"iou/{name}": name for name in LABELS}}
 
     def load(
         self, source: Picture, size: tuple[int, int], reading: str | None = None
@@ -320,8 +321,7 @@ class MaskKind(ConditionKind):
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None
     ) -> list[np.ndarray]:
         """Read label maps by the face parser."""
-        if parser is None:
-            raise ValueError("A face parser is needed to compare a picture with a mask.")
+        assert parser is not None
         return parser(pictures)
 
     def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:

@@ -116,6 +116,7 @@ class SketchKind(ConditionKind):
     help: ClassVar = "Sketch, dark lines on white."
     score: ClassVar = "edges"
     reading: ClassVar = Reading("sketch_polarity", SKETCH_POLARITIES)
+    titles: ClassVar = {"edges": "edges (F-score)"}
 
     def load(
         self, source: Picture, size: tuple[int, int], reading: str | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmface.conditions import Modality, colorize
+from mmface.conditions import colorize, condition_kind
 from mmface.data.rendered import render_face
 
 EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
@@ -21,12 +21,12 @@ class Example:
 
     Attributes:
         prompt: What the face should look like.
-        modality: Whether the condition is a mask or a sketch.
+        kind: The name of the condition's kind.
         path: The condition's picture.
     """
 
     prompt: str
-    modality: Modality
+    kind: str
     path: Path
 
 
@@ -37,11 +37,16 @@ def read_examples(folder: str | Path = EXAMPLES) -> list[Example]:
         folder: The folder that holds it; paths of conditions are relative to it.
 
     Returns:
-        The examples, masks and sketches mixed as they come.
+        The examples in the order of the file.
+
+    Raises:
+        ValueError: If the kind of a condition is unknown.
     """
     rows = map(json.loads, (Path(folder) / "examples.jsonl").read_text().splitlines())
     return [
-        Example(row["prompt"], Modality[row["modality"].upper()], Path(folder) / row["condition"])
+        Example(
+            row["prompt"], condition_kind(row["modality"]).name, Path(folder) / row["condition"]
+        )
         for row in rows
     ]
 

@@ -22,6 +22,7 @@ from PIL import Image
 from training_runs import FORK, in_two_processes
 from transformers import CLIPConfig, CLIPModel
 
+from mmface.conditions import colorize
 from mmface.evaluation.controls import OtherFaces, ShuffledPrompts, VaeReconstruction
 from mmface.evaluation.methods import (
     FolderMethod,
@@ -333,7 +334,7 @@ def test_shuffled_prompts_ask_for_the_next_face(tiny_pipeline_folder):
     asked = [method.order(references, item, seed=0) for item in range(3)]
     own = [references.order(item, seed=0) for item in range(3)]
     assert [a.prompt for a in asked] == [own[i].prompt for i in (1, 2, 0)]
-    assert all(np.array_equal(a.labels, o.labels) for a, o in zip(asked, own, strict=True))
+    assert all(np.array_equal(a.condition, o.condition) for a, o in zip(asked, own, strict=True))
     with pytest.raises(ValueError, match="num_faces is 4, but there are 3 faces"):
         References(HeldOutPictures(3, IMAGE_SIZE), "mask", num_faces=4)
 
@@ -388,10 +389,10 @@ def test_controlnet_samples_by_seed(controlnet_folders, kind):
         np.testing.assert_array_equal(one, other)
     condition = np.asarray(method.condition_picture(orders[0]))
     if kind is ScribbleControlNet:  # white lines on black
-        np.testing.assert_array_equal(condition[..., 0], 255 - orders[0].face.sketch)
+        np.testing.assert_array_equal(condition[..., 0], 255 - orders[0].condition)
         assert np.median(condition) < 128 < condition.max()
     else:
-        np.testing.assert_array_equal(condition, orders[0].face.mask)
+        np.testing.assert_array_equal(condition, colorize(orders[0].condition))
     absent = kind("ControlNet", "no/such/controlnet", "no/such/base").unavailable()
     assert isinstance(absent, Skipped)
     assert "hf download" in absent.remedy

@@ -24,7 +24,7 @@ FACES = HeldOutPictures(3, 32)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"table": 4}, "no table '4'; take 1, 2, 3 or vae"),
+        ({"table": 4}, "no table '4'; take 1, 2, 3, vae or answers"),
         ({"stages": ["scores"]}, r"stages are some of \[generate,features,score,table\]"),
         ({"stages": []}, "stages are"),
         ({"seeds": []}, "seeds is empty"),
@@ -33,7 +33,7 @@ FACES = HeldOutPictures(3, 32)
         ({"guidance_scales": [3, 3.0]}, "guidance_scales must be"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 up, got 0"),
         ({"num_examples": -1}, "num_examples must be"),
-        ({"modality": "masks"}, "no modality 'masks'"),
+        ({"modality": "masks"}, "no condition 'masks'; known are mask, sketch"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
@@ -112,7 +112,7 @@ def test_a_table_that_is_not_there_is_refused_with_those_that_are():
         HydraConfig.instance().set_config(config)
         with pytest.raises(InstantiationException) as refused:
             instantiate(config.job, _convert_="all")
-    assert str(refused.value.__cause__) == "there is no table '4'; take 1, 2, 3 or vae"
+    assert str(refused.value.__cause__) == "there is no table '4'; take 1, 2, 3, vae or answers"
 
 
 def test_the_built_in_vaes_have_a_row_each_and_a_missing_one_its_command(monkeypatch):

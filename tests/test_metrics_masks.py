@@ -102,7 +102,7 @@ def test_masks_in_the_order_of_bisenet_agree_once_they_are_read_as_such(faces, t
         manifest = tmp_path / f"{name}.jsonl"
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
         references = References(ManifestPictures(manifest, 64, "test"), "mask")
-        read = as_batch(*(references.order(item, seed=0).labels for item in range(len(faces))))
+        read = as_batch(*(references.order(item, seed=0).condition for item in range(len(faces))))
         agreement[name] = agreement_of(read, truth)
     assert agreement["bisenet"][:3] == pytest.approx((100, 100, 100))
     assert agreement["celebamask_hq"].mean_iou < 50

@@ -115,6 +115,12 @@ class FacePictures:
     sketch: UInt8[np.ndarray, "height width"]
     captions: Sequence[str]
 
+    @property
+    def conditions(self) -> dict[str, np.ndarray]:
+        """The values of its conditions, by their kinds' names."""
+        height, width = self.mask.shape[:2]
+        return {"mask": load_mask(self.mask, (height, width)).labels, "sketch": self.sketch}
+
 
 @runtime_checkable
 class PictureSource(Protocol):

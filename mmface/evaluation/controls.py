@@ -25,7 +25,7 @@ from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
 
 
 class RealPictures(GeneratingMethod):
-    """The true pictures; their ACC and mIoU are the parser's ceiling."""
+    """The true pictures or answers; ACC and mIoU of pictures are the parser's ceiling."""
 
     def __init__(self, name: str = "Real pictures") -> None:
         """Name the row."""
@@ -39,9 +39,9 @@ class RealPictures(GeneratingMethod):
         """Nothing but the references."""
         return {"method": type(self).__name__}
 
-    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
-        """Give the true pictures."""
-        return [order.face.image for order in orders]
+    def generate(self, orders: Sequence[Any], device: torch.device) -> list[Picture | str]:
+        """Give the truth."""
+        return [order.truth for order in orders]
 
 
 class OtherFaces(RealPictures):

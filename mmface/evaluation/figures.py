@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, Modality, colorize
+from mmface.conditions import LABEL_INDEX, LABELS, PALETTE
 from mmface.core.files import write_bytes
 from mmface.evaluation.generation import Pictures
 from mmface.evaluation.references import References
@@ -79,11 +79,10 @@ def examples_grid(
     rows = []
     for item in shared:
         order = references.order(item, seed=0)
-        is_mask = order.modality is Modality.MASK
-        condition = colorize(order.condition) if is_mask else order.condition
+        condition = order.kind.draw(order.condition)
         faces = [order.face.image, *(one.read(order.id) for one in methods.values())]
         pictures = [Image.fromarray(face) for face in faces]
-        rows.append(GridRow(Image.fromarray(condition), order.prompt, pictures))
+        rows.append(GridRow(condition, order.prompt, pictures))
     return labelled_grid(rows, ["real", *methods])
 
 

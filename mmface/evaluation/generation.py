@@ -1,7 +1,7 @@
-"""The first stage: pictures of every method, on disk, one an id.
+"""The first stage: pictures or answers of every method, on disk, one an id.
 
-They lie in `METHOD/seed_K/images/ID.png`, and `METHOD/seed_K/results.jsonl` lists them with id,
-prompt, seed, modality, image and sha256.
+Pictures lie in `METHOD/seed_K/images/ID.png`, and `METHOD/seed_K/results.jsonl` lists them with id,
+prompt, seed, modality, image and sha256; an answer stands in its line.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from mmface.evaluation.methods import (
     FolderMethod,
     GeneratingMethod,
     Method,
+    Picture,
     PipelineMethod,
 )
 from mmface.evaluation.parted_work import PartedWork, as_json, count_rows
@@ -104,6 +105,27 @@ class Pictures:
         return count
 
 
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one method and one seed, by id; as `Pictures` are."""
+
+    texts: dict[str, str]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids, in the order of the references."""
+        return list(self.texts)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ids and answers."""
+        return hashlib.sha256(as_json(self.texts).encode()).hexdigest()
+
+    def batch(self, ids: Sequence[str], device: torch.device) -> list[str]:
+        """Give answers as metrics take them."""
+        return [self.texts[id_] for id_ in ids]
+
+
 class Generation:
     """Makes, or finds, the pictures of one method with one seed."""
 
@@ -150,13 +172,15 @@ class Generation:
         self._work.run(lambda items: self._part(items, device), processes, title)
         processes.on_main(self._close)
 
-    def pictures(self) -> Pictures | None:
-        """Give the finished pictures; None if the stage is not finished."""
+    def products(self) -> Pictures | Answers | None:
+        """Give what is finished; None if the stage is not."""
         size = self.references.size_px
         if isinstance(self.method, FolderMethod):
             return Pictures(self.method.pictures(self.references.ids), size)
         if not self._work.is_complete():
             return None
+        if "answer" in self.references.gives:
+            return Answers({line["id"]: line["answer"] for line in self._work.rows()})
         ids = self.references.ids
         return Pictures({id_: self.folder / _relative_path(id_) for id_ in ids}, size)
 
@@ -167,7 +191,7 @@ class Generation:
         return sum(counts) / len(counts) if counts and len(counts) == len(rows) else None
 
     def _check(self) -> None:
-        self.pictures()
+        self.products()
 
     def _count_pictures(self, content: bytes) -> int:
         """Number of a part's pictures that are still as they were made; 0 if it is broken."""
@@ -176,6 +200,8 @@ class Generation:
         return sum(self._is_there(json.loads(line)) for line in content.splitlines())
 
     def _is_there(self, row: Mapping[str, Any]) -> bool:
+        if "answer" in row:
+            return True
         path = self.folder / row["image"]
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
 
@@ -186,20 +212,21 @@ class Generation:
         assert isinstance(self.method, GeneratingMethod)
         orders = [self.method.order(self.references, item, self.seed) for item in items]
         lines = []
-        for order, picture in zip(orders, self.method.generate(orders, device), strict=True):
-            content = io.BytesIO()
-            Image.fromarray(picture).save(content, "PNG")
-            relative = _relative_path(order.id)
-            write_bytes(self.folder / relative, content.getvalue())
-            row: dict[str, Any] = {
-                "id": order.id,
-                "prompt": order.prompt,
-                "seed": order.seed,
-                "modality": order.modality.name.lower(),
-                "image": relative,
-                "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
-            }
+        made = self.method.generate(orders, device)
+        for order, product in zip(orders, made, strict=True):
+            line = {"id": order.id, "prompt": order.prompt, "seed": order.seed}
+            if isinstance(product, str):
+                line["answer"] = product
+            else:
+                line |= {"modality": order.kind.name, **self._write(order.id, product)}
             if isinstance(self.method, PipelineMethod):
-                row["evaluations"] = self.method.evaluations
-            lines.append(as_json(row) + "\n")
+                line["evaluations"] = self.method.evaluations
+            lines.append(as_json(line) + "\n")
         return "".join(lines).encode()
+
+    def _write(self, id_: str, picture: Picture) -> dict[str, str]:
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, "PNG")
+        relative = _relative_path(id_)
+        write_bytes(self.folder / relative, content.getvalue())
+        return {"image": relative, "sha256": hashlib.sha256(content.getvalue()).hexdigest()}

@@ -1,4 +1,4 @@
-"""Methods to be measured: a pipeline of ours, or a folder of pictures that anything made.
+"""Methods to be measured: a pipeline, a ControlNet, or a folder of pictures that anything made.
 
 A method that makes pictures gets orders and gives pictures. A method that only has pictures says
 where they lie. What is not there gives `Skipped` with the command that makes it.
@@ -18,11 +18,10 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from mmface.conditions import Modality
 from mmface.core.digests import folder_sha256
 from mmface.evaluation.references import References
 from mmface.guidance import Guidance
-from mmface.metrics.metric import Order, PictureOrder, Skipped, or_skipped
+from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling_recipe import PICTURE_SUFFIXES
 from mmface.step_cache import StepCache
@@ -59,20 +58,20 @@ class Method(ABC):
 class GeneratingMethod(Method):
     """A method that makes pictures."""
 
-    def order(self, references: References, item: int, seed: int) -> Order:
+    def order(self, references: References, item: int, seed: int) -> Any:
         """Ask for a face, as this method is asked for it."""
         return references.order(item, seed)
 
     @abstractmethod
-    def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
-        """Make pictures.
+    def generate(self, orders: Sequence[Any], device: torch.device) -> Sequence[Picture | str]:
+        """Make what orders ask for.
 
         Args:
-            orders: what is asked for; one batch.
+            orders: one batch, of `PictureOrder` or `AnswerOrder`.
             device: where to compute.
 
         Returns:
-            One RGB picture an order.
+            One RGB picture, or one answer, an order.
         """
 
 
@@ -186,11 +185,10 @@ class PipelineMethod(GeneratingMethod):
                 f"{self.name} makes pictures of {own} px, but the protocol's are {size} px; "
                 "choose another method or protocol"
             )
-        conditions = [order.condition for order in orders]
-        modality = "mask" if orders[0].modality is Modality.MASK else "sketch"
+        conditions = {orders[0].kind.name: [order.condition for order in orders]}
         output = self.pipeline.to(device)(
             [order.prompt for order in orders],
-            **{modality: conditions},
+            **conditions,
             num_inference_steps=self.num_inference_steps,
             guidance=self.guidance,
             seed=[order.seed for order in orders],
@@ -430,7 +428,7 @@ class SegmentationControlNet(ControlNetMethod):
     def condition_picture(self, order: PictureOrder) -> Image.Image:
         """Give the mask in its colours; enlarged by nearest neighbour."""
         side = (self.size_px, self.size_px)
-        return Image.fromarray(order.face.mask).resize(side, Image.Resampling.NEAREST)
+        return order.kind.draw(order.condition).resize(side, Image.Resampling.NEAREST)
 
 
 class ScribbleControlNet(ControlNetMethod):
@@ -441,5 +439,5 @@ class ScribbleControlNet(ControlNetMethod):
     def condition_picture(self, order: PictureOrder) -> Image.Image:
         """Give the sketch with its dark lines turned white."""
         side = (self.size_px, self.size_px)
-        sketch = Image.fromarray(255 - order.face.sketch).convert("RGB")
+        sketch = Image.fromarray(255 - order.condition).convert("RGB")
         return sketch.resize(side, Image.Resampling.LANCZOS)

@@ -1,17 +1,17 @@
 """The faces that methods are measured against: what is asked for, and the picture that is true."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mmface.conditions import Modality, colorize
+from mmface.conditions import colorize, condition_kind, condition_kinds
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
 from mmface.data.rendered import render_face
 from mmface.evaluation.parted_work import as_json
 from mmface.evaluation.settings import require_whole
-from mmface.metrics.metric import PictureOrder
+from mmface.metrics.metric import AnswerOrder, PictureOrder
 
 _CACHED_FACES = 1024
 """Faces kept in memory; at 256 pixels each is 0.5 MB."""
@@ -73,24 +73,22 @@ class References:
         """Take the first faces of a source.
 
         Args:
-            source: pictures, masks, sketches and captions.
-            modality: `mask` or `sketch`.
+            source: pictures with their conditions and captions.
+            modality: the name of a kind of condition.
             caption_index: which caption is the prompt; a face with fewer gives its last one.
             num_faces: how many faces; None takes all.
 
         Raises:
-            ValueError: if the source has fewer faces, or there is no such modality or caption.
+            ValueError: if the source has fewer faces, or there is no such kind or caption.
         """
         require_whole(least=0, caption_index=caption_index)
         require_whole(size_px=source.size()[0])
-        if modality.upper() not in Modality.__members__:
-            raise ValueError(f"there is no modality {modality!r}; take mask or sketch")
         count = len(source) if num_faces is None else num_faces
         require_whole(least=2, num_faces=count)
         if count > len(source):
             raise ValueError(f"num_faces is {count}, but there are {len(source)} faces; take fewer")
         self.source = source
-        self.modality = Modality[modality.upper()]
+        self.kind = condition_kind(modality)
         self.caption_index = caption_index
         self.ids: Sequence[str] = [source.id(item) for item in range(count)]
         self._face = lru_cache(maxsize=_CACHED_FACES)(source.face)
@@ -102,14 +100,14 @@ class References:
     @property
     def gives(self) -> frozenset[str]:
         """What a metric may need of these faces and of what is made for them."""
-        return frozenset({"picture", "truth", "caption", "backbone", self.modality.name.lower()})
+        return frozenset({"picture", "truth", "caption", "backbone", "condition", self.kind.name})
 
     @property
     def size_px(self) -> int:
         """Edge of the square pictures."""
         return self.source.size()[0]
 
-    def order(self, item: int, seed: int) -> PictureOrder:
+    def order(self, item: int, seed: int) -> Any:
         """Ask for a face.
 
         Args:
@@ -123,14 +121,14 @@ class References:
         caption = face.captions[min(self.caption_index, len(face.captions) - 1)]
         # A million seeds apart, the runs of two seeds share no noise.
         own_seed = seed * 1_000_000 + item
-        return PictureOrder(self.ids[item], caption, own_seed, face, self.modality)
+        return PictureOrder(self.ids[item], caption, own_seed, face, self.kind)
 
     def made_by(self) -> dict[str, Any]:
         """What decides pictures and prompts, in plain values."""
         return {
             **self.source.made_by(),
             "caption_index": self.caption_index,
-            "modality": self.modality.name.lower(),
+            "modality": self.kind.name,
             "num_faces": len(self),
         }
 
@@ -140,3 +138,39 @@ class References:
         made_by = self.source.made_by()
         digest = hashlib.sha256(as_json(made_by).encode()).hexdigest()[:8]
         return f"ref={made_by['kind'].replace(' ', '-')}-{self.size_px}px-{digest}"
+
+
+class Questions(References):
+    """Faces that methods answer questions about: products are texts, not pictures."""
+
+    def __init__(
+        self,
+        source: PictureSource,
+        ask: Callable[[FacePictures], tuple[str, str]],
+        num_faces: int | None = None,
+    ) -> None:
+        """Take the first faces of a source.
+
+        Args:
+            source: the faces.
+            ask: gives a face's question and its true answer; a function with a name.
+            num_faces: how many faces; None takes all.
+        """
+        super().__init__(source, condition_kinds()[0].name, 0, num_faces)
+        self.ask = ask
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a metric may need of these faces and of the answers."""
+        return frozenset({"answer", "truth"})
+
+    def order(self, item: int, seed: int) -> AnswerOrder:
+        """Ask about a face; the arguments are those of `References.order`."""
+        picture_order = super().order(item, seed)
+        question, answer = self.ask(picture_order.face)
+        return AnswerOrder(self.ids[item], question, picture_order.seed, picture_order.face, answer)
+
+    def made_by(self) -> dict[str, Any]:
+        """What decides questions and answers, in plain values."""
+        made_by = {**self.source.made_by(), "num_faces": len(self)}
+        return made_by | {"questions": f"{self.ask.__module__}.{self.ask.__qualname__}"}

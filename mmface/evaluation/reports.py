@@ -19,8 +19,11 @@ from mmface.evaluation.tables import TABLES, Cell, Measured, PublishedTable, Tab
 from mmface.metrics.metric import Column, Skipped, columns
 
 MISSING = "\u2014"
-VAE = "vae"
-VAE_TITLE = "Reconstruction by the VAE alone (the paper prints no numbers of its table of VAEs)"
+BARE_TITLES = {
+    "vae": "Reconstruction by the VAE alone (the paper prints no numbers of its table of VAEs)",
+    "answers": "Answers to questions about faces",
+}
+"""Tables of our own: none of their numbers are published."""
 PUBLISHED: dict[str, PublishedTable] = {str(table.number): table for table in TABLES}
 NO_JUDGE = (
     "LLM: the paper's score rests on closed models and is not re-measured; "
@@ -32,13 +35,14 @@ def check_table(name: str) -> None:
     """Refuse a table that the paper lacks.
 
     Args:
-        name: `1`, `2`, `3` or `vae`.
+        name: `1`, `2`, `3`, or one of `BARE_TITLES`.
 
     Raises:
         ValueError: for any other.
     """
-    if name not in (*PUBLISHED, VAE):
-        raise ValueError(f"there is no table {name!r}; take {', '.join(PUBLISHED)} or {VAE}")
+    if name not in (names := [*PUBLISHED, *BARE_TITLES]):
+        known = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ValueError(f"there is no table {name!r}; take {known}")
 
 
 def results_table(name: str, scores: Mapping[str, Scores | Skipped], notes: Sequence[str]) -> Table:
@@ -54,8 +58,8 @@ def results_table(name: str, scores: Mapping[str, Scores | Skipped], notes: Sequ
     """
     remarks = [r for one in scores.values() if isinstance(one, Scores) for r in one.remarks]
     lines = list(dict.fromkeys([*notes, *remarks]))
-    if name == VAE:
-        return _bare(VAE_TITLE, scores, lines)
+    if name in BARE_TITLES:
+        return _bare(BARE_TITLES[name], scores, lines)
     published = PUBLISHED[name]
     measured = {
         method: one.cells if isinstance(one, Scores) else dict.fromkeys(published.metrics, one)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmface.core.files import write_bytes
-from mmface.evaluation.generation import Pictures
+from mmface.evaluation.generation import Answers, Pictures
 from mmface.evaluation.parted_work import PartedWork, as_json
 from mmface.evaluation.references import References
 from mmface.evaluation.tables import Measured
@@ -81,18 +81,18 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class PictureRun:
-    """The pictures of one seed, and where what is read off them goes.
+class MethodRun:
+    """What a method made with one seed, and where what is read off them goes.
 
     Attributes:
         seed: of the generation.
         folder: of this method and seed.
-        pictures: the pictures.
+        products: the pictures or answers.
     """
 
     seed: int
     folder: Path
-    pictures: Pictures
+    products: Pictures | Answers
 
 
 def _count_features(content: bytes) -> int:
@@ -192,7 +192,7 @@ class Scoring:
         device: torch.device = self.processes.accelerator.device
         return device
 
-    def read_features(self, run: PictureRun, title: str) -> None:
+    def read_features(self, run: MethodRun, title: str) -> None:
         """Read a run's features with every backbone that is there; all processes call this."""
         for metric in self._by_backbone().values():
             backbone = metric.backbone.open(self.device)
@@ -200,7 +200,7 @@ class Scoring:
                 cache = self._cache(run)
                 cache.run(metric.backbone_name, backbone, self.processes, f"{title}: features")
 
-    def score(self, runs: Sequence[PictureRun], real: PictureRun, name: str) -> Scores:
+    def score(self, runs: Sequence[MethodRun], real: MethodRun, name: str) -> Scores:
         """Measure a method; all processes call this.
 
         Args:
@@ -221,7 +221,7 @@ class Scoring:
                 self._read(scores, metric, runs, name)
         return scores
 
-    def floors(self, real: PictureRun) -> list[str]:
+    def floors(self, real: MethodRun) -> list[str]:
         """Say what the number of pictures alone costs, by metric of sets."""
         lines = []
         for metric in self._set_metrics():
@@ -231,13 +231,13 @@ class Scoring:
         return lines
 
     def _read(
-        self, scores: Scores, metric: SampleMetric, runs: Sequence[PictureRun], method: str
+        self, scores: Scores, metric: SampleMetric, runs: Sequence[MethodRun], method: str
     ) -> None:
         why = self._open(metric)
         if why is not None:
             scores.cells.update(dict.fromkeys(metric.columns, why))
             return
-        ids = [id_ for run in runs for id_ in run.pictures.ids]
+        ids = [id_ for run in runs for id_ in run.products.ids]
         values = [one for run in runs for one in self._values(run, metric, method)]
         protocol = f"{metric.protocol}, {self.references.protocol}"
         for column, one in metric.intervals(ids, values).items():
@@ -250,23 +250,23 @@ class Scoring:
     def _open(self, metric: Metric) -> Skipped | None:
         if metric.name not in self._opened:
             load: Callable[[], Skipped | None] = partial(metric.load, self.device)
-            why = metric.check(self.references.size_px) or or_skipped(load, metric.remedy)
+            why = metric.check(self.references.order(0, seed=0)) or or_skipped(load, metric.remedy)
             self._opened[metric.name] = why
         return self._opened[metric.name]
 
-    def _values(self, run: PictureRun, metric: SampleMetric, method: str) -> list[Values]:
+    def _values(self, run: MethodRun, metric: SampleMetric, method: str) -> list[Values]:
         made_by = {
             "stage": "score",
-            "pictures": run.pictures.digest,
+            "pictures": run.products.digest,
             "references": self.references.made_by(),
             "measure": metric.protocol,
         }
-        ids = run.pictures.ids
+        ids = run.products.ids
 
         def part(items: range) -> bytes:
             chosen = ids[items.start : items.stop]
             orders = [self.references.order(self._index[id_], run.seed) for id_ in chosen]
-            read = metric.read(run.pictures.batch(chosen, self.device), orders)
+            read = metric.read(run.products.batch(chosen, self.device), orders)
             lines = [as_json({"id": id_, **one}) for id_, one in zip(chosen, read, strict=True)]
             return "".join(f"{line}\n" for line in lines).encode()
 
@@ -275,9 +275,9 @@ class Scoring:
         return [{k: v for k, v in line.items() if k != "id"} for line in work.rows()]
 
     def _compare(
-        self, metric: SetMetric, runs: Sequence[PictureRun], real: PictureRun, name: str
+        self, metric: SetMetric, runs: Sequence[MethodRun], real: MethodRun, name: str
     ) -> tuple[Cells, list[str]]:
-        missing = len(self.references) - len(runs[0].pictures.ids)
+        missing = len(self.references) - len(runs[0].products.ids)
         if missing:
             reason = f"{missing} of {len(self.references)} pictures of {name} are missing"
             return dict.fromkeys(metric.columns, Skipped(reason, "make them")), []
@@ -305,7 +305,7 @@ class Scoring:
         count = len(self.references)
         return {c: _over_seeds(v, count, protocol) for c, v in values.items()}, remarks
 
-    def _features(self, metric: SetMetric, run: PictureRun) -> torch.Tensor | Skipped:
+    def _features(self, metric: SetMetric, run: MethodRun) -> torch.Tensor | Skipped:
         backbone = metric.backbone.open(self.device)
         if isinstance(backbone, Skipped):
             return backbone
@@ -314,8 +314,9 @@ class Scoring:
             return Skipped(f"no features in {run.folder}", "add features to the stages")
         return features
 
-    def _cache(self, run: PictureRun) -> FeatureCache:
-        return FeatureCache(run.folder / "features", run.pictures, self.batch_size)
+    def _cache(self, run: MethodRun) -> FeatureCache:
+        assert isinstance(run.products, Pictures)
+        return FeatureCache(run.folder / "features", run.products, self.batch_size)
 
     def _set_metrics(self) -> list[SetMetric]:
         return [one for one in self.metrics.values() if isinstance(one, SetMetric)]

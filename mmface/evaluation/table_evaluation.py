@@ -3,7 +3,7 @@
 Every stage takes up what it finds. What a method lacks is said in its cells, not left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from mmface.data.pictures import PictureSource
+from mmface.data.pictures import FacePictures, PictureSource
 from mmface.evaluation.controls import RealPictures
 from mmface.evaluation.figures import (
     class_iou_bars,
@@ -21,9 +21,9 @@ from mmface.evaluation.figures import (
 )
 from mmface.evaluation.generation import Generation, Pictures
 from mmface.evaluation.methods import Method, PipelineMethod
-from mmface.evaluation.references import References
+from mmface.evaluation.references import Questions, References
 from mmface.evaluation.reports import check_table, controls_table, results_table, write_all
-from mmface.evaluation.scoring import SCORES_FILE, PictureRun, Scores, Scoring
+from mmface.evaluation.scoring import SCORES_FILE, MethodRun, Scores, Scoring
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.tables import Measured
 from mmface.metrics.metric import Metric, Skipped, columns
@@ -42,6 +42,7 @@ class Protocol:
         caption_index: which caption is the prompt.
         num_faces: how many faces; None takes all.
         notes: lines for below every table; a watermark comes first.
+        ask: gives a face's question and true answer, where methods are asked for text.
     """
 
     source: PictureSource
@@ -49,6 +50,7 @@ class Protocol:
     caption_index: int = 0
     num_faces: int | None = None
     notes: Sequence[str] = ()
+    ask: Callable[[FacePictures], tuple[str, str]] | None = None
 
 
 def folder_name(name: str) -> str:
@@ -62,8 +64,8 @@ class TableEvaluation:
     """Measures methods under one protocol, and sets them beside a table of the paper.
 
     Attributes:
-        table: `1`, `2`, `3` or `vae`.
-        modality: what the table's faces are made from, `mask` or `sketch`.
+        table: `1`, `2`, `3`, `vae` or `answers`.
+        modality: what the table's faces are made from, the name of a kind.
         protocol: what methods share.
         methods: the rows, by any key.
         controls: the rows of the other table, by the names that metrics ask for them by.
@@ -130,6 +132,8 @@ class TableEvaluation:
     def references(self) -> References:
         """The faces."""
         one = self.protocol
+        if one.ask is not None:
+            return Questions(one.source, one.ask, one.num_faces)
         return References(one.source, self.modality, one.caption_index, one.num_faces)
 
     @cached_property
@@ -186,16 +190,16 @@ class TableEvaluation:
             for seed in seeds
         ]
 
-    def _runs(self, method: Method) -> list[PictureRun]:
+    def _runs(self, method: Method) -> list[MethodRun]:
         runs = []
         for generation in self._generations(method):
-            pictures = generation.pictures()
-            if pictures is None:
+            products = generation.products()
+            if products is None:
                 raise ValueError(
-                    f"{generation.folder} does not hold all pictures of {method.name}; add "
+                    f"{generation.folder} does not hold all that {method.name} makes; add "
                     "generate to the stages"
                 )
-            runs.append(PictureRun(generation.seed, generation.folder, pictures))
+            runs.append(MethodRun(generation.seed, generation.folder, products))
         return runs
 
     def _score(self, available: Sequence[Method]) -> None:
@@ -235,7 +239,7 @@ class TableEvaluation:
         for method in methods:
             if isinstance(method, PipelineMethod) and method.unavailable() is None:
                 generation = self._generations(method)[0]
-                count = None if generation.pictures() is None else generation.evaluations()
+                count = None if generation.products() is None else generation.evaluations()
                 if count is not None:
                     found[method.name] = f"{method.name} {count:.3g}"
         return [f"Network evaluations a picture: {'; '.join(found.values())}"] if found else []
@@ -264,8 +268,8 @@ class TableEvaluation:
         found = {}
         for method in self.methods.values():
             if method.unavailable() is None:
-                pictures = self._generations(method)[0].pictures()
-                if pictures is not None:
+                pictures = self._generations(method)[0].products()
+                if isinstance(pictures, Pictures):
                     found[method.name] = pictures
         return found
 

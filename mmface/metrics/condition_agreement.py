@@ -153,7 +153,7 @@ class Masks(SampleMetric):
         """Count each picture's pixels by (true class, parsed class)."""
         assert self._parser is not None
         parsed = np.stack(self._parser(list(products.movedim(1, -1).cpu().numpy())))
-        masks = torch.from_numpy(np.stack([order.labels for order in orders]))
+        masks = torch.from_numpy(np.stack([order.condition for order in orders]))
         tables = confusion_matrices(masks, torch.from_numpy(parsed))
         return [{"confusion": table} for table in tables.flatten(1).tolist()]
 
@@ -192,5 +192,53 @@ class Edges(SampleMetric):
 
     def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
         """Compare edges with lines."""
-        sketches = torch.from_numpy(np.stack([order.face.sketch for order in orders]))
+        sketches = torch.from_numpy(np.stack([order.condition for order in orders]))
         return [{"edges": value} for value in edge_agreements(products, sketches).tolist()]
+
+
+@register
+class Agreement(SampleMetric):
+    """What any kind of condition says of a picture itself: the number that it calls its score."""
+
+    name = "agreement"
+    columns: ClassVar = {"agreement": Column("Agreement", "higher", 3, charted=True)}
+    needs = frozenset({"picture", "condition"})
+    controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
+
+    def __init__(self, parser: str | Path | None = None) -> None:
+        """Name a parser, for kinds that are read back by one.
+
+        Args:
+            parser: a folder or hub id of a SegFormer with its preprocessor.
+        """
+        self.source = parser
+        self.remedy = f"hf download {parser}, or give its folder with parser=DIR"
+        self._parser: FaceParser | None = None
+        self._is_needed = False
+
+    def check(self, order: PictureOrder) -> Skipped | None:
+        """Some kinds need a parser."""
+        self._is_needed = order.kind.needs_parser
+        if self._is_needed and self.source is None:
+            return Skipped(f"no parser reads a {order.kind.name} back", "give it with parser=DIR")
+        return None
+
+    def load(self, device: torch.device) -> Skipped | None:
+        """Load the parser, if the kind needs it."""
+        if self._is_needed and self.source is not None:
+            self._parser = FaceParser.from_pretrained(self.source, device=str(device))
+        return None
+
+    @property
+    def protocol(self) -> str:
+        """The parser by its weights, if there is one."""
+        if self._parser is None:
+            return "agreement"
+        return f"agreement/sha256:{weights_sha256(self._parser.model.state_dict())[:12]}"
+
+    def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
+        """Read each picture back, and compare."""
+        kind = orders[0].kind
+        read = kind.read_back(list(products.movedim(1, -1).cpu().numpy()), self._parser)
+        compared = [kind.agreement(o.condition, one) for o, one in zip(orders, read, strict=True)]
+        return [{"agreement": numbers[kind.score]} for numbers in compared]

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 import mmface.metrics
-from mmface.conditions import Modality, load_mask
+from mmface.conditions import ConditionKind
 from mmface.data.pictures import FacePictures
 from mmface.metrics.statistics import Interval, bootstrap_mean
 
@@ -109,32 +109,31 @@ class PictureOrder(Order):
     """An order for a picture.
 
     Attributes:
-        modality: the condition to make it from.
+        kind: of the condition to make it from.
     """
 
-    modality: Modality
+    kind: ConditionKind
 
     @property
-    def labels(self) -> UInt8[np.ndarray, "height width"]:
-        """The mask as class indices."""
-        height, width = self.face.mask.shape[:2]
-        return load_mask(self.face.mask, (height, width)).labels
+    def condition(self) -> np.ndarray:
+        """The values of the condition."""
+        return self.face.conditions[self.kind.name]
 
     @property
-    def condition(self) -> UInt8[np.ndarray, "height width"]:
-        """The mask as class indices, or the sketch, as the modality is."""
-        return self.labels if self.modality is Modality.MASK else self.face.sketch
+    def truth(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The true picture."""
+        return self.face.image
 
 
 @dataclass(frozen=True)
 class AnswerOrder(Order):
-    """An order for text about the true picture.
+    """An order for text about the true picture; the prompt is the question.
 
     Attributes:
-        answer: the true answer.
+        truth: the true answer.
     """
 
-    answer: str
+    truth: str
 
 
 class Metric(ABC):
@@ -144,7 +143,8 @@ class Metric(ABC):
         name: what a table asks for it by; also its folder's name.
         columns: the columns that it fills, by name.
         needs: what it reads: `picture` or `answer` (the product), `truth` (the true picture),
-            `caption`, `backbone`, or a condition's name, which limits it to tables of that one.
+            `caption`, `condition`, `backbone`, or a condition's name, which limits it to tables of
+            that one. What a table does not give leaves the metric out.
         controls: which control methods show what its numbers can be at best and at worst.
         remedy: how to get what `load` needs.
     """
@@ -155,8 +155,8 @@ class Metric(ABC):
     controls: ClassVar[frozenset[str]] = frozenset({"reconstruction", "others"})
     remedy = ""
 
-    def check(self, size_px: int) -> Skipped | None:
-        """Why pictures of this size cannot be measured, or None."""
+    def check(self, order: Any) -> Skipped | None:
+        """Why what is made for orders like this one cannot be measured, or None."""
         return None
 
     def load(self, device: torch.device) -> Skipped | None:

@@ -161,7 +161,7 @@ class PerceptualNetwork(nn.Module):
 
 def true_pictures(orders: Sequence[PictureOrder], device: torch.device) -> Images:
     """Stack the pictures that orders should give."""
-    stacked = np.stack([order.face.image for order in orders])
+    stacked = np.stack([order.truth for order in orders])
     return torch.from_numpy(stacked).movedim(-1, 1).contiguous().to(device)
 
 
@@ -200,8 +200,9 @@ class MultiScaleSsim(_Similarity):
     columns: ClassVar = {"ms_ssim": Column("MS-SSIM", "higher", 3)}
     protocol = "ms-ssim/5-scales/range-1"
 
-    def check(self, size_px: int) -> Skipped | None:
+    def check(self, order: PictureOrder) -> Skipped | None:
         """Five scales need large pictures."""
+        size_px = min(order.truth.shape[:2])
         if size_px >= MIN_MULTISCALE_PX:
             return None
         reason = f"MS-SSIM needs {MIN_MULTISCALE_PX} px, pictures have {size_px} px"

@@ -19,7 +19,7 @@ class GridRow:
     """One row of a grid.
 
     Attributes:
-        condition: The mask or sketch.
+        condition: The conditions, drawn.
         prompt: The text that was given with it.
         faces: The pictures that were made, one a column.
     """

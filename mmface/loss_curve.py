@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mmface.conditions import condition_kinds
+
 SIZE_PX = (1200, 640)
 LEFT, TOP, RIGHT, BOTTOM = 96, 64, 1168, 572
 INK, FAINT, PAPER = (38, 38, 44), (214, 214, 220), (255, 255, 255)
-COLOURS = {"loss": (38, 38, 44), "loss/mask": (31, 119, 180), "loss/sketch": (214, 96, 31)}
+KIND_COLOURS = ((31, 119, 180), (214, 96, 31), (44, 140, 70), (140, 86, 160))
+"""Colours of the kinds of condition, in the order of their indices."""
 SCALE = 2
 """Drawn this many times larger and then reduced, which makes smooth lines."""
 
@@ -90,11 +94,14 @@ def draw_loss_curve(lines: Sequence[Mapping[str, float]], title: str) -> Image.I
     Returns:
         An RGB picture, or None if fewer than two lines hold a loss.
     """
+    colours = {"loss": INK}
+    for kind, colour in zip(condition_kinds(), cycle(KIND_COLOURS), strict=False):
+        colours[f"loss/{kind.name}"] = colour
     curves = {
         name: [
             (line["step"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))
         ]
-        for name in COLOURS
+        for name in colours
     }
     curves = {name: points for name, points in curves.items() if len(points) > 1}
     if "loss" not in curves:
@@ -102,14 +109,14 @@ def draw_loss_curve(lines: Sequence[Mapping[str, float]], title: str) -> Image.I
     steps = [step for step, _ in curves["loss"]]
     axes = _Axes((min(steps), max(steps)), _limits([loss for _, loss in curves["loss"]]))
     axes.frame(title)
-    faint = tuple(round(0.25 * c + 0.75 * 255) for c in COLOURS["loss"])
+    faint = tuple(round(0.25 * c + 0.75 * 255) for c in INK)
     axes.line(curves["loss"], faint, 1)
     weight = 1 - 1 / max(1.0, len(steps) / 40)
     x: float = RIGHT * SCALE
     for name, points in reversed(curves.items()):
         path = smoothed([loss for _, loss in points], weight)
-        axes.line([(s, y) for (s, _), y in zip(points, path, strict=True)], COLOURS[name], 3)
-        axes.text(x, 20 * SCALE, f"{name} {path[-1]:.4g}", "rt", COLOURS[name])
+        axes.line([(s, y) for (s, _), y in zip(points, path, strict=True)], colours[name], 3)
+        axes.text(x, 20 * SCALE, f"{name} {path[-1]:.4g}", "rt", colours[name])
         x -= axes.font.getlength(f"{name} {path[-1]:.4g}") + 32 * SCALE
     return axes.canvas.resize(SIZE_PX, Image.Resampling.LANCZOS)
 

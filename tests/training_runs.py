@@ -100,12 +100,23 @@ def as_double(module, inputs):
 
 
 def face_task(
-    folder, objective="rectified_flow", dtype=torch.float32, objective_to_train=None, **arguments
+    folder,
+    objective="rectified_flow",
+    dtype=torch.float32,
+    objective_to_train=None,
+    num_modalities=2,
+    **arguments,
 ):
     """The paper's task at a small size; its frozen parts come from a saved tiny pipeline."""
     torch.manual_seed(0)
     transformer = MMFaceDiT(
-        hidden_size=16, depth=2, num_heads=2, mlp_ratio=2.0, text_dim=TEXT_DIM, objective=objective
+        hidden_size=16,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2.0,
+        text_dim=TEXT_DIM,
+        objective=objective,
+        num_modalities=num_modalities,
     )
     for parameter in transformer.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -116,11 +127,11 @@ def face_task(
     return FaceDiffusion(transformer, objective=objective_to_train, **arguments)
 
 
-def face_trainer(folder, task, steps=20, micro=2, cadence=None, **arguments):
+def face_trainer(folder, task, steps=20, micro=2, cadence=None, samples=None, **arguments):
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Trainer(
         task=task,
-        samples=FaceSamples(),
+        samples=samples or FaceSamples(),
         recipe=Recipe(steps, 4, micro, ema_decay=0.9, gradient_clip=1.0),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         schedule=get_constant_schedule,

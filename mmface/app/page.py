@@ -164,7 +164,7 @@ class Page:
                 value=1,
                 step=0.05,
                 label="Condition strength",
-                info="How strongly mask and sketch bind; 1 is as trained.",
+                info="How strongly the conditions bind; 1 is as trained.",
             )
             with gr.Row():
                 self.seed = gr.Number(
@@ -190,7 +190,7 @@ class Page:
             elem_id="faces",
         )
         self.download = gr.DownloadButton(
-            "Download all, with mask, sketch and recipes", interactive=False, size="sm"
+            "Download all, with conditions and recipes", interactive=False, size="sm"
         )
         with gr.Accordion("How well the selected face follows its condition", open=True):
             self.report = gr.HTML(

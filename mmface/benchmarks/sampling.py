@@ -13,7 +13,7 @@ from mmface.acceleration import accelerate_pipeline
 from mmface.benchmarks.measuring import in_turn, relative_error
 from mmface.benchmarks.network import ways_of_running
 from mmface.benchmarks.subjects import Bench, twin
-from mmface.conditions import LABELS, Modality, colorize
+from mmface.conditions import LABELS, MASK, colorize
 from mmface.conditions.pixels import image_pixels
 from mmface.encoders import TextFeatures
 from mmface.guidance import Guidance
@@ -107,7 +107,7 @@ class GuidedPictures:
                 list(conditions),
                 features or (lambda prompt: self.pipeline.text([prompt])),
                 self.prompts,
-                [int(Modality.MASK)] * self.num,
+                [MASK.index] * self.num,
                 bench.size.sampling_steps,
                 GUIDANCE_SCALE,
             )

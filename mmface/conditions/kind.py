@@ -1,7 +1,8 @@
 """What a kind of spatial condition is, and the registry of all kinds.
 
 A kind that is registered is an argument of the pipeline, an option of the command line, a field of
-manifests and a column of stores, all of its own name. No other room names a kind.
+manifests and a column of stores, all of its own name. An installed package adds kinds by the entry
+points `mmface.conditions`: `depth = "my_package:DepthKind"` registers an instance of that class.
 """
 
 from abc import ABC, abstractmethod
@@ -9,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import reduce
+from functools import cache, reduce
+from importlib.metadata import entry_points
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -144,6 +146,21 @@ class ConditionKind(ABC):
 
 
 _kinds: dict[str, ConditionKind] = {}
+_TAKEN = frozenset(
+    [
+        "captions",
+        "height",
+        "id",
+        "image",
+        "labels",
+        "photo",
+        "prompt",
+        "region",
+        "seed",
+        "split",
+        "width",
+    ]
+)
 
 
 def register(kind: ConditionKind) -> ConditionKind:
@@ -156,11 +173,11 @@ def register(kind: ConditionKind) -> ConditionKind:
         The same.
 
     Raises:
-        ValueError: If its name is no lower-case identifier, or its name or index is taken.
+        ValueError: If its name is no lower-case word of its own, or its name or index is taken.
     """
-    if not (kind.name.isidentifier() and kind.name.islower()):
-        raise ValueError(f"{kind.name!r} cannot name a condition; take a lower-case identifier.")
-    for other in condition_kinds():
+    if not (kind.name.isidentifier() and kind.name.islower()) or kind.name in _TAKEN:
+        raise ValueError(f"{kind.name!r} cannot name a condition; take another lower-case word.")
+    for other in _kinds.values():
         if kind.name == other.name or kind.index == other.index:
             raise ValueError(
                 f"The condition {kind.name!r} (index {kind.index}) cannot be registered: there is "
@@ -180,13 +197,22 @@ def registered(kind: ConditionKind) -> Iterator[ConditionKind]:
         del _kinds[kind.name]
 
 
+@cache
+def _load_plugins() -> None:
+    for entry in entry_points(group="mmface.conditions"):
+        if entry.name not in _kinds:
+            register(entry.load()())
+
+
 def condition_kinds() -> tuple[ConditionKind, ...]:
     """Give all kinds in the order of their indices."""
+    _load_plugins()
     return tuple(sorted(_kinds.values(), key=lambda kind: kind.index))
 
 
 def condition_kind(name: str) -> ConditionKind:
     """Give the kind of a name, or raise ValueError that names the known ones."""
+    _load_plugins()
     if name not in _kinds:
         known = ", ".join(kind.name for kind in condition_kinds())
         raise ValueError(f"There is no condition {name!r}; known are {known}.")

@@ -80,7 +80,7 @@ class SinCosMMFaceDiT(MMFaceDiT):
         num_heads: Number of attention heads.
         mlp_ratio: Hidden width of the MLPs over D.
         text_dim: Width of the text encoder.
-        num_modalities: Rows of the modality table (0 mask, 1 sketch).
+        num_modalities: Rows of the modality table, one a kind of condition.
         objective: Name of the objective that the weights were trained with; Table 3 is DDPM.
     """
 

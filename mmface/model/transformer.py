@@ -1,6 +1,6 @@
 """MMFaceDiT: the dual-stream diffusion transformer of MMFace-DiT (arXiv 2603.29029, section 3).
 
-The noisy latents and the latents of the spatial condition (a mask or a sketch) become one sequence
+The noisy latents and the latents of the spatial condition (such as a mask) become one sequence
 of image tokens, the prompt a sequence of text tokens. Each block runs both streams side by side;
 they meet in one attention over all tokens. Time, pooled prompt and modality steer every block
 through shifts, scales and gates (AdaLN-Zero, as in DiT, arXiv 2212.09748).
@@ -230,7 +230,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         num_heads: Number of attention heads; the head dim D / H must be divisible by 4.
         mlp_ratio: Hidden width of the MLPs over D.
         text_dim: Width of the text encoder.
-        num_modalities: Rows of the modality table (0 mask, 1 sketch).
+        num_modalities: Rows of the modality table, one a kind of condition.
         text_rope: Positions of the text tokens: "sequential" (the paper) or "none" (the release).
         objective: Name of the objective that the weights were trained with, stored for samplers.
         rope_theta: Base of the rotary frequencies.
@@ -349,7 +349,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
 
         Args:
             noisy_latents: Scaled VAE latents with noise, any height and width divisible by p.
-            condition_latents: Scaled VAE latents of the mask or sketch; zeros for no condition.
+            condition_latents: Scaled VAE latents of the condition; zeros for none.
             timestep: Time in [0, 1000): a diffusion step, or 999 t of the flow. Float32.
             text_tokens: Last but one hidden states of the text encoder.
             pooled_text: Pooled output of the text encoder.

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mmface.command_line import run_app
+from mmface.core.light_imports import hide_optional_libraries
 from mmface.sampling_settings import (
     Draws,
     ModelChoice,
@@ -32,6 +33,8 @@ def main(**values: Any) -> int:
     The same command gives the same picture, and a picture says how it was made (--rerun).
     """
     # Loading torch takes seconds, which `--help` need not wait for.
+    if not any(values[name] for name in ("lora", "quantize", "rerun")):
+        hide_optional_libraries()
     from mmface import sampling
 
     chosen = [from_options(group, values) for group in GROUPS]

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
     "core.files",
     "core.digests",
+    "core.light_imports",
     "command_line",
     "conditions",
     "model.released",
@@ -148,3 +149,39 @@ def test_the_package_knows_nothing_of_hydra_wandb_or_torchvision(path):
 def test_importing_the_package_is_light():
     code = "import sys, mmface; assert 'torch' not in sys.modules; print(mmface.__version__)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def imported_by(*command: str) -> set[str]:
+    """Run a script of ours in a process of its own, and give all modules that it imported."""
+    script, *arguments = command
+    code = (
+        "import atexit, runpy, sys\n"
+        "there = lambda: [name for name, module in sys.modules.items() if module]\n"
+        "atexit.register(lambda: print('IMPORTED', *there()))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(PACKAGE.parent / "scripts" / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(run.stdout.rpartition("IMPORTED ")[2].split())
+
+
+SCRIPTS = sorted(path.name for path in (PACKAGE.parent / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_does_not_wait_for_torch(script):
+    assert not {"torch", "diffusers", "transformers", "accelerate"} & imported_by(script, "--help")
+
+
+def test_a_picture_is_sampled_without_libraries_that_it_does_not_need(tmp_path):
+    mask = PACKAGE / "assets" / "examples" / "mask_0.png"
+    arguments = ["--prompt", "x", "--mask", str(mask), "--steps", "2"]
+    imported = imported_by("sample.py", *arguments, "--out", str(tmp_path / "face.png"))
+    assert (tmp_path / "face.png").exists()
+    unneeded = {"bitsandbytes", "peft", "scipy", "sklearn", "datasets", "gradio"}
+    assert not (unneeded | {"torchvision", "lpips", "matplotlib", "pandas"}) & imported

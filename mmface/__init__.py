@@ -9,14 +9,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmface.core.sources import builtin_pipelines, unknown_builtin
+
 if TYPE_CHECKING:
     from mmface.model.transformer import MMFaceDiT
     from mmface.pipeline import MMFacePipeline
 
 __version__ = "0.1.0"
 __all__ = ["MMFaceDiT", "MMFacePipeline", "__version__", "builtin"]
-
-_ASSETS = Path(__file__).parent / "assets"
 
 # diffusers imports bitsandbytes, which warns of an optional kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -34,12 +34,10 @@ def builtin(name: str) -> Path:
     Raises:
         ValueError: If there is no built-in pipeline of this name.
     """
-    available = sorted(path.parent.name for path in _ASSETS.glob("*/model_index.json"))
+    available = builtin_pipelines()
     if name not in available:
-        raise ValueError(
-            f"No built-in pipeline is named {name!r}; there are: {', '.join(available) or 'none'}."
-        )
-    return _ASSETS / name
+        raise ValueError(unknown_builtin("pipeline", name, available))
+    return available[name]
 
 
 def __getattr__(name: str) -> Any:

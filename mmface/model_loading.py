@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from diffusers import BitsAndBytesConfig
 
-import mmface
 from mmface.acceleration import accelerate_pipeline, check_compiler
 from mmface.core.digests import model_sha256
+from mmface.core.sources import builtin_pipelines, opened
 from mmface.model.lora import load_lora
 from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
@@ -48,7 +48,8 @@ def open_model(
         The pipeline with its digest.
 
     Raises:
-        ValueError: If there is no such pipeline, it cannot be loaded so, or it is another one.
+        FileNotFoundError: If there is no such pipeline.
+        ValueError: If it cannot be loaded so, or is another one than `weights` says.
     """
     _check_gpu(choice, offload)
     folder, digest = _locate(choice)
@@ -103,14 +104,14 @@ def _locate(choice: ModelChoice) -> tuple[Path, str]:
         found = released_checkpoint(folder, choice.checkpoint, None, None)
         text = [f"{RELEASED_TEXT}/{part}" for part in ("text_encoder", "tokenizer")]
         return folder, model_sha256(folder, [str(found.weights.relative_to(folder)), "VAE", *text])
-    name, folder = choice.pipeline, Path(choice.pipeline)
-    if not folder.exists() and "/" not in name:
-        folder = mmface.builtin(name)
-    if not folder.exists():
-        try:
-            folder = Path(MMFacePipeline.download(name, use_safetensors=True))
-        except (OSError, ValueError, AttributeError) as error:
-            raise _unloadable(name, error) from error
+    name = choice.pipeline
+    with opened("pipeline", name, builtin_pipelines()) as source:
+        folder = Path(source)
+        if not folder.exists():
+            try:
+                folder = Path(MMFacePipeline.download(name, use_safetensors=True))
+            except (ValueError, AttributeError) as error:
+                raise _unloadable(name, error) from error
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{name} is not a saved pipeline: it has no model_index.json. Give a folder that "

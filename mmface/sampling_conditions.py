@@ -156,6 +156,7 @@ def open_parser(name: str) -> FaceParser:
     """Load a face parser; ValueError if there is none of this name."""
     try:
         return FaceParser.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"The face parser {name} cannot be loaded: {reason}") from None
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    except ValueError as error:
+        raise ValueError(f"The face parser {name} cannot be loaded: {error}") from None

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from mmface.conditions import condition_kinds
 from mmface.core.files import write_text
+from mmface.core.processes import joined_processes
 from mmface.model_loading import OpenedModel, open_model
-from mmface.processes import joined_processes
 from mmface.sampling_conditions import check_asked, located, say
 from mmface.sampling_recipe import (
     SamplingRecipe,

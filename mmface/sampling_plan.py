@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-import mmface
 from mmface.conditions import condition_kinds
+from mmface.core.sources import builtin_pipelines, opened
 from mmface.encoders import VAES, Vae
 from mmface.live_memory import KernelRules, LiveBytes
 from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
@@ -300,10 +300,8 @@ def meta_pipeline(choice: ModelChoice) -> MMFacePipeline:
 
 def _of_saved(choice: ModelChoice) -> MMFacePipeline:
     """Read the configs of a folder that `save_pretrained` wrote, or of a hub id."""
-    source = choice.pipeline
-    if not Path(source).exists() and "/" not in source:
-        source = str(mmface.builtin(source))
-    index = MMFacePipeline.load_config(source)
+    with opened("pipeline", choice.pipeline, builtin_pipelines()) as source:
+        index = MMFacePipeline.load_config(source)
     transformer = MMFaceDiT.load_config(source, subfolder="transformer")
     vae = AutoencoderKL.load_config(source, subfolder="vae")
     dtype = getattr(torch, choice.dtype)

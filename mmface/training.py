@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mmface import checkpoints
 from mmface.core.files import locked, sweep, written_aside
+from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, Samples
 from mmface.loss_curve import save_loss_curve
 from mmface.metering import (
@@ -43,7 +44,6 @@ from mmface.optimization import (
     optimizer_bytes,
     parameter_groups,
 )
-from mmface.processes import Processes, computes_on_cpu
 from mmface.recipe import Cadence, Hardware, Recipe
 from mmface.run_state import gather_moments, gather_weights, restore
 from mmface.training_task import RunFacts, TrainingTask

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 @hydra.main(config_path="../configs", config_name="precompute", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Build the job that the composed config describes, and write this process's share."""
-    from mmface.processes import joined_processes  # loads torch, which takes seconds
+    from mmface.core.processes import joined_processes  # loads torch, which takes seconds
 
     state = joined_processes()
     try:

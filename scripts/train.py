@@ -31,7 +31,7 @@ def run(config: DictConfig) -> int:
     """Build the trainer and run it, or plan the run; give the exit status."""
     import torch  # loading it takes seconds, which `--help` and a misspelt key need not wait for
 
-    from mmface.processes import STOPPED_STATUS
+    from mmface.core.processes import STOPPED_STATUS
 
     if config.plan:
         from mmface.planner import plan

@@ -28,9 +28,9 @@ from mmface.annotation.outputs import (
 )
 from mmface.annotation.rewriting import REWRITER, Rewriter, RewriterSettings
 from mmface.annotation.sketches import POLARITY, PencilSketch, U2NetPortrait
+from mmface.core.processes import joined_processes
 from mmface.data.manifest import Manifest, Record
 from mmface.encoders.face_parser import PARSER, FaceParser
-from mmface.processes import joined_processes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MANIFEST_FILE = "manifest.jsonl"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from mmface.core.processes import joined_processes
 from mmface.data.pictures import PictureSource
 from mmface.encoders import Encoder, LatentCodec
 from mmface.encoders.encoder import peak_bytes
-from mmface.processes import joined_processes
 
 PAPER_FACES = 94_000
 """Faces that the paper trains on: 24,000 of CelebA-HQ and 70,000 of FFHQ."""

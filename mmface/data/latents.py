@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmface.conditions import SKETCH
+from mmface.core.processes import joined_processes
 from mmface.data.encoding_cost import EncodingPlan, plan_encoding
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
 from mmface.encoders import Encoder, Feature, LatentCodec, Vae, meta_vae
-from mmface.processes import joined_processes
 
 KINDS = ("image", "mask", "sketch")
 """What is encoded of a face, and the columns of the store."""

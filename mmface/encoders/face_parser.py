@@ -14,13 +14,14 @@ from transformers import AutoImageProcessor, BaseImageProcessor, SegformerForSem
 
 from mmface.conditions import LABELS
 from mmface.core.digests import values_sha256
+from mmface.core.sources import ASSETS, opened
 from mmface.encoders.encoder import Feature, count_flops
 
 PARSER = "jonathandinu/face-parsing"
 """A SegFormer B5 on the hub. Revisions before 373bfce name its classes wrongly, with the same
 weights; such a config is refused."""
 
-TINY_PARSER = Path(__file__).parent.parent / "assets" / "tiny-parser"
+TINY_PARSER = ASSETS / "tiny-parser"
 """The built-in parser of rendered faces."""
 
 
@@ -79,11 +80,11 @@ class FaceParser:
             ValueError: If its classes are not the CelebAMask-HQ classes in their order.
             OSError: If the model or its preprocessor's config is not there.
         """
-        folder = TINY_PARSER if str(path) == TINY_PARSER.name else path
-        model = SegformerForSemanticSegmentation.from_pretrained(
-            folder, revision=revision, dtype=torch.float32
-        )
-        processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
+        with opened("face parser", path, {TINY_PARSER.name: TINY_PARSER}) as source:
+            model = SegformerForSemanticSegmentation.from_pretrained(
+                source, revision=revision, dtype=torch.float32
+            )
+            processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
         return cls(model.to(device), processor, str(path))
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.core.digests import values_sha256
+from mmface.core.sources import opened
 from mmface.encoders.encoder import Feature, count_flops, execution_device
 
 
@@ -58,10 +59,11 @@ class TextEncoder:
         Returns:
             The encoder around the frozen tower.
         """
-        text_model = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        with opened("text encoder", folder) as source:
+            text_model = CLIPTextModel.from_pretrained(
+                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
         return cls(text_model.requires_grad_(False).eval(), tokenizer, str(folder))
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from mmface.core.digests import values_sha256
+from mmface.core.sources import opened
 from mmface.encoders.encoder import Feature, count_flops, execution_device
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderKLQwenImage
@@ -228,12 +229,14 @@ class LatentCodec:
             ValueError: If the VAE's class is none that the codec knows.
         """
         spec = VAES.get(name_or_path)
-        source, subfolder = (spec.hub_id, spec.subfolder) if spec else (name_or_path, subfolder)
+        name, subfolder = (spec.hub_id, spec.subfolder) if spec else (name_or_path, subfolder)
         where = {"subfolder": subfolder} if subfolder else {}
-        config = AutoencoderKL.load_config(source, **where)
-        vae = _vae_class(config, name_or_path).from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **where
-        )
+        parts = f"--include '{subfolder}/*'" if subfolder else ""
+        with opened("VAE", name, parts=parts) as source:
+            config = AutoencoderKL.load_config(source, **where)
+            vae = _vae_class(config, name_or_path).from_pretrained(
+                source, dtype=dtype, use_safetensors=True, **where
+            )
         vae.requires_grad_(False).eval()
         return cls(spec.configure(vae) if spec else vae, name_or_path)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmface.conditions import flat_rgb, open_picture
 from mmface.core.files import write_bytes
+from mmface.core.processes import Processes
 from mmface.evaluation.methods import (
     RESULTS_FILE,
     FolderMethod,
@@ -31,7 +32,6 @@ from mmface.evaluation.methods import (
 )
 from mmface.evaluation.parted_work import PartedWork, as_json, count_rows
 from mmface.evaluation.references import References
-from mmface.processes import Processes
 
 IMAGES = "images"
 

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmface.core.files import sweep, write_bytes
-from mmface.processes import Processes
+from mmface.core.processes import Processes
 
 KEY_FILE = "made_by.json"
 

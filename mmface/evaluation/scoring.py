@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmface.core.files import write_bytes
+from mmface.core.processes import Processes
 from mmface.evaluation.generation import Answers, Pictures
 from mmface.evaluation.parted_work import PartedWork, as_json
 from mmface.evaluation.references import References
@@ -31,7 +32,6 @@ from mmface.metrics.metric import (
     or_skipped,
 )
 from mmface.metrics.statistics import over_seeds
-from mmface.processes import Processes
 
 SCORES_FILE = "scores.json"
 Cells = dict[str, Measured | Skipped]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.evaluation.controls import RealPictures
 from mmface.evaluation.figures import (
@@ -27,7 +28,6 @@ from mmface.evaluation.scoring import SCORES_FILE, MethodRun, Scores, Scoring
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.tables import Measured
 from mmface.metrics.metric import Metric, Skipped, columns
-from mmface.processes import Processes, computes_on_cpu
 
 STAGES = ("generate", "features", "score", "table")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 from mmface.core.digests import weights_sha256
+from mmface.core.sources import opened
 from mmface.metrics.inception import NUM_FEATURES, FidInception
 from mmface.metrics.metric import Skipped, or_skipped
 from mmface.metrics.preprocessing import (
@@ -161,7 +162,9 @@ class Dinov2Backbone(Backbone):
     @classmethod
     def from_pretrained(cls, path: str | Path = DINOV2_ID) -> "Dinov2Backbone":
         """Load a DINOv2 in float32 from a folder or hub id."""
-        return cls(Dinov2Model.from_pretrained(path, dtype=torch.float32), _short(path))
+        with opened("DINOv2", path) as source:
+            network = Dinov2Model.from_pretrained(source, dtype=torch.float32)
+        return cls(network, _short(path))
 
     def features(
         self, pixels: Float[Tensor, "batch 3 size size"]
@@ -201,8 +204,10 @@ class ClipBackbone(Backbone):
     @classmethod
     def from_pretrained(cls, path: str | Path = CLIP_SCORE_ID) -> "ClipBackbone":
         """Load a CLIP pair in float32 and its tokenizer from a folder or hub id."""
-        network = CLIPModel.from_pretrained(path, dtype=torch.float32)
-        return cls(network, CLIPTokenizer.from_pretrained(path), _short(path))
+        with opened("CLIP pair", path) as source:
+            network = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            tokenizer = CLIPTokenizer.from_pretrained(source)
+        return cls(network, tokenizer, _short(path))
 
     def features(
         self, pixels: Float[Tensor, "batch 3 size size"]

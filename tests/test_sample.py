@@ -267,7 +267,10 @@ MISTAKES = {
     "window": (["--prompt", "a", "--mask", "MASK", "--condition-window", "1", "0"], "below its"),
     "strength": (["--prompt", "a", "--mask", "MASK", "--strength", "0.5"], "without an image"),
     "region": (["--prompt", "a", "--mask", "MASK", "--image", "MASK", "--region", "x"], "x does"),
-    "parser": (["--prompt", "a", "--photo", "MASK", "--parser", "none"], "parser none cannot be"),
+    "parser": (
+        ["--prompt", "a", "--photo", "MASK", "--parser", "none"],
+        "face parser is named 'none'; there are: tiny-parser",
+    ),
     "best of": (["--prompt", "a", "--mask", "MASK", "--best-of", "3", "--num", "2"], "one face"),
     "lora": (["--prompt", "a", "--mask", "MASK", "--lora", "x.safetensors"], "does not exist"),
     "checkpoint": (["--prompt", "a", "--mask", "MASK", "--checkpoint", "x"], "without released"),

@@ -11,12 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
     "core.files",
     "core.digests",
-<<<<<<< HEAD
     "core.light_imports",
-=======
     "core.sources",
     "core.processes",
->>>>>>> 047aee6 (Find models by name in one place, with one set of messages)
     "command_line",
     "conditions",
     "model.released",

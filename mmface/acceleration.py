@@ -1,9 +1,8 @@
-"""The fast form of a pipeline: its first call compiles, those that follow take less time on a GPU.
+"""The fast form of a pipeline: the first call compiles, later calls take less time on a GPU.
 
-Nothing is approximated: the same numbers are computed in another order, and differ by rounding. The
-modulations become one layer, the blocks are compiled, a graph for each of the two kinds of blocks
-and for each shape, the VAE's weights lie as its convolutions read them, and on a GPU a step is one
-CUDA graph, which the host launches at once instead of kernel by kernel.
+Results differ by rounding only. The modulations become one layer, the blocks are compiled (once a
+kind of block and shape), the VAE's weights are stored channels-last, and on a GPU a step is one
+CUDA graph instead of separate kernel launches.
 """
 
 from collections import OrderedDict
@@ -19,17 +18,17 @@ from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 
 MAX_GRAPHS = 8
-"""Shapes of which a CUDA graph is kept; a batch of another shape replaces the one least in use."""
+"""CUDA graphs kept, one a shape; the least recently used is dropped."""
 
 MAX_SHAPES = 64
 """Shapes for which blocks are compiled in one process; the compiler's own limit is 8."""
 
 
 class Recording(Protocol):
-    """A run of a function that can be run again on what its inputs hold by then.
+    """A recorded function that runs again on the current contents of its inputs.
 
     Attributes:
-        output: What the last run gave.
+        output: The result of the last run.
     """
 
     output: Tensor
@@ -39,15 +38,15 @@ class Recording(Protocol):
 
 
 Record = Callable[[Callable[[], Tensor], Any], Recording]
-"""Records a function; the second argument is another recording to share memory with, or None."""
+"""Records a function; the second argument is a recording to share memory with, or None."""
 
 
 class CudaRecording:
     """A run of a function as a CUDA graph.
 
     Attributes:
-        output: What the last run gave.
-        graph: The graph; it holds the addresses of all that the function reads.
+        output: The result of the last run.
+        graph: The graph; it refers to the memory of all that the function reads.
     """
 
     def __init__(self, run: Callable[[], Tensor], beside: "CudaRecording | None") -> None:
@@ -55,20 +54,20 @@ class CudaRecording:
 
         Args:
             run: The function. It must not wait for the GPU.
-            beside: A recording whose memory for intermediate results is used, too, so that the two
-                never run at the same time; None takes memory of its own.
+            beside: A recording whose memory for intermediate results is shared, so the two must
+                never run at the same time; None for memory of its own.
 
         Raises:
             ValueError: If the function does not run on a GPU.
         """
-        # Compiles, fills caches and sets up libraries, none of which may happen under capture.
+        # Warm-up: compiling, caches and set-up of libraries must not happen during capture.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 self.output = run()
         if self.output.device.type != "cuda":
-            raise ValueError("A CUDA graph needs a model on a GPU; restore_pipeline takes it back.")
+            raise ValueError("A CUDA graph needs a model on a GPU; call restore_pipeline first.")
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         pool = None if beside is None else beside.graph.pool()
@@ -81,12 +80,12 @@ class CudaRecording:
 
 
 class Captured(NamedTuple):
-    """A recorded step, and the tensors that it reads.
+    """A recorded step and its input tensors.
 
     Attributes:
         recording: The step.
         inputs: Noisy latents, condition latents and text.
-        modulations: All modulations side by side.
+        modulations: All modulations, concatenated.
     """
 
     recording: Recording
@@ -94,26 +93,25 @@ class Captured(NamedTuple):
     modulations: Tensor
 
 
-class Fittings:
-    """What a recording has taken in of a model besides its inputs: modules, weights, adapters."""
+class ModelIdentity:
+    """Identity of the modules, weights and adapters that a recording has captured."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Look at a model."""
         self.modules = list(model.modules())
         self.adapters: list[Any] = [each for each in self.modules if "lora_A" in each._modules]
-        self.seen = self._look()
+        self.captured = self._identity()
 
-    def have_changed(self) -> bool:
-        """Whether the model is another one than it was; the numbers in its weights may be."""
-        return self._look() != self.seen
+    def has_changed(self) -> bool:
+        """Whether anything was replaced or moved; new values in the same memory do not count."""
+        return self._identity() != self.captured
 
-    def _look(self) -> list[Any]:
-        look: list[Any] = []
+    def _identity(self) -> list[Any]:
+        identity: list[Any] = []
         for module in self.modules:
-            look += module._modules.values()
-            look += [None if p is None else p.data_ptr() for p in module._parameters.values()]
-            look.append(is_hooked(module))
-        return look + [
+            identity += module._modules.values()
+            identity += [None if p is None else p.data_ptr() for p in module._parameters.values()]
+            identity.append(is_hooked(module))
+        return identity + [
             (dict(each.scaling), each.active_adapters, each.merged) for each in self.adapters
         ]
 
@@ -121,29 +119,28 @@ class Fittings:
 class CapturedDenoise:
     """`MMFaceDiT.denoise` as one recording a shape, for inference.
 
-    The inputs are copied into the recording's own tensors. Recordings are dropped when the model's
-    weights, modules or adapters are replaced or moved, and made anew by the next call. Autocast
-    plays no part: inputs are of the model's dtype.
+    Inputs are copied into the recording's own tensors. When weights, modules or adapters are
+    replaced or moved, recordings are dropped and the next call records again. Autocast is off.
     """
 
     def __init__(
         self, model: MMFaceDiT, record: Record = CudaRecording, max_graphs: int = MAX_GRAPHS
     ) -> None:
-        """Wrap the method of a model, whose blocks may be compiled.
+        """Wrap the method of a model; its blocks may be compiled.
 
         Args:
             model: The model, neither offloaded, quantized nor hooked.
             record: Makes a recording.
-            max_graphs: Shapes of which a recording is kept.
+            max_graphs: Recordings kept, one a shape.
         """
         check_plain(model)
         self.model, self.record, self.max_graphs = model, record, max_graphs
         self.captured: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
-        self.fittings = Fittings(model)
+        self.identity = ModelIdentity(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy has: all but the recordings, which are of this model's weights."""
-        return {**vars(self), "captured": OrderedDict(), "fittings": None}
+        """Leave out the recordings, which belong to this model's weights."""
+        return {**vars(self), "captured": OrderedDict(), "identity": None}
 
     @torch.no_grad()
     def __call__(
@@ -153,11 +150,11 @@ class CapturedDenoise:
         text: Float[Tensor, "batch text_tokens dim"],
         modulations: list[Tensor],
     ) -> Float[Tensor, "batch channels height width"]:
-        """Record on the first call with these shapes, and replay."""
-        if self.fittings is None or self.fittings.have_changed():
+        """Replay the recording for these shapes, made at their first call."""
+        if self.identity is None or self.identity.has_changed():
             self.captured.clear()
             check_plain(self.model)
-            self.fittings = Fittings(self.model)
+            self.identity = ModelIdentity(self.model)
         inputs = [noisy_latents, condition_latents, text]
         key = tuple((x.shape, x.dtype) for x in (*inputs, *modulations))
         if key not in self.captured:
@@ -184,42 +181,28 @@ class CapturedDenoise:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether something is run around a module's forward, such as offloading or a cache."""
+    """Whether a module has hooks, such as those of offloading or a cache."""
     return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def check_plain(model: MMFaceDiT) -> None:
-    """Raise ValueError unless a model computes with plain weights that stay where they are.
-
-    Args:
-        model: The model.
-
-    Raises:
-        ValueError: If it is offloaded, hooked or quantized.
-    """
+    """Raise ValueError if a model is offloaded, hooked or quantized."""
     if any(type(p) is not nn.Parameter or not p.is_floating_point() for p in model.parameters()):
         raise ValueError(
-            "The transformer is quantized or sharded, which the fast form does not take; load its "
-            "plain weights, in bfloat16 to save memory."
+            "The fast form does not support a quantized or sharded transformer; load plain "
+            "weights, in bfloat16 to save memory."
         )
     for name, module in model.named_modules():
         if is_hooked(module):
             raise ValueError(
                 f"The transformer has a hook ({name or 'on itself'}), by offloading or a cache, "
-                "which the fast form would not run; load the pipeline without offloading, and "
+                "which the fast form would skip; load the pipeline without offloading, and call "
                 "disable_cache() first."
             )
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ValueError unless torch.compile has what it needs on this machine.
-
-    Args:
-        device: Where the compiled code is to run.
-
-    Raises:
-        ValueError: If there is no C++ compiler for a CPU, or no Triton for a GPU.
-    """
+    """Raise ValueError if torch.compile lacks a C++ compiler, or Triton for a GPU."""
     # Seconds of imports that only this needs.
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -236,22 +219,21 @@ def check_compiler(device: torch.device) -> None:
 def accelerate_pipeline(
     pipeline: MMFacePipeline, compile_blocks: bool = True, capture: bool | None = None
 ) -> None:
-    """Put a pipeline into its fast form, for many calls of few shapes; `restore_pipeline` undoes.
+    """Put a pipeline into its fast form, for many calls of few shapes; undo: `restore_pipeline`.
 
-    Blocks are compiled at the first call, and again for each other number of rows (pictures, twice
-    with guidance), size or length of text, which takes seconds to a minute however deep the model
-    is: a further call of a shape is the fast one. On a CPU, where matrix products take nearly all
-    of the time, there is little to gain. Called again, the last call's arguments hold. Move the
-    pipeline to its device and load LoRAs before.
+    Blocks are compiled at the first call with each shape (number of rows, which guidance doubles,
+    picture size, text length): seconds to a minute, whatever the depth. On a CPU there is little to
+    gain. Calling this again replaces the arguments. Move the pipeline to its device and load LoRAs
+    before.
 
     Args:
         pipeline: The pipeline, changed in place.
         compile_blocks: Whether to compile.
-        capture: Whether to record steps as CUDA graphs; None does so on a GPU.
+        capture: Whether to record steps as CUDA graphs; None means on a GPU.
 
     Raises:
-        ValueError: If the transformer is offloaded, hooked or quantized, a compiler or the GPU is
-            missing; nothing has changed then.
+        ValueError: If the transformer is offloaded, hooked or quantized, or a compiler or the GPU
+            is missing; the pipeline is not changed then.
     """
     transformer, device = pipeline.transformer, pipeline.transformer.device
     check_plain(transformer)
@@ -261,11 +243,11 @@ def accelerate_pipeline(
     if compile_blocks:
         check_compiler(device)
     restore_pipeline(pipeline)
-    fuse_modulations(transformer)  # or not, if a LoRA changes them, which costs little
+    fuse_modulations(transformer)  # does nothing if a LoRA changes them
     transformer.eval()
     pipeline.vae.to(memory_format=torch.channels_last)
     if compile_blocks:
-        # One graph a shape and kind of block; the compiler gives up at its own limit of eight.
+        # One graph a shape and kind of block; torch stops compiling at 8 by default.
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
@@ -274,11 +256,7 @@ def accelerate_pipeline(
 
 
 def restore_pipeline(pipeline: MMFacePipeline) -> None:
-    """Take back `accelerate_pipeline`: a pipeline to train, adapt or move; eval mode stays.
-
-    Args:
-        pipeline: The pipeline, changed in place; one in its plain form stays as it is.
-    """
+    """Undo `accelerate_pipeline`, to train, adapt or move the pipeline; eval mode stays."""
     pipeline.transformer.__dict__.pop("denoise", None)
     for module in pipeline.transformer.modules():
         module.__dict__.pop("_compiled_call_impl", None)

@@ -1,4 +1,4 @@
-"""Pictures as starting points: a picture to vary, and the region of it that a call may change."""
+"""Pictures as starting points: variations, and regions outside of which nothing changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from mmface.conditions.pixels import image_pixels
 from mmface.inputs import check_number, one_each
 
 VARIATION_STRENGTH = 0.6
-"""Share of the steps that a variation takes where nobody says."""
+"""Default fraction of the steps that a variation runs."""
 
 FEATHER_PX = 4
-"""Width of the soft seam, which lies inside the region that is changed."""
+"""Width of the soft edge, inside the region that is changed."""
 
 Map = Float32[Tensor, "height width"]
 
 
 def checked_strength(image: object | None, strength: float | None, region: object | None) -> float:
-    """Give the share of the steps that a call takes, in (0, 1].
+    """Give the fraction of the steps that a call runs, in (0, 1].
 
     Args:
         image: The picture to start from, or None.
-        strength: What was asked for, or None.
+        strength: The requested fraction, or None.
         region: The part of the picture that may change, or None.
 
     Returns:
-        The strength, 1 without a picture.
+        The fraction; 1 without a picture.
 
     Raises:
-        ValueError: If there is a strength or a region but no picture, or if it is out of range.
+        ValueError: If a strength or a region is given without a picture, or is out of range.
     """
     if image is None:
         for name, value in (("strength", strength), ("region", region)):
@@ -58,7 +58,7 @@ def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 hei
         size: Height and width of the result in pixels.
 
     Returns:
-        Its pixels in [-1, 1]; a picture of this very size keeps each pixel as it is.
+        Pixels in [-1, 1], unchanged if the picture has this size already.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -70,15 +70,15 @@ def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 hei
 
 
 def load_region(source: Picture, size: tuple[int, int], name: str) -> Map:
-    """Read a region: white is inside, black and transparent outside, grey in between.
+    """Read a region: white is inside, black and transparent are outside, grey is partly inside.
 
     Args:
         source: A picture, or an array of bools or of 0..255.
         size: Height and width of the result in pixels, to which the middle is cropped.
-        name: What to call it in an error message.
+        name: Its name in error messages.
 
     Returns:
-        Its share of each pixel, in [0, 1].
+        How far each pixel is inside, in [0, 1].
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -89,26 +89,26 @@ def load_region(source: Picture, size: tuple[int, int], name: str) -> Map:
     rgb = flat_rgb(open_picture(source), "black")
     where = f"{name} ({picture_name(source)})"
     if rgb.max() == 0:
-        raise ValueError(f"{where} is all black: nothing lies in it; paint it white.")
+        raise ValueError(f"{where} is all black; paint the part that may change white.")
     if rgb.max() == 1:
         raise ValueError(f"{where} has no value above 1 of 255; give bools, or 255 for inside.")
     grey = Image.fromarray(rgb).convert("L")
     fitted = ImageOps.fit(grey, (size[1], size[0]), Image.Resampling.BILINEAR)
     region = torch.from_numpy(np.array(fitted)).float() / 255
     if not region.any():
-        raise ValueError(f"{where} is all black in the part that is left by the crop to the model.")
+        raise ValueError(f"{where} is all black after the crop to the model's aspect ratio.")
     return region
 
 
 def covered(region: Map, factor: int) -> Float32[Tensor, "latent_height latent_width"]:
-    """Shrink a region to latent pixels: its share of each of them, in [0, 1]."""
+    """Average a region over each latent pixel, in [0, 1]."""
     return F.avg_pool2d(region[None], factor)[0]
 
 
 def feathered(
     regions: Float32[Tensor, "batch 1 height width"], width_px: int = FEATHER_PX
 ) -> Float32[Tensor, "batch 1 height width"]:
-    """Soften regions' edges inwards: 0 stays 0, and 1 is reached `width_px` from the edge."""
+    """Soften regions' edges inwards: 0 at the edge, 1 from `width_px` inside."""
     mean, eroded = torch.zeros_like(regions), (regions > 0).float()
     for _ in range(width_px):
         mean = mean + eroded / width_px
@@ -118,7 +118,7 @@ def feathered(
 
 @dataclass(frozen=True)
 class KeptPicture:
-    """What of a call's pictures is given, and may have to stay.
+    """The given pictures of a call, and where they may change.
 
     Attributes:
         pixels: The given pictures, in [-1, 1].
@@ -136,11 +136,11 @@ class KeptPicture:
         count: int,
         size: tuple[int, int],
     ) -> "KeptPicture":
-        """Read the pictures of a call, and their regions if there are any.
+        """Read the pictures and the regions of a call.
 
         Args:
-            image: One for all prompts or one a prompt.
-            region: The same for regions; None for everywhere.
+            image: One for all prompts, or one a prompt.
+            region: One for all prompts, or one a prompt; None for everywhere.
             count: Number of prompts.
             size: Height and width in pixels.
 
@@ -175,7 +175,7 @@ class KeptPicture:
     def composite(
         self, made: Float32[Tensor, "pictures 3 height width"]
     ) -> Float32[Tensor, "pictures 3 height width"]:
-        """Lay what was made into the given pictures; outside the regions these stay exactly."""
+        """Paste the made pictures into the given ones, which stay exact outside the regions."""
         if self.regions is None:
             return made
         each = len(made) // len(self.pixels)

@@ -1,7 +1,7 @@
-"""What is alive in a device's memory at any moment of a call, with tensors that need not be there.
+"""Peak memory of a call, measured with tensors on the meta device.
 
-On the meta device tensors have shapes and no numbers, and the same code makes and frees the same
-storages there as on a GPU. So a model of any size is measured in a second, without its weights.
+Meta tensors have shapes but no values; code allocates and frees the same storages as on a GPU. So a
+model of any size is measured in a second, without its weights.
 """
 
 import weakref
@@ -18,15 +18,15 @@ from mmface.planner import DeviceRules
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive on a kind of device, and each phase's peak.
+    """Counts the bytes of all live storages on a device type, and the peak of each phase.
 
     Attributes:
-        live: The bytes at this moment.
+        live: The bytes now.
         peaks: The most bytes of each phase so far.
     """
 
     def __init__(self, device_type: str, known: Iterable[Tensor]) -> None:
-        """Start with nothing alive.
+        """Start at zero bytes.
 
         Args:
             device_type: `cpu`, `cuda` or `meta`.
@@ -40,7 +40,7 @@ class LiveBytes(TorchDispatchMode):
         self._storages = {id(storage): weakref.ref(storage) for storage in map(_storage, known)}
 
     def begin(self, phase: str) -> None:
-        """Count for a phase of this name from now on."""
+        """Start a phase."""
         self._phase = phase
         self._reach(self.live)
 
@@ -50,7 +50,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one operation, and count the storages that it made."""
+        """Run one operation, and count its new storages."""
         kwargs = kwargs or {}
         result = _without_numbers(func, args, kwargs)
         if result is NotImplemented:
@@ -75,7 +75,7 @@ class LiveBytes(TorchDispatchMode):
         self._reach(self.live)
 
     def beginning(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a function with which a phase begins."""
+        """Wrap a function so that a call starts a phase."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.begin(phase)
@@ -84,10 +84,9 @@ class LiveBytes(TorchDispatchMode):
         return call
 
     def once_a_shape(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Wrap a function that needs the same memory whenever its arguments have the same shapes.
+        """Wrap a function whose memory depends on its arguments' shapes alone.
 
-        On the meta device there is nothing to compute again: after the first call, the result is an
-        empty tensor, and the peak is the first one's above what is alive then.
+        Later calls with the same shapes return an empty tensor and reuse the measured peak.
         """
         found: dict[Any, tuple[int, Any]] = {}
 
@@ -109,7 +108,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _without_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Give what is read off a meta tensor, such as a scheduler's own table; any number will do."""
+    """Give a placeholder where values of a meta tensor are read, as schedulers do."""
     if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return NotImplemented
     if func is torch.ops.aten._local_scalar_dense.default:
@@ -126,16 +125,16 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 
 
 class KernelRules(DeviceRules):
-    """A GPU's rules, and what kernels hold besides their inputs and results while they compute.
+    """A GPU's rules, and the workspace of kernels beyond their inputs and results.
 
-    A convolution holds its input or its result, whichever is larger, once more in a layout of its
-    own, as oneDNN's does; cuDNN's depend on the algorithm. A linear layer of bitsandbytes holds,
-    with 4 bits (arXiv 2305.14314), its weight in the inputs' dtype; with 8 bits (arXiv 2208.07339),
-    the inputs in float16 and int8, and the products in int32.
+    A convolution copies the larger of input and result into its own layout, as oneDNN does; cuDNN
+    depends on the algorithm. A linear layer of bitsandbytes with 4 bits (arXiv 2305.14314) holds
+    its weight in the inputs' dtype; with 8 bits (arXiv 2208.07339), the inputs in float16 and int8,
+    and the products in int32.
     """
 
     def __init__(self, quantized: nn.Module, bits: str | None) -> None:
-        """Take over a network.
+        """Set the rules for a network.
 
         Args:
             quantized: The network whose linear layers are quantized.
@@ -148,7 +147,7 @@ class KernelRules(DeviceRules):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one function of torch, and make for a moment what it needs besides."""
+        """Run one function of torch, and allocate its workspace for a moment."""
         held: list[Tensor] = []
         if self.bits is not None and func is F.linear and id(args[1]) in self.weights:
             inputs, weight = args[:2]

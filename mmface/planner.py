@@ -1,9 +1,9 @@
-"""What a training run will take: memory by part, steps, disk and time, without running it.
+"""Memory by part, steps, disk and time of a training run, without running it.
 
-Everything is counted on the meta device, so no GPU, data or weights are needed. Activations are
-counted exactly: a network of small depth at full width runs forward under the rules of CUDA's
-autocast, a hook sees every tensor that autograd keeps, and what depth and batch add is linear in
-each. That count is of the eager blocks; compiled ones keep less, so for them it is an upper bound.
+Everything is counted on the meta device: no GPU, data or weights are needed. Activations are exact:
+a shallow network of full width runs forward under the rules of CUDA's autocast, a hook sees every
+tensor that autograd keeps, and the rest is linear in depth and batch. For compiled blocks, which
+keep less than eager ones, it is an upper bound.
 """
 
 import math
@@ -34,14 +34,13 @@ DEVICE_CONTEXT = 0.8e9
 
 
 class DeviceRules(TorchFunctionMode):
-    """Computes on meta tensors in the dtypes, and with the attention kernel, that a GPU would use.
+    """Uses the dtypes and the attention kernel of a GPU, on meta tensors.
 
-    Under bf16 autocast, products take bf16 and LayerNorm float32. Attention is a flash kernel,
-    which keeps no matrix of all pairs of tokens.
+    Under bf16 autocast, products are in bf16 and LayerNorm in float32. Attention is a flash kernel,
+    which stores no tokens x tokens matrix.
     """
 
     def __init__(self, bf16: bool) -> None:
-        """Choose bf16 autocast or plain float32."""
         super().__init__()
         self.bf16 = bf16
 
@@ -69,8 +68,8 @@ def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> in
     """Count the bytes that autograd and checkpoints keep of a forward pass, each storage once.
 
     Args:
-        network: the module; its own parameters are not counted, bf16 copies of them are.
-        inputs: what its forward takes; on the meta device nothing is computed.
+        network: the module; its parameters are not counted, bf16 copies of them are.
+        inputs: arguments of its forward, such as `meta_inputs`.
         bf16: whether it runs under bf16 autocast.
 
     Returns:
@@ -100,14 +99,14 @@ def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> in
 class Activations:
     """Bytes that autograd keeps, as `fixed + block_fixed x depth + (sample + block x depth) B`.
 
-    The last block keeps less than the others. What it keeps less is taken off the numbers of what
-    is outside the blocks, which may therefore be below zero.
+    The last block keeps less than the others. The difference is subtracted outside the blocks, so
+    `fixed` and `sample` may be negative.
 
     Attributes:
-        fixed: whatever the batch and the depth: embedders' and final layer's weight copies.
-        block_fixed: of a block, whatever the batch: bf16 copies of its weights.
-        sample: of a sample, outside the blocks.
-        block: of a sample in a block.
+        fixed: independent of batch and depth: weight copies of the embedders and the final layer.
+        block_fixed: a block, independent of the batch: bf16 copies of its weights.
+        sample: a sample, outside the blocks.
+        block: a sample in a block.
     """
 
     fixed: int
@@ -119,10 +118,10 @@ class Activations:
     def counted(
         cls, network: Any, image_size: int, bf16: bool, setting: float | str
     ) -> "Activations":
-        """Count at depths 2 and 3 and batches 2 and 3; a batch of 1 spares some copies.
+        """Count at depths 2 and 3 and batches 2 and 3; a batch of 1 skips some copies.
 
         Args:
-            network: the whole network, of which only class and config are read.
+            network: the whole network; only its class and config are used.
             image_size: side of the pictures in pixels.
             bf16: whether it runs under bf16 autocast.
             setting: 1 recomputes every block, 0 none; or "selective".
@@ -165,9 +164,9 @@ def activation_peak(
 ) -> tuple[int, int]:
     """Give bytes of activations and of bf16 weight copies at the peak of a step.
 
-    Recomputed blocks are the first ones (`recompute_blocks`). What a block keeps comes again while
-    its backward pass runs; the peak is the larger of the two ends of the backward pass. Autocast
-    holds its copies of all weights until the forward pass is over, kept by autograd or not.
+    The first blocks are recomputed (`recompute_blocks`): a block's activations exist again during
+    its backward pass, so the peak is at the start or at the end of the backward pass. Autocast
+    keeps copies of all weights until the end of the forward pass.
 
     Args:
         network: the whole network, on the meta device.

@@ -1,8 +1,7 @@
-"""What sampling will take of a device's memory, by phase, without weights and without a GPU.
+"""The device memory that sampling needs, by phase, without weights and without a GPU.
 
-The very call that samples is made on the meta device, and what is alive there is counted, so that a
-phase's need is read off and not estimated. What kernels use inside themselves and what an allocator
-leaves unused does not show; a constant stands for it.
+The sampling call itself runs on the meta device, where live storages are counted. Workspaces inside
+kernels and memory that the allocator leaves unused do not show; a constant is added for them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,8 +38,8 @@ RESIDENT = {
     DENOISING: ("VAE", "transformer"),
     DECODING: ("VAE",),
 }
-"""Which weights are on the device in each phase under --offload. The VAE, which encodes first,
-stays: what leaves when a component comes is the one before it in `model_cpu_offload_seq`."""
+"""Which weights are on the device in each phase under --offload. The VAE encodes first and stays,
+because a component is moved off only by the one after it in `model_cpu_offload_seq`."""
 _TRANSFORMERS = {
     each.__name__: each for each in (MMFaceDiT, SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT)
 }
@@ -49,11 +48,11 @@ _VAES = {each.__name__: each for each in get_args(Vae)}
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes that a phase of sampling has on the device.
+    """Bytes on the device in a phase of sampling.
 
     Attributes:
-        weights: Of the components that lie there.
-        activations: Of all else, at its peak.
+        weights: Of the components on the device.
+        activations: Of everything else, at its peak.
     """
 
     weights: int
@@ -67,15 +66,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What a call of the pipeline takes of a device's memory, in bytes.
+    """The device memory of a call of the pipeline, in bytes.
 
     Attributes:
         title: What is sampled, in words.
-        weights: Of each component, wherever it lies.
-        phases: What is on the device, phase by phase.
+        weights: Of each component, on the device or not.
+        phases: What is on the device, by phase.
         device_memory: What the device has, or None.
-        fitting_batch: The largest `max_batch` that fits in there, 0 if none does; None where it is
-            not known what the device has.
+        fitting_batch: The largest `max_batch` that fits, 0 if none does; None if `device_memory` is
+            None.
     """
 
     title: str
@@ -86,11 +85,11 @@ class SamplingPlan:
 
     @property
     def peak(self) -> int:
-        """The most that the device holds, with what is assumed for its context and workspaces."""
+        """Peak of all phases, plus the assumed context and workspaces."""
         return max(phase.total for phase in self.phases.values()) + int(DEVICE_CONTEXT)
 
     def table(self) -> str:
-        """Give everything as lines of text."""
+        """Format the plan as text."""
         lines = [self.title, ""]
         lines += [_line(f"weights: {name}", size) for name, size in self.weights.items()]
         lines += ["", f"{'':<34}{'weights':>9} + {'activations':>11} = {'GB':>9}"]
@@ -128,16 +127,16 @@ def plan_sampling(
     quantize: str | None = None,
     device_memory: int | None = None,
 ) -> SamplingPlan:
-    """Plan what `sample_requests` will do.
+    """Plan a call of `sample_requests`.
 
     Args:
         pipeline: The pipeline on the meta device, as `meta_pipeline` makes it.
         rows: As for `sample_requests`.
         seeds: As for `sample_requests`.
         max_batch: As for `sample_requests`.
-        offload: Whether only the components that compute are on the device.
+        offload: Whether only the component in use is on the device.
         quantize: `8bit` or `4bit` for the transformer's linear layers, None for neither.
-        device_memory: Bytes that the device has, to find the `max_batch` that fits; or None.
+        device_memory: Bytes of the device, to search the `max_batch` that fits; or None.
 
     Returns:
         The plan.
@@ -192,7 +191,7 @@ def _title(
 def stored_bytes(module: nn.Module, quantize: str | None = None) -> int:
     """Count the bytes of a component's weights and buffers.
 
-    Quantized to 8 bits, a linear layer has a float32 scale a row; to 4 bits, one a block of 64.
+    With 8 bits, a linear layer has a float32 scale a row; with 4 bits, one a block of 64.
 
     Args:
         module: The component.
@@ -218,7 +217,7 @@ def activation_peaks(
     max_batch: int | None = None,
     quantize: str | None = None,
 ) -> dict[str, int]:
-    """Make the call that samples, on the meta device, and measure it.
+    """Run the sampling call on the meta device and measure it.
 
     Args:
         pipeline: The pipeline on the meta device.
@@ -228,13 +227,13 @@ def activation_peaks(
         quantize: As for `plan_sampling`.
 
     Returns:
-        The most bytes that are alive in each phase, besides the weights.
+        The most live bytes of each phase, without the weights.
     """
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.transformer)
     live = LiveBytes("meta", (x for each in parts for x in (*each.parameters(), *each.buffers())))
     rules = KernelRules(pipeline.transformer, quantize)
     pipeline.set_progress_bar_config(disable=True)
-    arguments = call_arguments(rows, seeds) | {"cache": None}  # which decides by values
+    arguments = call_arguments(rows, seeds) | {"cache": None}  # a cache needs values
     with measured(pipeline, live), rules, live:
         pipeline(**arguments, max_batch=max_batch, output_type="pt")
     return live.peaks
@@ -242,11 +241,11 @@ def activation_peaks(
 
 @contextmanager
 def measured(pipeline: MMFacePipeline, live: LiveBytes) -> Iterator[None]:
-    """Let a pipeline's components say which phase of a call begins.
+    """Start the phases of a call in a counter as the pipeline's components are called.
 
     Args:
-        pipeline: The pipeline. On the meta device, the network is run once for each batch size.
-        live: What counts.
+        pipeline: The pipeline. On the meta device, the network runs once a batch size.
+        live: The counter.
 
     Yields:
         Nothing.
@@ -272,10 +271,10 @@ def measured(pipeline: MMFacePipeline, live: LiveBytes) -> Iterator[None]:
 
 
 def meta_pipeline(choice: ModelChoice) -> MMFacePipeline:
-    """Put a pipeline together on the meta device; of its files, only configs are read.
+    """Build a pipeline on the meta device, from its configs alone.
 
     Args:
-        choice: Which weights, in which arithmetic.
+        choice: The weights and their dtype.
 
     Returns:
         The pipeline.
@@ -344,5 +343,5 @@ def _of_released(choice: ModelChoice) -> MMFacePipeline:
 
 
 def _frozen(module: nn.Module, dtype: torch.dtype) -> Any:
-    # torch's own `to`: that of diffusers' models warns of float32 layers where there are none.
+    # torch's own `to`: diffusers' warns of float32 layers where there are none.
     return nn.Module.to(module, dtype).requires_grad_(False).eval()

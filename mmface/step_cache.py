@@ -1,9 +1,8 @@
 """Sampling with fewer blocks: diffusers' caches, set up for this network.
 
-From one step to the next, much of what the blocks add to the image tokens stays nearly the same. A
-cache remembers it, and leaves blocks out of some steps. One decision is made for all rows that are
-computed together, so that with a cache a picture depends, a little, on the batch that it is in;
-without one it depends on its seed alone. A call therefore has a cache only if it asks for it.
+What the blocks add to the image tokens changes little from step to step. A cache reuses it and
+skips blocks at some steps. It decides for a whole batch at once, so with a cache a picture depends
+slightly on its batch; without one, on its seed alone. A cache is therefore off by default.
 """
 
 import re
@@ -28,24 +27,19 @@ for _kind in (Block, FinalBlock, CrossAttentionBlock):
         TransformerBlockMetadata(
             return_hidden_states_index=0,
             return_encoder_hidden_states_index=1,
-            # The hooks ask for arguments by diffusers' names, which the blocks do not have.
+            # The hooks look up arguments by diffusers' names; our blocks have other names.
             _cached_parameter_indices={"hidden_states": 0, "encoder_hidden_states": 1},
         ),
     )
 
 
 class ComputedBlocks:
-    """Counts what the blocks of a network compute; a block that is left out counts nothing."""
+    """Counts the rows that a network's blocks compute; skipped blocks count nothing."""
 
     def __init__(self, transformer: MMFaceDiT) -> None:
-        """Start counting.
-
-        Args:
-            transformer: The network.
-        """
         blocks = transformer.blocks
         self._rows, self._depth = 0, len(blocks)
-        # Not on the block itself, which is called even where a cache answers for it.
+        # Not on the block itself, which is called even if a cache skips its computation.
         linears = [block.get_submodule("image.qkv") for block in blocks]
         self._handles = [linear.register_forward_pre_hook(self._add) for linear in linears]
 
@@ -54,7 +48,7 @@ class ComputedBlocks:
 
     @property
     def evaluations(self) -> float:
-        """Rows that went through all blocks; one through half of them is half a row."""
+        """Rows that went through all blocks; a row through half of the blocks counts half."""
         return self._rows / self._depth
 
     def close(self) -> None:
@@ -71,14 +65,14 @@ def _check_fits(transformer: MMFaceDiT) -> None:
     compiled = any(module._compiled_call_impl is not None for module in transformer.modules())
     if compiled or "denoise" in vars(transformer):
         raise ValueError(
-            "A cache decides at each step anew which blocks run, which a compiled network cannot; "
-            "take the compiled form back, or leave the cache out."
+            "A cache chooses at each step which blocks run, which a compiled network cannot; call "
+            "restore_pipeline first, or leave the cache out."
         )
 
 
 @dataclass(frozen=True)
 class StepCache(ABC):
-    """What one step of a call remembers for the next ones."""
+    """A way to reuse results of one step of a call in the next ones."""
 
     @abstractmethod
     def config(self, depth: int, shares: Sequence[float]) -> Any:
@@ -86,7 +80,7 @@ class StepCache(ABC):
 
         Args:
             depth: Number of the network's blocks.
-            shares: Of each call to come, the share of the way's steps before it, in [0, 1).
+            shares: Of each call to come, the fraction of the schedule completed, in [0, 1).
 
         Returns:
             What `enable_cache` takes.
@@ -98,13 +92,13 @@ class StepCache(ABC):
 
     @contextmanager
     def enabled(self, transformer: MMFaceDiT) -> Iterator[ComputedBlocks]:
-        """Let blocks be left out inside, from the first `restart` on; nothing stays after it.
+        """Allow blocks to be skipped inside, from the first `restart` on; clean up afterwards.
 
         Args:
             transformer: The network.
 
         Yields:
-            The count of what is computed.
+            The counter of computed rows.
 
         Raises:
             ValueError: If the network has one block only, a cache of its own, or compiled parts.
@@ -124,10 +118,10 @@ class StepCache(ABC):
                     delattr(block, name)
 
     def restart(self, transformer: MMFaceDiT, shares: Sequence[float]) -> None:
-        """Remember nothing, and begin anew.
+        """Forget everything and start a new schedule.
 
-        Each call from now on must lie in a `transformer.cache_context`, whose name says for which
-        part of the rows it is.
+        From now on each call must be inside a `transformer.cache_context`, named after the part of
+        the rows that it computes.
 
         Args:
             transformer: The network.
@@ -140,13 +134,12 @@ class StepCache(ABC):
 
 @dataclass(frozen=True)
 class FirstBlockCache(StepCache):
-    """Computes the first block, and the others only if it says something new.
+    """Computes the first block, and the others only if its output has changed enough.
 
-    What the other blocks added at the last step that computed them is added again as long as the
-    first block's own part has changed by less than the threshold since then.
+    Otherwise the residual of the other blocks from the last full step is added again.
 
     Attributes:
-        threshold: Mean change over mean size, 0 or more; 0 leaves no block out.
+        threshold: Relative change (mean change over mean size), 0 or more; 0 skips nothing.
     """
 
     threshold: float = 0.05
@@ -164,13 +157,13 @@ class FirstBlockCache(StepCache):
 class TaylorSeer(StepCache):
     """Computes the blocks at some steps, and extrapolates between them (arXiv 2503.06923).
 
-    What the last block gives is extrapolated in the step's number by a Taylor series of divided
-    differences; the blocks before it are left out. The final layer hears the true time.
+    The last block's output is extrapolated over the step number by a Taylor series of divided
+    differences. The final layer still gets the true time.
 
     Attributes:
-        interval: One step in so many is computed; 1 leaves no block out.
-        warmup: So many first steps are all computed.
-        order: Order of the series: 0 repeats, 1 goes straight on.
+        interval: One step in this many is computed; 1 skips nothing.
+        warmup: Number of first steps that are all computed.
+        order: Order of the series: 0 repeats, 1 is linear.
     """
 
     interval: int = 3
@@ -198,19 +191,19 @@ class TaylorSeer(StepCache):
 
 @dataclass(frozen=True)
 class MagCache(StepCache):
-    """Leaves blocks out while a curve says that their part keeps its size (arXiv 2506.09045).
+    """Skips blocks while a measured curve says that their residual keeps its size (2506.09045).
 
-    The curve belongs to a model, its solver, number of steps and guidance. To measure one, call
+    The curve belongs to a model, solver, number of steps and guidance. To measure one, call
     `pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=50))` with
-    diffusers' class, sample with 50 Euler steps, and take what is printed.
+    diffusers' class, sample with 50 Euler steps, and take the printed numbers.
 
     Attributes:
-        ratios: Size of what the blocks add at a call over its size at the call before, at even
-            places of the way.
-        threshold: How far the product of ratios may lead away from 1, summed over the calls that
-            are left out in a row; 0 or more.
-        max_skips: The most calls that are left out in a row.
-        retention: Share of the way, from its start, in which no block is left out.
+        ratios: Size of the blocks' residual over its size one call before, at even intervals of
+            the schedule.
+        threshold: Largest accumulated deviation of the product of ratios from 1 over consecutive
+            skipped calls; 0 or more.
+        max_skips: Most calls skipped in a row.
+        retention: Fraction of the schedule, from its start, in which nothing is skipped.
     """
 
     ratios: Sequence[float]
@@ -244,21 +237,11 @@ CACHES: Mapping[str, Callable[[], StepCache]] = {
     "first-block": FirstBlockCache,
     "taylor-seer": TaylorSeer,
 }
-"""The caches that need nothing but a name."""
+"""The caches that work with default settings, by name."""
 
 
 def cache_named(name: str) -> StepCache:
-    """Build the cache of this name.
-
-    Args:
-        name: A key of `CACHES`.
-
-    Returns:
-        A cache with its default settings.
-
-    Raises:
-        ValueError: If there is no cache of this name.
-    """
+    """Build the cache of this name in `CACHES`, or raise ValueError."""
     if name not in CACHES:
         raise ValueError(f"there is no cache {name!r}; choose one of {', '.join(CACHES)}.")
     return CACHES[name]()

@@ -232,7 +232,7 @@ def test_what_cannot_be_cached_is_refused(face_mask):
         one("a", face_mask, cache=FirstBlockCache(), **FAST)
     compiled = build_pipeline()
     compiled.transformer.compile_repeated_blocks()
-    with pytest.raises(ValueError, match="take the compiled form back"):
+    with pytest.raises(ValueError, match="call restore_pipeline first"):
         compiled("a", face_mask, cache=FirstBlockCache(), **FAST)
 
 

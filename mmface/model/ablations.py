@@ -7,11 +7,11 @@
     Model-4  MMFaceDiT           yes                 yes           yes    SD2, latent_channels=4
     Model-5  MMFaceDiT           yes                 yes           yes    FLUX
 
-All of them are called, trained, saved and sampled as MMFaceDiT is. Where the paper is silent, this
-is what they do:
+All of them are called, trained, saved and sampled as MMFaceDiT is. Our choices where the paper does
+not say:
 
 - Without RoPE, image tokens carry the fixed 2D sine-cosine table of DiT (arXiv 2212.09748), added
-  once after the patch embedding. Text tokens carry no position: CLIP has put its own in already.
+  once after the patch embedding. Text tokens get no position: CLIP's features carry it.
 - Without the dual stream, the prompt enters as in a plain text-to-image DiT: pooled through the
   global condition, and token by token through a cross-attention in each block, between
   self-attention and MLP. That cross-attention is not modulated, and its output projection starts at
@@ -49,7 +49,7 @@ from mmface.model.transformer import (
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the finished table
 def sincos_table(*key: int | torch.device) -> Float[Tensor, "image_tokens dim"]:
-    """Give the table of `make_sincos_table`, which is made once for its arguments and shared."""
+    """Give the table of `make_sincos_table`, cached by its arguments."""
     return make_sincos_table(*key)
 
 
@@ -58,7 +58,7 @@ def make_sincos_table(
     rows: int, columns: int, hidden_size: int, device: torch.device
 ) -> Float[Tensor, "image_tokens dim"]:
     """Make the fixed 2D sine-cosine positions of a grid, row by row, float32."""
-    # A table first asked for under inference_mode must still serve training afterwards.
+    # So that a table made under inference_mode can be used in training later.
     with torch.inference_mode(False), torch.device("cpu"):
         places = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy")
         grid = torch.stack(places).reshape(2, 1, rows, columns)  # the column first, as in DiT
@@ -67,10 +67,10 @@ def make_sincos_table(
 
 
 class SinCosMMFaceDiT(MMFaceDiT):
-    """Model-3: MMFaceDiT with a fixed sine-cosine table in the place of rotary positions.
+    """Model-3: MMFaceDiT with a fixed sine-cosine table instead of rotary positions.
 
-    Without arguments, the size of Table 3 on SD2's latents. The blocks are MMFaceDiT's own; their
-    rotation turns by nothing.
+    Without arguments, the size of Table 3 on SD2's latents. The blocks are MMFaceDiT's own, with
+    rotation angles of zero.
 
     Args:
         latent_channels: Channels C of the VAE's latents.
@@ -113,7 +113,7 @@ class SinCosMMFaceDiT(MMFaceDiT):
         )
 
     def place(self, image: Image, grid: tuple[int, ...], num_text: int) -> tuple[Image, Rotation]:
-        """Add each image token's place to the token; no token is rotated."""
+        """Add the table to the image tokens; the rotation is by zero."""
         table = sincos_table(*grid, image.shape[-1], image.device).to(image.dtype)
         num_tokens, num_pairs = image.shape[1] + num_text, self.head_dim // 2
         cos = torch.ones(num_tokens, 1, num_pairs, device=image.device)
@@ -121,7 +121,7 @@ class SinCosMMFaceDiT(MMFaceDiT):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens ask, text tokens answer; the output projection starts at zero."""
+    """Attention from image to text tokens; the output projection starts at zero."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class CrossAttention(nn.Module):
         self.out = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, image: Image, text: Text) -> Image:
-        """Give what each image token gathers from the text."""
+        """Give the update of each image token, [B, N, D]."""
         query = self.query(F.layer_norm(image, image.shape[-1:], eps=1e-6))
         query = rearrange(query, "b n (heads d) -> b n heads d", heads=self.num_heads)
         layout = "b l (two heads d) -> b l two heads d"
@@ -152,7 +152,7 @@ class CrossAttentionBlock(nn.Module):
     def forward(
         self, image: Image, text: Text, modulation: Tensor, rotation: Rotation
     ) -> tuple[Image, Text]:
-        """Update the image; `modulation` is [B, 6 D], and the text returns as it came."""
+        """Update the image; `modulation` is [B, 6 D], and the text is returned unchanged."""
         attention, mlp = Modulation.split(modulation, sites=2)
         query, key, value = self.image.project(image, attention)
         own_rotation = rotation[:, : image.shape[1]]  # image tokens lead the table
@@ -176,7 +176,7 @@ class SingleStreamDiT(SinCosMMFaceDiT):
     sites: ClassVar = 2  # of modulation, in a block
 
     def initialize_weights(self) -> None:
-        """Initialize as MMFaceDiT, and every cross-attention as two projections and a zero."""
+        """Initialize as MMFaceDiT; of cross-attention, key and value apart, the output as zero."""
         super().initialize_weights()
         for cross in (module for module in self.modules() if isinstance(module, CrossAttention)):
             for part in cross.key_value.weight.chunk(2):
@@ -187,7 +187,7 @@ class SingleStreamDiT(SinCosMMFaceDiT):
 class UnimodalDiT(SingleStreamDiT):
     """Model-1: `SingleStreamDiT` without a modality embedder, trained on one modality.
 
-    The modality that it is called with is not read. Without arguments, the size of Table 3.
+    `forward` ignores the modality. Without arguments, the size of Table 3.
 
     Args:
         latent_channels: Channels C of the VAE's latents.

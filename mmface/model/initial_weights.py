@@ -1,4 +1,4 @@
-"""Weights to start a training from: our own, the authors', or those of the other objective."""
+"""Weights to start a training from, ours or the authors', also of the other objective."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
 
     Args:
         transformer: the model that takes them; its objective and text positions are kept.
-        source: the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout,
-            which does not tell its objective and is taken for one of the model's own.
+        source: the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout, which
+            is assumed to have been trained with the model's objective.
 
     Raises:
         FileNotFoundError: if there is no such folder or file.
@@ -31,7 +31,7 @@ def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
     if path.is_dir():
         saved = type(transformer).from_pretrained(path, use_safetensors=True)
         heads = saved.config.num_heads
-        if heads != own.num_heads:  # which no shape tells
+        if heads != own.num_heads:  # which shapes do not show
             raise ValueError(
                 f"init_from: {path} has {heads} heads, the model {own.num_heads}; "
                 "set model.num_heads."
@@ -48,23 +48,21 @@ def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
 
 
 def translate_objective(model: MMFaceDiT, objective: str) -> None:
-    """Make weights that were trained with one objective a start for another, in place.
+    """Adapt weights trained with one objective as a start for another, in place.
 
-    The two count time the other way round and ask for noise with opposite signs: untouched weights
-    would take noise for data. So the time embedding is refitted by least squares, such that a
-    timestep of the new objective is embedded as the old one's timestep of the same signal-to-noise
-    ratio was, and the output is negated where the sign of its noise differs.
+    The two count time in opposite directions and predict noise with opposite signs. So the time
+    embedding is refitted by least squares: a timestep of the new objective is embedded as the old
+    objective's timestep of the same signal-to-noise ratio. The output is negated if signs differ.
 
     Args:
-        model: the weights, with the objective that they were trained with in the config, which
-            stays as it is.
+        model: the weights; the config names their old objective and is not changed.
         objective: name of the new objective; nothing happens if it is the same.
     """
     old, new = objective_named(model.config.objective), objective_named(objective)
     if old.name == new.name:
         return
     steps = torch.arange(NUM_TRAIN_TIMESTEPS, dtype=torch.float32)
-    # The signal's share rises with time in the one and falls in the other: numpy wants it rising.
+    # np.interp needs an increasing share; it decreases with time for one of the objectives.
     share, order = old.signal_share(steps).sort()
     same_noise = np.interp(new.signal_share(steps), share, steps[order]).astype(np.float32)
     first, _, last = model.time_mlp
@@ -73,7 +71,7 @@ def translate_objective(model: MMFaceDiT, objective: str) -> None:
         wanted = time_embedding(model, torch.from_numpy(same_noise))
         hidden = F.silu(first(model.frequencies(steps)))
         inputs = torch.cat((hidden, torch.ones(len(steps), 1)), dim=1)
-        # gelsd, because neighbouring timesteps look so alike that the inputs lack full rank.
+        # gelsd: neighbouring timesteps are so similar that the inputs lack full rank.
         fit = torch.linalg.lstsq(inputs.double(), wanted.double(), driver="gelsd").solution
         last.weight.copy_(fit[:-1].T)
         last.bias.copy_(fit[-1])

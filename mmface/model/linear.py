@@ -19,9 +19,9 @@ HAS_WIDE_ONEDNN = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether this CPU gains by oneDNN, and torch was built with its linear operator."""
+"""Whether oneDNN is faster on this CPU, and torch was built with its linear operator."""
 WORTH_IT = 2**21
-"""Multiplications of a product above which that outweighs 17 us more for a call."""
+"""Multiplications above which oneDNN's speed outweighs 17 us more a call."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,10 +31,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-# The compiler takes the weights of torch's operator for constants, and asks nothing of this one.
+# The compiler would treat the weights of torch's own operator as constants.
 @torch.library.custom_op("mmface::product", mutates_args=())
 def opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Give x W^T + b by oneDNN, which the compiler does not look into."""
+    """Give x W^T + b by oneDNN, as one operator to the compiler."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -48,14 +48,14 @@ class OneDnnLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply, and keep what the gradients need."""
+        """Multiply, and save what the backward pass needs."""
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Give the gradients of input, weight and bias, as far as they are asked for."""
+        """Give the gradients of input, weight and bias that are asked for."""
         x, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad

@@ -1,8 +1,7 @@
-"""The modulations of all blocks: a layer a block in training, and one for all of them in inference.
+"""The fast form of the blocks' modulations: one linear layer for all blocks, for inference.
 
-A third of the paper's weights turn the global condition into shifts, scales and gates. As one layer
-they take one matrix product where there were 28. Its state dict is that of the layers, under their
-names, so that whoever saves or loads weights sees no difference.
+A third of the paper's weights turn the global condition into shifts, scales and gates: one matrix
+product instead of 28. The state dict keeps the names of separate layers, so saved files are equal.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ Vector = Float[Tensor, "batch dim"]
 
 
 class PackedModulations(Linear):
-    """All layers of `BlockModulations` as the rows of one."""
+    """All layers of `BlockModulations`, stacked as the rows of one."""
 
     def __init__(
         self,
@@ -29,16 +28,15 @@ class PackedModulations(Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Set up one layer of `depth * size` rows."""
         super().__init__(in_features, depth * size, device=device, dtype=dtype)
         self.size, self.depth = size, depth
 
     def forward(self, activated: Vector) -> list[Tensor]:  # type: ignore[override]
-        """Give each block's modulation, in order; they are parts of one tensor."""
+        """Give each block's modulation, in order, as views of one tensor."""
         return list(super().forward(activated).split(self.size, dim=-1))
 
     def layers(self) -> BlockModulations:
-        """Give a layer for each block, whose weights are rows of this one's, in the same memory."""
+        """Give one layer a block, whose weights are views of this one's rows."""
         with torch.device("meta"):
             layers = BlockModulations(
                 Linear(self.in_features, self.size) for _ in range(self.depth)
@@ -51,7 +49,7 @@ class PackedModulations(Linear):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """Save the rows as the layers that they are, each under its own name."""
+        """Save the rows of each block as a layer of its own."""
         for index, layer in enumerate(self.layers()):
             layer._save_to_state_dict(destination, f"{prefix}{index}.", keep_vars)
 
@@ -65,7 +63,7 @@ class PackedModulations(Linear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load the layers into the rows, and report what does not fit as they do."""
+        """Load separate layers into the rows, with the errors that separate layers report."""
         layers = self.layers()
         faults = (strict, missing_keys, unexpected_keys, error_msgs)
         for index, layer in enumerate(layers):
@@ -75,25 +73,24 @@ class PackedModulations(Linear):
             named = (name for name in state_dict if name.startswith(prefix))
             unexpected_keys += [name for name in named if name.rpartition(".")[0] not in known]
         if local_metadata.get("assign_to_params_buffers"):
-            # The layers hold the tensors that came, and are rows of this one's no more.
+            # The layers now hold the loaded tensors, which are no views of this one's rows.
             for name, own in list(self.named_parameters()):
                 rows = torch.cat([getattr(layer, name).detach() for layer in layers])
                 setattr(self, name, nn.Parameter(rows, own.requires_grad))
 
 
 def fuse_modulations(model: nn.Module) -> bool:
-    """Make the modulations of a model's blocks one layer, for inference.
+    """Stack the modulations of a model's blocks into one layer, for inference.
 
-    The weights are moved, not copied: while that goes on there is room for them twice, afterwards
-    once. An optimizer that was made before knows the old ones only.
+    The weights are moved: memory holds them twice meanwhile, once afterwards. An optimizer made
+    before still refers to the old parameters.
 
     Args:
         model: An `MMFaceDiT` or a variant of it, changed in place.
 
     Returns:
-        Whether they are one layer now. They are not, and nothing has changed, if an adapter or a
-        quantizer has put other layers in their place, or they differ in dtype, device or in
-        whether they are trained.
+        Whether they are one layer now. Nothing changes if an adapter or a quantizer has replaced
+        them, or if they differ in dtype, device or `requires_grad`.
     """
     if isinstance(model.block_modulations, PackedModulations):
         return True
@@ -111,17 +108,13 @@ def fuse_modulations(model: nn.Module) -> bool:
     del parameters, first
     layers.reverse()
     for rows in packed.layers():
-        layer = layers.pop()  # and with it goes its memory
+        layer = layers.pop()  # frees its memory after this turn
         rows.load_state_dict(layer.state_dict())
     return True
 
 
 def unfuse_modulations(model: nn.Module) -> None:
-    """Take back `fuse_modulations`: a layer a block, with memory of its own, ready to be trained.
-
-    Args:
-        model: The model, changed in place; one that is not fused stays as it is.
-    """
+    """Undo `fuse_modulations`: one trainable layer a block, with memory of its own."""
     packed = model.block_modulations
     if isinstance(packed, PackedModulations):
         layers = packed.layers()

@@ -1,7 +1,7 @@
 """Gradient checkpointing of a network's blocks: memory against time.
 
-Either a share of the blocks is recomputed whole, or every block selectively: matrix products and
-attention are kept, and what is cheap to redo (norms, rotations, gates, GELU) is not.
+Either a fraction of the blocks is recomputed whole, or every block selectively: results of matrix
+products and attention are kept, those of norms, rotations, gates and GELU are computed again.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,49 +36,37 @@ def _kept_operators() -> list[Any]:
 
 
 KEPT = _kept_operators()
-"""What selective recomputation keeps: matrix products and attention, all that is dear to redo."""
+"""Operators whose results selective recomputation keeps: matrix products and attention."""
 
 
 def checkpoint_whole(block: nn.Module, *arguments: Any) -> Any:
-    """Run a block so that the backward pass recomputes all of it from its inputs.
-
-    Args:
-        block: The block.
-        *arguments: What its forward takes.
-
-    Returns:
-        What its forward returns.
-    """
+    """Run a block so that the backward pass recomputes all of it from its inputs."""
     return checkpoint(block, *arguments, use_reentrant=False)
 
 
 def selective_checkpoint(block: nn.Module, *arguments: Any) -> Any:
     """Run a block so that the backward pass recomputes norms, rotations, gates and GELU alone.
 
-    Of about 27 vectors of width D that a token leaves in each block, about 10 stay. For
-    `MMFaceDiT.enable_gradient_checkpointing(selective_checkpoint)`.
-
-    Args:
-        block: The block.
-        *arguments: What its forward takes.
-
-    Returns:
-        What its forward returns.
+    Per token and block about 10 vectors of width D are kept instead of 27. Pass it to
+    `MMFaceDiT.enable_gradient_checkpointing`.
     """
     contexts = partial(create_selective_checkpoint_contexts, KEPT)
     return checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
 
 
 def num_recomputed(depth: int, setting: float | str) -> int:
-    """How many of `depth` blocks a setting recomputes, whole or selectively.
+    """Give how many of `depth` blocks a setting recomputes, whole or selectively.
 
     Args:
         depth: number of blocks.
-        setting: true for all, false for none, a share of them in [0, 1], or "selective", which is
-            all; anything else raises ValueError.
+        setting: true for all, false for none, a fraction in [0, 1] (rounded up to whole blocks), or
+            "selective" for all.
 
     Returns:
-        The number, a share's rounded up.
+        The number of blocks.
+
+    Raises:
+        ValueError: if the setting is none of these.
     """
     if setting == SELECTIVE:
         return depth
@@ -91,10 +79,10 @@ def num_recomputed(depth: int, setting: float | str) -> int:
 
 
 def recompute_blocks(network: Any, setting: float | str, compiled: bool = False) -> None:
-    """Have blocks recomputed in the backward pass instead of kept from the forward.
+    """Recompute blocks in the backward pass instead of keeping their activations. No value changes.
 
-    A share's blocks are the first ones: when the backward pass reaches them, what the later blocks
-    had kept is free, so that a block's recomputation does not add to the peak. No value changes.
+    A fraction takes the first blocks: when the backward pass reaches them, the later blocks'
+    activations are freed already, so recomputing one does not raise the peak.
 
     Args:
         network: a diffusers model with `blocks`, such as MMFaceDiT.
@@ -104,7 +92,7 @@ def recompute_blocks(network: Any, setting: float | str, compiled: bool = False)
     recomputed = set(network.blocks[: num_recomputed(len(network.blocks), setting)])
     run_recomputed: Callable[..., Any] = checkpoint_whole
     if setting == SELECTIVE:
-        # The compiler must see what is to be kept: no operator shows from outside its code.
+        # Compiled together with the block: selection by operator does not see into compiled code.
         run_recomputed = torch.compile(selective_checkpoint) if compiled else selective_checkpoint
 
     def run(block: nn.Module, *args: Any) -> Any:
@@ -117,13 +105,12 @@ def recompute_blocks(network: Any, setting: float | str, compiled: bool = False)
 
 
 class KeptResults(TorchDispatchMode):
-    """Remembers where the results of `KEPT` operators lie, without holding them.
+    """Records the storages of the results of `KEPT` operators, without keeping them alive.
 
-    What selective recomputation holds is not autograd's, whose hooks do not show it.
+    Autograd's saved-tensor hooks do not show what selective recomputation keeps.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
         super().__init__()
         self.results: list[tuple[StorageWeakRef, int, int]] = []
 
@@ -140,5 +127,5 @@ class KeptResults(TorchDispatchMode):
 
     @property
     def alive(self) -> dict[int, int]:
-        """Bytes of each result that something still holds, by the number of its storage."""
+        """Bytes of each result that is still alive, by the id of its storage."""
         return {number: size for held, number, size in self.results if not held.expired()}

@@ -1,10 +1,10 @@
 """The table between the released MMFace-DiT state-dict names and ours, both ways.
 
-The authors publish one safetensors file a model. Its tensors and ours hold the same numbers: ours
-are the same tensors under other names, with each stream's query, key and value projections stacked
-in that order into one (`qkv`). So the translation is exact in both directions and keeps the dtype.
+The authors publish one safetensors file a model. Our tensors are the same under other names, with
+each stream's query, key and value projections stacked into one (`qkv`). The translation is exact in
+both directions and keeps the dtype.
 
-Sizes in the table, all read from the tensors themselves:
+Sizes in the table, read from the tensors:
     D  width            C  latent channels    p  patch size    T  text width
     H  hidden width of the MLPs               M  modalities    N  number of blocks
 """
@@ -22,59 +22,59 @@ WEIGHTS_NAME = "dit_model_weights_ema.safetensors"
 """The file that each released checkpoint folder carries."""
 
 
-class Row(NamedTuple):
-    """One tensor of ours, the released tensors stacked in it, and the shape of each of those."""
+class NamePair(NamedTuple):
+    """A tensor of ours, the released tensors stacked in it, and the shape of each of those."""
 
     ours: str
     released: tuple[str, ...]
     shape: str
 
 
-_MODEL_ROWS = (
-    Row("patch_embedder.weight", ("x_embedder.proj.weight",), "D 2C p p"),
-    Row("patch_embedder.bias", ("x_embedder.proj.bias",), "D"),
-    Row("time_mlp.0.weight", ("t_embedder.mlp.0.weight",), "D 256"),
-    Row("time_mlp.0.bias", ("t_embedder.mlp.0.bias",), "D"),
-    Row("time_mlp.2.weight", ("t_embedder.mlp.2.weight",), "D D"),
-    Row("time_mlp.2.bias", ("t_embedder.mlp.2.bias",), "D"),
-    Row("null_pooled", ("c_embedder.null_feature_pooled",), "T"),
-    Row("pooled_embedder.weight", ("c_embedder.proj.weight",), "D T"),
-    Row("pooled_embedder.bias", ("c_embedder.proj.bias",), "D"),
-    Row("text_embedder.weight", ("clip_seq_proj.weight",), "D T"),
-    Row("text_embedder.bias", ("clip_seq_proj.bias",), "D"),
-    Row("modality_embedder.weight", ("modality_embedder.weight",), "M D"),
-    Row("final_linear.weight", ("final_layer.linear.weight",), "ppC D"),
-    Row("final_linear.bias", ("final_layer.linear.bias",), "ppC"),
-    Row("final_modulation.weight", ("final_layer.adaLN_modulation.1.weight",), "2D D"),
-    Row("final_modulation.bias", ("final_layer.adaLN_modulation.1.bias",), "2D"),
+_MODEL_NAMES = (
+    NamePair("patch_embedder.weight", ("x_embedder.proj.weight",), "D 2C p p"),
+    NamePair("patch_embedder.bias", ("x_embedder.proj.bias",), "D"),
+    NamePair("time_mlp.0.weight", ("t_embedder.mlp.0.weight",), "D 256"),
+    NamePair("time_mlp.0.bias", ("t_embedder.mlp.0.bias",), "D"),
+    NamePair("time_mlp.2.weight", ("t_embedder.mlp.2.weight",), "D D"),
+    NamePair("time_mlp.2.bias", ("t_embedder.mlp.2.bias",), "D"),
+    NamePair("null_pooled", ("c_embedder.null_feature_pooled",), "T"),
+    NamePair("pooled_embedder.weight", ("c_embedder.proj.weight",), "D T"),
+    NamePair("pooled_embedder.bias", ("c_embedder.proj.bias",), "D"),
+    NamePair("text_embedder.weight", ("clip_seq_proj.weight",), "D T"),
+    NamePair("text_embedder.bias", ("clip_seq_proj.bias",), "D"),
+    NamePair("modality_embedder.weight", ("modality_embedder.weight",), "M D"),
+    NamePair("final_linear.weight", ("final_layer.linear.weight",), "ppC D"),
+    NamePair("final_linear.bias", ("final_layer.linear.bias",), "ppC"),
+    NamePair("final_modulation.weight", ("final_layer.adaLN_modulation.1.weight",), "2D D"),
+    NamePair("final_modulation.bias", ("final_layer.adaLN_modulation.1.bias",), "2D"),
 )
 
 
-def _stream_rows(ours: str, attention: str, mlp: str) -> tuple[Row, ...]:
-    """Rows of one stream of a block; `attention` and `mlp` are its released suffixes."""
+def _stream_names(ours: str, attention: str, mlp: str) -> tuple[NamePair, ...]:
+    """Names of one stream of a block; `attention` and `mlp` are its released suffixes."""
     qkv = tuple(f"blocks.{{n}}.attn.to_{part}{attention}.weight" for part in "qkv")
     return (
-        Row(f"blocks.{{n}}.{ours}.qkv.weight", qkv, "D D"),
-        Row(
+        NamePair(f"blocks.{{n}}.{ours}.qkv.weight", qkv, "D D"),
+        NamePair(
             f"blocks.{{n}}.{ours}.out.weight",
             (f"blocks.{{n}}.attn.to_out{attention}.weight",),
             "D D",
         ),
-        Row(f"blocks.{{n}}.{ours}.mlp.0.weight", (f"blocks.{{n}}.mlp_{mlp}.0.weight",), "H D"),
-        Row(f"blocks.{{n}}.{ours}.mlp.0.bias", (f"blocks.{{n}}.mlp_{mlp}.0.bias",), "H"),
-        Row(f"blocks.{{n}}.{ours}.mlp.2.weight", (f"blocks.{{n}}.mlp_{mlp}.2.weight",), "D H"),
-        Row(f"blocks.{{n}}.{ours}.mlp.2.bias", (f"blocks.{{n}}.mlp_{mlp}.2.bias",), "D"),
+        NamePair(f"blocks.{{n}}.{ours}.mlp.0.weight", (f"blocks.{{n}}.mlp_{mlp}.0.weight",), "H D"),
+        NamePair(f"blocks.{{n}}.{ours}.mlp.0.bias", (f"blocks.{{n}}.mlp_{mlp}.0.bias",), "H"),
+        NamePair(f"blocks.{{n}}.{ours}.mlp.2.weight", (f"blocks.{{n}}.mlp_{mlp}.2.weight",), "D H"),
+        NamePair(f"blocks.{{n}}.{ours}.mlp.2.bias", (f"blocks.{{n}}.mlp_{mlp}.2.bias",), "D"),
     )
 
 
-_BLOCK_ROWS = (
-    *_stream_rows("image", attention="", mlp="i"),
-    *_stream_rows("text", attention="_t", mlp="t"),
-    Row("block_modulations.{n}.weight", ("blocks.{n}.adaLN_modulation.1.weight",), "12D D"),
-    Row("block_modulations.{n}.bias", ("blocks.{n}.adaLN_modulation.1.bias",), "12D"),
+_BLOCK_NAMES = (
+    *_stream_names("image", attention="", mlp="i"),
+    *_stream_names("text", attention="_t", mlp="t"),
+    NamePair("block_modulations.{n}.weight", ("blocks.{n}.adaLN_modulation.1.weight",), "12D D"),
+    NamePair("block_modulations.{n}.bias", ("blocks.{n}.adaLN_modulation.1.bias",), "12D"),
 )
 
-# The tensors that tell the sizes, and the number of dimensions that each must have for that.
+# The tensors from which sizes are read, and the number of dimensions that each must have.
 _ANCHORS = {
     "x_embedder.proj.weight": 4,
     "clip_seq_proj.weight": 2,
@@ -83,23 +83,21 @@ _ANCHORS = {
 }
 
 
-def table(depth: int) -> list[Row]:
+def table(depth: int) -> list[NamePair]:
     """List every tensor of a model of `depth` blocks."""
-    rows = list(_MODEL_ROWS)
+    pairs = list(_MODEL_NAMES)
     for n in range(depth):
-        for ours, released, shape in _BLOCK_ROWS:
-            rows.append(Row(ours.format(n=n), tuple(name.format(n=n) for name in released), shape))
-    return rows
+        for ours, released, shape in _BLOCK_NAMES:
+            pairs.append(
+                NamePair(ours.format(n=n), tuple(name.format(n=n) for name in released), shape)
+            )
+    return pairs
 
 
 def from_released(
     source: str | Path | Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Translate released weights to ours.
-
-    A path that does not exist raises FileNotFoundError. A file that is not safetensors, or whose
-    tensors are not those of a released model, raises ValueError; it lists the names that are
-    missing, unexpected or of the wrong shape.
 
     Args:
         source: A released safetensors file, a folder that holds one, or a state dict.
@@ -108,18 +106,22 @@ def from_released(
         The constructor arguments of `MMFaceDiT` that the tensors determine (all sizes except the
         number of heads), and the state dict under our names, in the dtype it came in. Tensors that
         need no stacking share memory with a state dict that was passed in.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If these are not the tensors of a released model; the message lists which.
     """
     state = dict(source) if isinstance(source, Mapping) else _load(Path(source))
     for prefix in ("module.", "_orig_mod."):  # left by DistributedDataParallel and torch.compile
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     config = _infer_config(state)
-    rows = table(config["depth"])
+    pairs = table(config["depth"])
     _check(state, released_shapes(**config))
     ours = {}
-    for row in rows:
-        parts = [state[name] for name in row.released]
-        ours[row.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    for pair in pairs:
+        parts = [state[name] for name in pair.released]
+        ours[pair.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
     return config, ours
 
 
@@ -134,9 +136,9 @@ def to_released(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
         The released state dict. Every tensor has memory of its own, as safetensors asks for.
     """
     released: dict[str, Tensor] = {}
-    for row in table(depth):
-        parts = state[row.ours].detach().chunk(len(row.released))
-        released |= {name: part.clone() for name, part in zip(row.released, parts, strict=True)}
+    for pair in table(depth):
+        parts = state[pair.ours].detach().chunk(len(pair.released))
+        released |= {name: part.clone() for name, part in zip(pair.released, parts, strict=True)}
     return released
 
 
@@ -163,9 +165,9 @@ def released_shapes(
         "256": 256,
     }
     return {
-        name: tuple(sizes[symbol] for symbol in row.shape.split())
-        for row in table(depth)
-        for name in row.released
+        name: tuple(sizes[symbol] for symbol in pair.shape.split())
+        for pair in table(depth)
+        for name in pair.released
     }
 
 
@@ -191,7 +193,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read every size from the shapes of `state`, or say which tensors that tell them are unfit."""
+    """Read every size from the shapes of `state`."""
     unfit = [
         name for name, ndim in _ANCHORS.items() if name not in state or state[name].ndim != ndim
     ]

@@ -56,7 +56,7 @@ def rotary_angles(positions: Tensor, dim: int, theta: str) -> Float[Tensor, "tok
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the finished table
 def joint_rotation(*key: int | str | tuple[int, ...] | torch.device) -> Rotation:
-    """Give the table of `make_rotation`, which is made once for its arguments and then shared."""
+    """Give the table of `make_rotation`, cached by its arguments."""
     return make_rotation(*key)
 
 
@@ -66,10 +66,10 @@ def make_rotation(
 ) -> Rotation:
     """Make cosine and sine, float32, for all tokens: image tokens row by row, then text (3.2).
 
-    An image token's row turns the first half of the head dim and its column the second half; a
-    text token's position turns the whole.
+    The first half of the head dim rotates by an image token's row, the second half by its column;
+    all of it rotates by a text token's position.
     """
-    # A table first asked for under inference_mode must still serve training afterwards.
+    # So that a table made under inference_mode can be used in training later.
     with torch.inference_mode(False), torch.device("cpu"):
         row, column = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).unbind(1)
         axes = [rotary_angles(positions, head_dim // 2, theta) for positions in (row, column)]
@@ -79,7 +79,7 @@ def make_rotation(
 
 
 def rotate(x: Heads, rotation: Rotation) -> Heads:
-    """Turn each pair (2k, 2k+1) of `x` by its angle, in float32 at least; the dtype is kept."""
+    """Rotate each pair (2k, 2k+1) of `x` by its angle, in float32 or wider; the dtype is kept."""
     pairs = (x.float() if x.dtype.itemsize < 4 else x).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # the compiler fuses real numbers, and not complex ones
         (cos, sin), (even, odd) = rotation, pairs.unbind(-1)
@@ -90,7 +90,7 @@ def rotate(x: Heads, rotation: Rotation) -> Heads:
 
 
 class Modulation(NamedTuple):
-    """What AdaLN does at one of a block's sites; each is [B, 1, D]."""
+    """Shift, scale and gate at one site of a block, each [B, 1, D]."""
 
     shift: Tensor
     scale: Tensor
@@ -115,7 +115,7 @@ def joint_attention(
     """Attend over all tokens: softmax(RoPE(Q) RoPE(K)^T / sqrt(d)) V (section 3.2).
 
     Each argument holds the image's part, then the text's; `queries` may hold the image's alone.
-    What each stream in `queries` gathered returns as [B, tokens, D].
+    Returns [B, tokens, D] for each stream in `queries`.
     """
     query, key, value = (torch.cat(tuple(streams), 1) for streams in (queries, keys, values))
     query, key = rotate(query, rotation[:, : query.shape[1]]), rotate(key, rotation)  # image first
@@ -174,11 +174,11 @@ class Block(nn.Module):
 
 
 class FinalBlock(Block):
-    """The last block: it reads the text as keys and values but makes no update nobody would read.
+    """The last block: it attends to the text but skips the unused text update.
 
-    The text's output projection and MLP are kept to fit the released weights, but never run. They
-    are frozen, so that every trainable parameter takes part in each step, as data parallel training
-    asks. The text's query and last four modulations are rows of read tensors: their gradient is 0.
+    The text's output projection and MLP exist to fit the released weights and never run. They are
+    frozen, because data parallel training needs a gradient for every trainable parameter. The
+    text's query and last four modulations are rows of tensors in use: their gradient is 0.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
@@ -189,7 +189,7 @@ class FinalBlock(Block):
     def forward(
         self, image: Image, text: Text, modulation: Tensor, rotation: Rotation
     ) -> tuple[Image, Text]:
-        """Update the image; the text returns as it came."""
+        """Update the image; the text is returned unchanged."""
         image_attention, image_mlp, text_attention, _ = Modulation.split(modulation)
         query, *image_kv = self.image.project(image, image_attention)
         _, *text_kv = self.text.project(text, text_attention)  # the query costs 0.06 % of a step
@@ -210,7 +210,7 @@ class BlockModulations(nn.ModuleList):
 
 
 def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
-    """Lay patches out as latents; a patch is ordered row, column, channel, the channel fastest."""
+    """Turn tokens into latents; a patch is ordered row, column, channel, the channel fastest."""
     layout, (rows, columns) = "b (rows columns) (p q c) -> b c (rows p) (columns q)", grid
     return rearrange(patches, layout, rows=rows, columns=columns, p=size, q=size)
 
@@ -218,9 +218,9 @@ def unpatchify(patches: Tokens, grid: tuple[int, ...], size: int) -> Latents:
 class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
     """The MMFace-DiT network; without arguments, the paper's 1,345,298,624 parameters.
 
-    `null_pooled`, the release's learned stand-in for the pooled embedding of dropped text, is not
-    read by `forward` and is frozen for the reason given at `FinalBlock`. A training that writes it
-    into `pooled_text` can thaw it with `requires_grad_(True)`. Misfit sizes raise ValueError.
+    `null_pooled` is the release's learned pooled embedding of dropped text. `forward` does not read
+    it, so it is frozen (see `FinalBlock`); a training that puts it into `pooled_text` can set
+    `requires_grad_(True)`. Sizes that do not fit raise ValueError.
 
     Args:
         latent_channels: Channels C of the VAE's latents.
@@ -264,7 +264,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
             raise ValueError(f"text_rope must be in {[*TEXT_POSITIONS]}, got {text_rope!r}.")
         self.gradient_checkpointing = False
         self.head_dim, self.patch_size = hidden_size // num_heads, patch_size
-        self.theta = repr(rope_theta)  # text, since compiled code may take a float for a variable
+        self.theta = repr(rope_theta)  # text: torch.compile may vary a float
         width, modulation_size = hidden_size, 3 * self.sites * hidden_size
         self.patch_embedder = nn.Conv2d(2 * latent_channels, width, patch_size, patch_size)
         self.text_embedder = Linear(text_dim, width)
@@ -309,7 +309,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         return [*self.block_modulations(activated), self.final_modulation(activated)]
 
     def place(self, image: Image, grid: tuple[int, ...], num_text: int) -> tuple[Image, Rotation]:
-        """Tell tokens their places: here by the rotation of queries and keys alone (3.2)."""
+        """Give position to tokens: here by rotating queries and keys alone (3.2)."""
         text = TEXT_POSITIONS[self.config["text_rope"]](index(num_text))
         return image, joint_rotation(*grid, text, index(self.head_dim), self.theta, image.device)
 
@@ -322,16 +322,19 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
     ) -> Latents:
         """Run the network on embedded text and the result of `modulations`; see `forward`."""
         image = self.patch_embedder(torch.cat((noisy_latents, condition_latents), dim=1))
-        # index() makes compiled code specialize on the sizes, as a table has one.
+        # index() makes compiled code specialize on the sizes, for which the table is made.
         grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
         # Contiguous: torch 2.13 compiles wrong gradients for strided tokens on a CPU.
         image = rearrange(image, "b d rows columns -> b (rows columns) d").contiguous()
         image, rotation = self.place(image, grid, text.shape[1])
         *block_modulations, final_modulation = modulations
-        anew = torch.is_grad_enabled() and self.gradient_checkpointing
+        recompute = torch.is_grad_enabled() and self.gradient_checkpointing
         for block, modulation in zip(self.blocks, block_modulations, strict=True):
-            args = (block, image, text, modulation, rotation)
-            image, text = self._gradient_checkpointing_func(*args) if anew else block(*args[1:])
+            inputs = (image, text, modulation, rotation)
+            if recompute:
+                image, text = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                image, text = block(*inputs)
         shift, scale = final_modulation.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, D] each
         patches = self.final_linear(modulated_norm(image, shift, scale))  # [B, N, p * p * C]
         return unpatchify(patches, grid, self.patch_size)  # [B, C, h, w]
@@ -378,14 +381,14 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         `-rfm` are "rectified_flow", the others "min_snr_diffusion". See `released.from_released`.
         """
         sizes, state = released.from_released(path_or_state_dict)
-        with torch.device("meta"):  # no time spent on weights that are about to be replaced
+        with torch.device("meta"):  # skips the initialization of weights that are replaced below
             model = cls(**sizes, num_heads=num_heads, text_rope="none", objective=objective)
         own = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in state.items()}
         model.load_state_dict(own, assign=True)
         return model.eval()
 
     def to_released(self) -> dict[str, Tensor]:
-        """Give the weights under the released names; that code runs them with text_rope="none"."""
+        """Give the weights under the released names; the released code has text_rope="none"."""
         return released.to_released(self.state_dict(), len(self.blocks))
 
     def _check_config(self) -> None:
@@ -397,7 +400,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
             raise ValueError(f"2D RoPE: hidden_size / num_heads must divide by 4, got {head_dim}.")
 
     def _check(self, *inputs: Tensor) -> None:
-        """Compare the shapes of `forward`'s inputs, without a look at their values."""
+        """Check the shapes of `forward`'s inputs."""
         config, latents, batch = self.config, inputs[0].shape, inputs[0].shape[:1]
         expected = {
             "noisy_latents": (*batch, config.latent_channels, "height", "width"),

@@ -29,6 +29,7 @@ from mmface.conditions import LABELS
 from mmface.conditions.pixels import image_pixels
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
+from mmface.objectives.losses import summed
 from mmface.training_task import TrainingTask, cast_copy
 
 _LATENT_ENDS = ("encoder.conv_out", "decoder.conv_in")  # of an AutoencoderKL
@@ -110,16 +111,20 @@ class Autoencoding(TrainingTask):
         down, across = down.abs() * weights[..., 1:, :], across.abs() * weights[..., 1:]
         edge_loss = down.mean((1, 2, 3)) + across.mean((1, 2, 3))
         kl = posterior.kl() / posterior.mean[0].numel()
-        loss = pixel_loss + self.edge_weight * edge_loss + self.kl_weight * kl
-        return {"loss": loss, "l1": error.abs().mean((1, 2, 3)).detach(), "kl": kl.detach()}
+        terms = {
+            "pixels": pixel_loss,
+            "edges": self.edge_weight * edge_loss,
+            "kl": self.kl_weight * kl,
+        }
+        return summed(terms) | {"l1": error.abs().mean((1, 2, 3)).detach()}
 
-    def export(self, trained: AutoencoderKL, folder: Path) -> None:
+    def export(self, product: AutoencoderKL, folder: Path) -> None:
         """Save a diffusers AutoencoderKL folder whose config normalises the latents."""
-        mean, std = self._latent_statistics(trained)
-        trained.register_to_config(
+        mean, std = self._latent_statistics(product)
+        product.register_to_config(
             latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0
         )
-        cast_copy(trained, self.export_dtype).save_pretrained(folder)
+        cast_copy(product, self.export_dtype).save_pretrained(folder)
 
     @torch.no_grad()
     def _latent_statistics(self, vae: AutoencoderKL, num_faces: int = 256) -> tuple[Tensor, Tensor]:
@@ -171,11 +176,12 @@ class Parsing(TrainingTask):
         present = truth.sum((2, 3)) > 0
         dice = ((1 - 2 * overlap / total) * present).sum(1) / present.sum(1)
         correct = (logits.argmax(1) == labels).float().mean((1, 2))
-        return {"loss": entropy + 0.5 * dice, "pixel_accuracy": correct.detach()}
+        terms = {"entropy": entropy, "dice": 0.5 * dice}
+        return summed(terms) | {"pixel_accuracy": correct.detach()}
 
-    def export(self, trained: SegformerModel, folder: Path) -> None:
+    def export(self, product: SegformerModel, folder: Path) -> None:
         """Save a transformers SegFormer folder, with how it wants its pictures."""
-        cast_copy(trained, self.export_dtype).save_pretrained(folder)
+        cast_copy(product, self.export_dtype).save_pretrained(folder)
         half = [0.5] * 3  # its pixels are in [-1, 1]
         SegformerImageProcessorPil(
             size={"height": self.size_px, "width": self.size_px}, image_mean=half, image_std=half
@@ -234,11 +240,12 @@ class Contrasting(TrainingTask):
         by_text = F.cross_entropy(logits, target, reduction="none")
         by_image = F.cross_entropy(logits.T, target, reduction="none")
         correct = target.gather(1, logits.argmax(1, keepdim=True))[:, 0] > 0
-        return {"loss": (by_text + by_image) / 2, "accuracy": correct.float()}
+        terms = {"by_text": by_text / 2, "by_image": by_image / 2}
+        return summed(terms) | {"accuracy": correct.float()}
 
-    def export(self, trained: CLIPModel, folder: Path) -> None:
+    def export(self, product: CLIPModel, folder: Path) -> None:
         """Save the pair in `clip/`, and what a pipeline needs in `text_encoder/`, `tokenizer/`."""
-        pair = cast_copy(trained, self.export_dtype)
+        pair = cast_copy(product, self.export_dtype)
         pair.save_pretrained(folder / "clip")
         pair.text_model.save_pretrained(folder / "text_encoder")
         for name in ("clip", "tokenizer"):

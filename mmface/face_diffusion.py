@@ -12,6 +12,7 @@ from mmface.conditions import condition_kinds
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.data.keyed import Samples
 from mmface.data.latents import check_store
+from mmface.data.mixed import MixedSamples
 from mmface.data.samples import LatentSamples
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.example_rows import sample_examples
@@ -104,8 +105,10 @@ class FaceDiffusion(TrainingTask):
 
     def check_samples(self, samples: Samples) -> None:
         """Refuse latents of another VAE or of another size; see `check_store`."""
-        if isinstance(samples, LatentSamples):
-            check_store(samples.store, self.vae, self.image_size)
+        parts = samples.streams.values() if isinstance(samples, MixedSamples) else [samples]
+        for part in parts:
+            if isinstance(part, LatentSamples):
+                check_store(part.store, self.vae, self.image_size)
 
     def initialize(self) -> None:
         """Load the weights to start from, if there are any; see `load_initial_weights`."""
@@ -143,17 +146,17 @@ class FaceDiffusion(TrainingTask):
         inputs = (latents, latents, time, tokens, tokens[:, 0], modality)
         return training_flops(network, inputs)
 
-    def preview(self, trained: MMFaceDiT, folder: Path, step: int) -> None:
+    def preview(self, product: MMFaceDiT, folder: Path, step: int) -> None:
         """Sample every example with two fixed seeds into one labelled grid."""
-        pipeline = self._pipeline(trained)
+        pipeline = self._pipeline(product)
         pipeline.set_progress_bar_config(disable=True)
         rows = sample_examples(pipeline, self.examples, PREVIEW_SEEDS, PREVIEW_STEPS)
         titles = [f"step {step}, seed {seed}" for seed in PREVIEW_SEEDS]
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 
-    def check_export(self, trained: MMFaceDiT) -> None:
+    def check_export(self, product: MMFaceDiT) -> None:
         """Put the pipeline together, and write every config of it and the card into memory."""
-        for component in self._pipeline(trained).components.values():
+        for component in self._pipeline(product).components.values():
             # diffusers' models write their own config, transformers' have one that does.
             writers: list[Any] = [component, getattr(component, "config", None)]
             for writer in writers:
@@ -161,9 +164,9 @@ class FaceDiffusion(TrainingTask):
                     writer.to_json_string()
         self._card(RunFacts(steps=0, global_batch_size=1, num_items=1))
 
-    def export(self, trained: MMFaceDiT, folder: Path) -> None:
+    def export(self, product: MMFaceDiT, folder: Path) -> None:
         """Save a complete MMFacePipeline folder, every component in the export dtype."""
-        pipeline = self._pipeline(trained)
+        pipeline = self._pipeline(product)
         models = {n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
         pipeline.register_modules(**{n: cast_copy(m, self.export_dtype) for n, m in models.items()})
         pipeline.save_pretrained(folder)

@@ -21,20 +21,29 @@ TO_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 WHOLE = StateDictOptions(full_state_dict=True)
 
 
-def gather_weights(trained: nn.Module, average: ExponentialAverage) -> dict[str, dict[str, Tensor]]:
+def gather_weights(
+    trained: nn.Module, product: nn.Module, average: ExponentialAverage
+) -> dict[str, dict[str, Tensor]]:
     """Give `model` and `ema`: raw and averaged weights on the CPU; every process takes part.
 
-    What is not trained, such as buffers, is the same in both.
-
     Args:
-        trained: the module under training.
-        average: its average.
+        trained: the module under training, whose raw weights are given.
+        product: the module that is averaged: the same, or a part of it.
+        average: the product's average.
 
     Returns:
         Both by name; on other processes than the main one they may be incomplete.
     """
     model: dict[str, Any] = get_model_state_dict(trained, options=TO_CPU)
-    return {"model": model, "ema": model | average.state()}
+    if product is trained:  # gathered once
+        return {"model": model, "ema": model | average.state()}
+    return {"model": model, "ema": gather_average(product, average)}
+
+
+def gather_average(product: nn.Module, average: ExponentialAverage) -> dict[str, Any]:
+    """Give the product's averaged weights, and what of it is not trained, as `gather_weights`."""
+    whole: dict[str, Any] = get_model_state_dict(product, options=TO_CPU)
+    return whole | average.state()
 
 
 def gather_moments(trained: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -53,7 +62,7 @@ def restore(
         checkpoint: the checkpoint's folder.
         trained: the module under training.
         optimizer: its optimizer.
-        average: its average.
+        average: the product's average.
 
     Returns:
         What the checkpoint's `state.json` holds.

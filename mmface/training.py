@@ -26,7 +26,8 @@ from tqdm import tqdm
 from mmface import checkpoints
 from mmface.core.files import locked, sweep, written_aside
 from mmface.core.processes import Processes, computes_on_cpu
-from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, Samples
+from mmface.data.keyed import Samples
+from mmface.data.mixed import keyed_loader
 from mmface.loss_curve import save_loss_curve
 from mmface.metering import (
     LossMeter,
@@ -45,7 +46,7 @@ from mmface.optimization import (
     parameter_groups,
 )
 from mmface.recipe import Cadence, Hardware, Recipe
-from mmface.run_state import gather_moments, gather_weights, restore
+from mmface.run_state import gather_average, gather_moments, gather_weights, restore
 from mmface.training_task import RunFacts, TrainingTask
 
 EVERY_20_STEPS = Cadence()
@@ -118,7 +119,7 @@ class Trainer:
                 self.accelerator.print(line, file=sys.stderr)
         check_master_weights(task.trained)
         # Whole and on the CPU, whatever becomes of the weights under training.
-        self.product = copy.deepcopy(task.trained) if self.accelerator.is_main_process else None
+        self.product = copy.deepcopy(task.product) if self.accelerator.is_main_process else None
         self.task = task.to(self.accelerator.device)
         self._leave_frozen_parts_whole()
         groups = parameter_groups(task.trained)
@@ -126,7 +127,7 @@ class Trainer:
         # Not prepared: accelerate would step it once for every process.
         self.schedule = schedule(self.optimizer.optimizer)
         self.average = ExponentialAverage(
-            task.trained, recipe.ema_decay, recipe.ema_every, hardware.average_on_cpu
+            task.product, recipe.ema_decay, recipe.ema_every, hardware.average_on_cpu
         )
         self.step = 0
         self.skipped_in_a_row, self.skipped = 0, 0
@@ -249,7 +250,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of this step, complete or not at all; every process takes part."""
-        weights = gather_weights(self.task.trained, self.average)
+        weights = gather_weights(self.task.trained, self.task.product, self.average)
         moments = gather_moments(self.task.trained, self.optimizer.optimizer)
         state = {
             "step": self.step,
@@ -279,7 +280,7 @@ class Trainer:
 
     def export(self) -> Path:
         """Write the product with the averaged weights to `export/`, complete or not at all."""
-        averaged = gather_weights(self.task.trained, self.average)["ema"]
+        averaged = gather_average(self.task.product, self.average)
         return self.processes.on_main(lambda: self._export(averaged))
 
     def _export(self, state: Mapping[str, Tensor]) -> Path:
@@ -305,8 +306,8 @@ class Trainer:
         return self.product.to(self.accelerator.device).eval()
 
     def _check_output(self) -> None:
-        trained = num_bytes(self.task.trained)
-        checkpoint = 2 * trained + optimizer_bytes(self.optimizer.optimizer)
+        weights = num_bytes(self.task.trained) + num_bytes(self.task.product)
+        checkpoint = weights + optimizer_bytes(self.optimizer.optimizer)
         self.checkpoints.check_room(checkpoint, export_bytes=num_bytes(self.task))
         self.task.check_export(self.product)
 
@@ -314,7 +315,7 @@ class Trainer:
         save_loss_curve(self.metrics.read(), self.output_dir / "loss.png")
 
     def _preview(self) -> None:
-        averaged = gather_weights(self.task.trained, self.average)["ema"]
+        averaged = gather_average(self.task.product, self.average)
         folder = self.output_dir / "previews"
 
         def draw() -> None:
@@ -374,29 +375,26 @@ class Trainer:
         return self.recipe.global_batch_size // (self.recipe.micro_batch_size * processes)
 
     def _loader(self) -> DataLoader[dict[str, Any]]:
-        sampler = GlobalBatchSampler(
-            len(self.samples),
+        # Not prepared: each process already gets its own share.
+        return keyed_loader(
+            self.samples,
+            self.recipe.seed,
             self.recipe.global_batch_size,
             self.recipe.micro_batch_size,
             range(self.step, self.recipe.total_steps),
-            self.recipe.seed,
             self.accelerator.process_index,
             self.accelerator.num_processes,
-        )
-        # Not prepared: the sampler already gives each process its own share.
-        return DataLoader(
-            KeyedDataset(self.samples, self.recipe.seed),
-            batch_sampler=sampler,
             num_workers=self.hardware.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
-    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        device = self.accelerator.device
-        return {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+    def _to_device(self, value: Any) -> Any:
+        """Move the tensors of a batch, or of a batch of batches."""
+        if isinstance(value, dict):
+            return {name: self._to_device(part) for name, part in value.items()}
+        if isinstance(value, Tensor):
+            return value.to(self.accelerator.device, non_blocking=True)
+        return value
 
     def _leave_frozen_parts_whole(self) -> None:
         """Keep FSDP from sharding what is not trained: previews use it on one process."""

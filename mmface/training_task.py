@@ -41,11 +41,17 @@ class TrainingTask(nn.Module, ABC):
     The trainer wraps and calls the task itself.
 
     Attributes:
-        trained: the nn.Module whose weights are trained, averaged and exported. Everything else
-            in the task is frozen and stays in eval mode.
+        trained: the nn.Module whose weights are trained and checkpointed. Everything else in the
+            task is frozen and stays in eval mode; it may have `trained` inside, as a frozen
+            network has its adapter.
     """
 
     trained: Any
+
+    @property
+    def product(self) -> Any:
+        """The nn.Module that is averaged, shown and exported: `trained`, or a part of it."""
+        return self.trained
 
     def check_samples(self, samples: Samples) -> None:
         """Refuse samples that the task is not for, with a ValueError; the default takes all."""
@@ -55,7 +61,11 @@ class TrainingTask(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
-        """Per-sample losses, float32 and unreduced; the one named `loss` is minimised."""
+        """Per-sample losses, float32 and unreduced; the one named `loss` is minimised.
+
+        Its terms go along as `loss/<name>`, see `objectives.losses.summed`. Under
+        `SeparateStreams`, the batch holds one of each stream, and `loss` all their samples.
+        """
 
     def subsets(self, batch: Mapping[str, Any]) -> dict[str, Bool[Tensor, " batch"]]:
         """Named parts of a batch whose mean loss is logged; the same names for every batch."""
@@ -65,15 +75,15 @@ class TrainingTask(nn.Module, ABC):
         """FLOPs of one sample's forward and backward pass, or None if they are not counted."""
         return None
 
-    def preview(self, trained: Any, folder: Path, step: int) -> None:
-        """Write pictures of what given weights do; the default task has nothing to show."""
+    def preview(self, product: Any, folder: Path, step: int) -> None:
+        """Write pictures of what a copy of the product does; the default has nothing to show."""
 
-    def check_export(self, trained: Any) -> None:
+    def check_export(self, product: Any) -> None:
         """Raise now what `export` would raise after the last step; the default finds nothing."""
 
     @abstractmethod
-    def export(self, trained: Any, folder: Path) -> None:
-        """Write the finished product with the given weights into a folder."""
+    def export(self, product: Any, folder: Path) -> None:
+        """Write a copy of the product, with its averaged weights, into a folder."""
 
     def describe(self, folder: Path, facts: RunFacts) -> None:
         """Add a model card to the product in a folder; the default adds none."""

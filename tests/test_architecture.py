@@ -46,6 +46,7 @@ READING_ORDER = [
     "example_rows",
     "data.store",
     "data.keyed",
+    "data.mixed",
     "data.manifest",
     "data.importers",
     "data.pictures",

@@ -35,6 +35,9 @@ def losses_of(task, samples, steps=30, lr=3e-3):
     for _ in range(steps):
         result = task(batch)
         assert result["loss"].shape == (6,)
+        terms = [term for name, term in result.items() if name.startswith("loss/")]
+        assert len(terms) > 1
+        torch.testing.assert_close(torch.stack(terms).sum(0), result["loss"].detach())
         result["loss"].mean().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -13,7 +13,12 @@ from dead_writers import killed_while_writing
 
 from mmface.conditions import LABELS, flip_labels
 from mmface.core.digests import values_sha256
-from mmface.data.keyed import GlobalBatchSampler, KeyedDataset, keyed_generator
+from mmface.data.keyed import (
+    GlobalBatchSampler,
+    KeyedDataset,
+    ShuffledEpochs,
+    keyed_generator,
+)
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import HELD_OUT_SEED, RenderedPictures, StoredPictures
 from mmface.data.samples import (
@@ -368,7 +373,7 @@ def test_small_parts_weigh_more_and_the_mean_is_one():
 @pytest.mark.parametrize("micro", [1, 2])
 def test_global_batches_do_not_depend_on_processes(processes, micro):
     def batches(micro, process, processes, steps=range(9)):
-        return list(GlobalBatchSampler(10, 12, micro, steps, 3, process, processes))
+        return list(GlobalBatchSampler(ShuffledEpochs(10, 3), 12, micro, steps, process, processes))
 
     whole = [sorted(batch) for batch in batches(12, 0, 1)]
     shares = [batches(micro, p, processes) for p in range(processes)]
@@ -380,7 +385,8 @@ def test_global_batches_do_not_depend_on_processes(processes, micro):
 
 
 def test_an_epoch_has_every_item_once():
-    keys = [k for batch in GlobalBatchSampler(10, 5, 5, range(6), 0) for k in batch]
+    order = ShuffledEpochs(10, 0)
+    keys = [k for batch in GlobalBatchSampler(order, 5, 5, range(6)) for k in batch]
     epochs = [[item for *_, item in keys[i : i + 10]] for i in range(0, 30, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -388,7 +394,7 @@ def test_an_epoch_has_every_item_once():
 
 def test_indivisible_batch_is_refused():
     with pytest.raises(ValueError, match="does not divide"):
-        GlobalBatchSampler(10, 6, 4, range(2), 0)
+        GlobalBatchSampler(ShuffledEpochs(10, 0), 6, 4, range(2))
 
 
 def test_keyed_dataset_gives_each_place_its_own_stream(pictures):

@@ -63,12 +63,17 @@ class LineTask(TrainingTask):
         (folder / "done").write_text("yes")
 
 
-def line_trainer(folder, steps=8, micro=6, task=None, cadence=None, recipe=None, **arguments):
+def line_trainer(
+    folder, steps=8, micro=6, task=None, cadence=None, recipe=None, samples=None, **arguments
+):
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Trainer(
         task=task or LineTask(),
-        samples=LineSamples(),
-        recipe=Recipe(steps, 6, micro, **{"ema_decay": 0.9} | (recipe or {})),
+        samples=samples or LineSamples(),
+        recipe=Recipe(
+            **{"total_steps": steps, "global_batch_size": 6, "micro_batch_size": micro}
+            | {"ema_decay": 0.9, **(recipe or {})}
+        ),
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
         schedule=get_constant_schedule,
         output_dir=folder,

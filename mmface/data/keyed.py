@@ -4,7 +4,7 @@ Neither the number of processes, nor the micro-batch, nor a resume changes which
 which place of which step, or what is drawn for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,7 +34,7 @@ class Samples(Protocol):
         ...
 
 
-class KeyedDataset(Dataset[dict[str, Any]]):
+class KeyedDataset(Dataset[Any]):
     """Gives each sample the generator of its (seed, step, place)."""
 
     def __init__(self, samples: Samples, seed: int) -> None:
@@ -42,37 +42,74 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         self.samples = samples
         self.seed = seed
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Any:
         """The sample that stands at a place of a step."""
         step, place, item = key
         return self.samples.sample(item, keyed_generator(self.seed, step, place))
 
 
+@runtime_checkable
+class ItemOrder(Protocol):
+    """Which item stands where in a run."""
+
+    def item(self, position: int) -> int:
+        """The item at a position, counted over the places of all steps from 0."""
+        ...
+
+
+class ShuffledEpochs:
+    """Every item once an epoch, each epoch in a new random order."""
+
+    def __init__(self, num_items: int, *seed: int) -> None:
+        """Order the items 0 to `num_items` - 1.
+
+        Args:
+            num_items: items in an epoch.
+            *seed: seed of the orders, of one number or several.
+
+        Raises:
+            ValueError: if there are no items.
+        """
+        if num_items < 1:
+            raise ValueError("there are no items to train on")
+        self.num_items = num_items
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def item(self, position: int) -> int:
+        """The item at a position; an epoch's end may fall inside a batch."""
+        epoch, position = divmod(position, self.num_items)
+        if epoch != self._epoch:
+            first, *others = self.seed
+            generator = keyed_generator(first, epoch, *others)
+            self._epoch = epoch
+            self._order = torch.randperm(self.num_items, generator=generator).tolist()
+        return self._order[position]
+
+
 class GlobalBatchSampler(Sampler[list[Key]]):
     """The micro-batches of one process, in order, from one step up to another.
 
-    The items pass in a new random order each epoch; an epoch's end may fall inside a batch. The
-    places of a global batch go round the processes, then round the micro-batches.
+    The places of a global batch go round the processes, then fill the micro-batches.
     """
 
     def __init__(
         self,
-        num_items: int,
+        order: ItemOrder,
         global_batch_size: int,
         micro_batch_size: int,
         steps: range,
-        seed: int,
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
         """Lay out the batches of `steps` for one process.
 
         Args:
-            num_items: items in an epoch.
+            order: which item stands where.
             global_batch_size: samples in one step, over all processes.
             micro_batch_size: samples in one batch of one process.
             steps: the steps to give batches for.
-            seed: seed of the items' order.
             process_index: this process's number.
             num_processes: how many processes share a global batch.
 
@@ -80,22 +117,17 @@ class GlobalBatchSampler(Sampler[list[Key]]):
             ValueError: if the global batch is not a whole number of micro-batches per process.
         """
         super().__init__()
-        if num_items < 1:
-            raise ValueError("there are no items to train on")
         if global_batch_size % (micro_batch_size * num_processes):
             raise ValueError(
                 f"a global batch of {global_batch_size} does not divide into micro-batches of "
                 f"{micro_batch_size} on {num_processes} process(es); change one of them"
             )
-        self.num_items = num_items
+        self.order = order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.steps = steps
-        self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
-        self._epoch = -1
-        self._order: list[int] = []
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -109,15 +141,12 @@ class GlobalBatchSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield one list of keys for each micro-batch."""
         for step in self.steps:
-            places = range(self.process_index, self.global_batch_size, self.num_processes)
-            keys = [(step, place, self._item(step, place)) for place in places]
-            for first in range(0, len(keys), self.micro_batch_size):
-                yield keys[first : first + self.micro_batch_size]
+            first = step * self.global_batch_size
+            for places in self.micro_batches(step):
+                yield [(step, place, self.order.item(first + place)) for place in places]
 
-    def _item(self, step: int, place: int) -> int:
-        epoch, position = divmod(step * self.global_batch_size + place, self.num_items)
-        if epoch != self._epoch:
-            generator = keyed_generator(self.seed, epoch)
-            self._epoch = epoch
-            self._order = torch.randperm(self.num_items, generator=generator).tolist()
-        return self._order[position]
+    def micro_batches(self, step: int) -> Iterator[Sequence[int]]:
+        """Yield the places of each micro-batch of this process in a step."""
+        own = range(self.process_index, self.global_batch_size, self.num_processes)
+        for first in range(0, len(own), self.micro_batch_size):
+            yield own[first : first + self.micro_batch_size]

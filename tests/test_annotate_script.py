@@ -126,7 +126,7 @@ def test_sources_that_cannot_be_annotated_are_refused(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     with pytest.raises(ValueError, match="two pictures"):
         jobs.read_source(tmp_path)
-    climbing = Record("../x", "x.png", None, None, (), "train", 4, 4)
+    climbing = Record("../x", "x.png", (), "train", 4, 4)
     Manifest(tmp_path / "m.jsonl", [climbing]).write(tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match="cannot be a file's name"):
         jobs.read_source(tmp_path / "m.jsonl")

@@ -35,9 +35,10 @@ def data_set(folder, numbers=NUMBERS, label_format="celebamask_hq"):
         layouts.save(folder / f"{number}.png", face.image)
         layouts.save(folder / f"{number}_mask.png", layouts.drawn_mask(face.labels, label_format))
         layouts.save(folder / f"{number}_sketch.png", face.sketch)
-        names = (f"{number}.png", f"{number}_mask.png", f"{number}_sketch.png")
+        paths = {kind: f"{number}_{kind}.png" for kind in ("mask", "sketch")}
         size = (layouts.SIZE, layouts.SIZE)
-        records.append(Record(f"f/{number}", *names, face.captions[:2], "train", *size))
+        words = face.captions[:2]
+        records.append(Record(f"f/{number}", f"{number}.png", words, "train", *size, **paths))
     return Manifest(folder / "m.jsonl", records).write(folder / "m.jsonl")
 
 

@@ -74,7 +74,7 @@ def test_later_classes_overwrite_and_broken_ones_are_reported(tmp_path, monkeypa
     )
     assert [r.mask is None for r in manifest.records] == [False, True, True]
     assert "00001_nose.png" in importer.report.unreadable[0]
-    assert importer.report.without_mask == ["celebahq/00001", "celebahq/00007"]
+    assert importer.report.without_condition["mask"] == ["celebahq/00001", "celebahq/00007"]
     assert importer.report.ignored == ["CelebAMask-HQ-mask-anno/0/notes.txt"]
     assert "without mask: 2 (celebahq/00001, celebahq/00007)" in str(importer.report)
 
@@ -123,8 +123,8 @@ def test_missing_counterparts_are_listed(tmp_path):
     manifest = import_faces(importer, tmp_path / "ffhq.jsonl")
     report = importer.report
     assert [r.id for r in manifest.records] == ["ffhq/00001", "ffhq/00002", "ffhq/00003"]
-    assert report.without_mask == ["ffhq/00001"]
-    assert report.without_sketch == ["ffhq/00002"]
+    assert report.without_condition["mask"] == ["ffhq/00001"]
+    assert report.without_condition["sketch"] == ["ffhq/00002"]
     assert report.without_captions == ["ffhq/00003"]
     assert report.without_image == ["ffhq/00004"]
     assert report.ignored == ["masks/2.png"]

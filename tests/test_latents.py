@@ -21,7 +21,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from training_runs import face_task
 from transformers import get_constant_schedule
 
-from mmface.conditions import SKETCH, colorize, load_mask, open_picture
+from mmface.conditions import MASK, SKETCH, colorize, load_mask, open_picture
 from mmface.conditions.pixels import image_pixels
 from mmface.data import encoding_cost
 from mmface.data.importers import LAYOUTS, import_faces, importer_of, parse_split
@@ -55,10 +55,11 @@ def written_manifest(folder, numbers=NUMBERS):
         layouts.save(folder / f"images/{number}.png", face.image)
         layouts.save(folder / f"masks/{number}.png", colors)
         layouts.save(folder / f"sketches/{number}.png", face.sketch)
-        paths = (f"{kind}/{number}.png" for kind in ("images", "masks", "sketches"))
+        image = f"images/{number}.png"
+        paths = {"mask": f"masks/{number}.png", "sketch": f"sketches/{number}.png"}
         split = "test" if number == 3 else "train"
         size = (layouts.SIZE, layouts.SIZE)
-        records.append(Record(f"faces/{number}", *paths, face.captions, split, *size))
+        records.append(Record(f"faces/{number}", image, face.captions, split, *size, **paths))
     return Manifest(folder / "faces.jsonl", records).write(folder / "faces.jsonl")
 
 
@@ -99,9 +100,9 @@ def test_a_manifest_gives_its_pictures_at_the_size_asked_for(manifest):
         face, drawn = pictures.face(item), layouts.face(number)
         np.testing.assert_array_equal(face.image, drawn.image)
         np.testing.assert_array_equal(
-            load_mask(face.mask, face.mask.shape[:2]).labels, drawn.labels
+            load_mask(face.rgb(MASK), face.rgb(MASK).shape[:2]).labels, drawn.labels
         )
-        np.testing.assert_array_equal(face.sketch, drawn.sketch)
+        np.testing.assert_array_equal(face.conditions["sketch"], drawn.sketch)
         assert face.captions == drawn.captions
 
 
@@ -120,8 +121,9 @@ def test_polarity_and_label_format_are_the_records_own(manifest, tmp_path):
     one = ManifestPictures(manifest.path, PX).face(1)
     two = ManifestPictures(other.path, PX).face(0)
     np.testing.assert_array_equal(one.image, two.image)
-    np.testing.assert_array_equal(one.mask, two.mask)
-    np.testing.assert_allclose(one.sketch.astype(int), two.sketch.astype(int), atol=1)  # rounding
+    np.testing.assert_array_equal(one.conditions["mask"], two.conditions["mask"])
+    sketches = (each.conditions["sketch"].astype(int) for each in (one, two))
+    np.testing.assert_allclose(*sketches, atol=1)  # rounding
 
 
 def test_a_wide_photo_loses_its_sides_and_the_condition_with_it(manifest, tmp_path):
@@ -131,23 +133,25 @@ def test_a_wide_photo_loses_its_sides_and_the_condition_with_it(manifest, tmp_pa
     for name, pixels in wide.items():
         edges = ((0, 0), (16, 16)) + ((0, 0),) * (pixels.ndim - 2)
         layouts.save(tmp_path / f"{name}.png", np.pad(pixels, edges, mode="edge"))
-    record = Record("wide", "image.png", "mask.png", "sketch.png", ("a",), "train", 96, 64)
+    paths = {"mask": "mask.png", "sketch": "sketch.png"}
+    record = Record("wide", "image.png", ("a",), "train", 96, 64, **paths)
     path = Manifest(tmp_path / "m.jsonl", [record]).write(tmp_path / "m.jsonl").path
     wide_face, face = (
         ManifestPictures(path, PX).face(0),
         ManifestPictures(manifest.path, PX).face(0),
     )
-    for name in wide:
-        np.testing.assert_array_equal(getattr(wide_face, name), getattr(face, name))
+    np.testing.assert_array_equal(wide_face.image, face.image)
+    for name in ("mask", "sketch"):
+        np.testing.assert_array_equal(wide_face.conditions[name], face.conditions[name])
 
 
 def test_the_released_way_mixes_colors_and_is_another_store(manifest, vae, tmp_path):
     released = ReleasedManifestPictures(manifest.path, PX)
     source = open_picture(manifest.path.parent / "masks/2.png")
     expected = np.array(source.resize((PX, PX), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(released.face(2).mask, expected)
+    np.testing.assert_array_equal(released.face(2).rgb(MASK), expected)
     plain = ManifestPictures(manifest.path, PX).face(2)
-    assert not np.array_equal(released.face(2).mask, plain.mask)
+    assert not np.array_equal(released.face(2).rgb(MASK), plain.rgb(MASK))
     np.testing.assert_array_equal(released.face(2).image, plain.image)
     encoding(ManifestPictures(manifest.path, PX), vae).write(tmp_path)
     with pytest.raises(ValueError, match=r"made otherwise.*mask_resizing.*classes.*colours"):
@@ -160,10 +164,10 @@ def test_latents_are_the_codecs_own(pictures, vae, tmp_path):
     for item in NUMBERS:
         face = pictures.face(item)
         row = store.row(item, ("id", "image", "mask", "sketch"))
-        labels = load_mask(face.mask, (PX, PX)).labels
+        labels = load_mask(face.rgb(MASK), (PX, PX)).labels
         mean = codec.encode(image_pixels(face.image)[None])[0]
         mask = codec.encode(image_pixels(colorize(labels))[None])[0]
-        sketch = codec.encode(image_pixels(SKETCH.rgb(face.sketch))[None])[0]
+        sketch = codec.encode(image_pixels(face.rgb(SKETCH))[None])[0]
         torch.testing.assert_close(torch.from_numpy(row["mask"]), mask, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(row["sketch"]), sketch, rtol=1e-4, atol=1e-5)
         # A generator that gives the same noise as the face's own.

@@ -9,9 +9,13 @@ from mmface.data.manifest import Manifest, Record, merge
 
 RECORDS = [
     Record(
-        "a/00001", "img/1.jpg", "masks/1.png", None, ("a face", "ein Gesicht, schön"), "train", 8, 9
+        "a/00001", "img/1.jpg", ("a face", "ein Gesicht, schön"), "train", 8, 9, mask="masks/1.png"
     ),
-    Record("a/00002", "../photos/2.jpg", None, "s/2.png", (), "test", 8, 9, "0" * 64, "bisenet"),
+    Record(
+        *("a/00002", "../photos/2.jpg", (), "test", 8, 9, "0" * 64),
+        sketch="s/2.png",
+        label_format="bisenet",
+    ),
 ]
 HEADER = {
     "manifest": "mmface",
@@ -80,7 +84,8 @@ def test_merged_records_keep_their_own_format(manifest, tmp_path):
         replace(each, id=f"b/{n}", label_format="facer", sketch_polarity="white_on_dark")
         for n, each in enumerate([*RECORDS, RECORDS[0]])
     ]
-    other = Manifest(tmp_path / "other/b.jsonl", light, "facer", "white_on_dark", {"layout": "x"})
+    styles = {"label_format": "facer", "sketch_polarity": "white_on_dark"}
+    other = Manifest(tmp_path / "other/b.jsonl", light, styles, {"layout": "x"})
     merged = merge([manifest, other], tmp_path / "all.jsonl")
     assert (merged.label_format, merged.sketch_polarity) == ("facer", "white_on_dark")
     back = Manifest.read(merged.write(tmp_path / "all.jsonl").path)

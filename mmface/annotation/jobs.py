@@ -28,6 +28,7 @@ from mmface.annotation.outputs import (
 )
 from mmface.annotation.rewriting import REWRITER, Rewriter, RewriterSettings
 from mmface.annotation.sketches import POLARITY, PencilSketch, U2NetPortrait
+from mmface.conditions import MASK, SKETCH, ConditionKind
 from mmface.core.processes import joined_processes
 from mmface.data.manifest import Manifest, Record
 from mmface.encoders.face_parser import PARSER, FaceParser
@@ -78,7 +79,7 @@ def _folder_manifest(folder: Path) -> Manifest:
     if twice:
         raise ValueError(f"{folder} has two pictures named {twice[0]!r} with different suffixes")
     records = [
-        Record(name, path.relative_to(folder).as_posix(), None, None, (), "train", *_size(path))
+        Record(name, path.relative_to(folder).as_posix(), (), "train", *_size(path))
         for name, path in zip(ids, paths, strict=True)
     ]
     return Manifest(folder / MANIFEST_FILE, records, made_by={"folder": folder.name})
@@ -136,43 +137,27 @@ class Work:
             raise ValueError(f"--shard {self.shard} is not i/n with 0 <= i < n, such as 0/4")
         return int(index), int(count)
 
-    def masks(self, parser: PictureAnnotator) -> int:
-        """Parse the pictures; returns the exit status.
-
-        Args:
-            parser: makes label maps in the order of `mmface.conditions.LABELS`.
-
-        Returns:
-            0, or 1 if pictures could not be read.
-        """
-        return self._pictures(
-            parser, lambda record, path: replace(record, mask=path, label_format="celebamask_hq")
-        )
-
-    def sketches(self, sketcher: PictureAnnotator, polarity: str) -> int:
-        """Sketch the pictures; returns the exit status.
-
-        Args:
-            sketcher: makes grey sketches.
-            polarity: how it draws, as the manifest records it.
-
-        Returns:
-            0, or 1 if pictures could not be read.
-        """
-        return self._pictures(
-            sketcher, lambda record, path: replace(record, sketch=path, sketch_polarity=polarity)
-        )
-
-    def _pictures(
-        self, annotator: PictureAnnotator, with_output: Callable[[Record, str], Record]
+    def conditions(
+        self, annotator: PictureAnnotator, kind: ConditionKind, reading: str | None = None
     ) -> int:
+        """Make a condition of each picture; returns the exit status.
+
+        Args:
+            annotator: makes the conditions.
+            kind: what it makes.
+            reading: how it writes them, as the manifest records it; the kind's default if None.
+
+        Returns:
+            0, or 1 if pictures could not be read.
+        """
+        said = {kind.reading.field: reading or kind.reading.default} if kind.reading else {}
         manifest = self._read()
         outcome = write_pictures(self._mine(manifest), annotator, self.out, self.batch_size)
         moved = manifest.at(self.out / MANIFEST_FILE)
 
         def scan() -> list[Record]:
             return [
-                with_output(record, picture_output(Path(), record.id).as_posix())
+                record.having(**{kind.name: picture_output(Path(), record.id).as_posix()}, **said)
                 for record in moved.records
                 if picture_output(self.out, record.id).exists()
             ]
@@ -321,9 +306,9 @@ def annotate(kind: str, work: Work, models: Models) -> int:
     """
     device = work.torch_device
     if kind == "masks":
-        return work.masks(models.parser(device))
+        return work.conditions(models.parser(device), MASK, "celebamask_hq")
     if kind == "sketches":
-        return work.sketches(models.sketcher(device), POLARITY)
+        return work.conditions(models.sketcher(device), SKETCH, POLARITY)
     if kind == "captions":
         return work.captions(models.captioner(device, work.batch_size))
     raise ValueError(f"there is no annotation {kind!r}; known are masks, sketches, captions")

@@ -1,4 +1,4 @@
-"""A store of latents: every picture, mask and sketch through the frozen VAE, once."""
+"""A store of latents: every photo and condition through the frozen VAE, once."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmface.conditions import SKETCH
+from mmface.conditions import ConditionKind
 from mmface.core.processes import joined_processes
 from mmface.data.encoding_cost import EncodingPlan, plan_encoding
 from mmface.data.keyed import keyed_generator
@@ -20,8 +20,8 @@ from mmface.data.pictures import FacePictures, PictureSource
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
 from mmface.encoders import Encoder, Feature, LatentCodec, Vae, meta_vae
 
-KINDS = ("image", "mask", "sketch")
-"""What is encoded of a face, and the columns of the store."""
+IMAGE = "image"
+"""Column of the photo; a condition's column has its kind's name."""
 POSTERIOR_STD = "image_std"
 """Column of the posterior's standard deviation, where a store holds moments."""
 POSTERIORS = ("sample", "mean", "moments")
@@ -63,25 +63,28 @@ class _Words(NamedTuple):
 
 class _Batch(NamedTuple):
     entries: list[_Words | Skipped]
-    pixels: Tensor  # uint8 [faces that could be read, kind, 3, H, W]: a quarter of float32
+    pixels: Tensor  # uint8 [faces that could be read, column, 3, H, W]: a quarter of float32
 
 
 class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
     """Reads faces in worker processes; a bad one is a `Skipped`."""
 
     def __init__(self, pictures: PictureSource) -> None:
-        self.pictures = pictures
+        self.pictures, self.kinds = pictures, pictures.kinds()
 
     def __getitem__(self, item: int) -> tuple[_Words | Skipped, Tensor | None]:
         try:
             face = self.pictures.face(item)
         except (ValueError, FileNotFoundError) as error:
             return Skipped(self.pictures.id(item), " ".join(str(error).split())), None
-        return _Words(face.id, face.captions), torch.from_numpy(_stacked(face))
+        return _Words(face.id, face.captions), torch.from_numpy(_stacked(face, self.kinds))
 
 
-def _stacked(face: FacePictures) -> UInt8[np.ndarray, "3 3 height width"]:
-    return np.stack([face.image, face.mask, SKETCH.rgb(face.sketch)]).transpose(0, 3, 1, 2).copy()
+def _stacked(
+    face: FacePictures, kinds: Sequence[ConditionKind]
+) -> UInt8[np.ndarray, "columns 3 height width"]:
+    drawn = [face.image, *(face.rgb(kind) for kind in kinds)]
+    return np.stack(drawn).transpose(0, 3, 1, 2).copy()
 
 
 def _collate(faces: Sequence[tuple[_Words | Skipped, Tensor | None]]) -> _Batch:
@@ -107,14 +110,14 @@ def posterior_noise(seed: int, face_id: str, shape: Sequence[int]) -> Float32[Te
 
 @dataclass(frozen=True)
 class LatentEncoding:
-    """Encodes faces: the image, the mask and the sketch of a batch in one pass of the VAE.
+    """Encodes faces: the photos and all conditions of a batch in one pass of the VAE.
 
-    Masks and sketches take the posterior's mean, as they do at sampling time.
+    Conditions take the posterior's mean, as they do at sampling time.
 
     Attributes:
         pictures: where the faces are read from.
         vae: folder or name (see `encoders.VAES`) of the frozen VAE.
-        batch_size: faces in one pass of the VAE; three times as many pictures.
+        batch_size: faces in one pass of the VAE; each is a photo and its conditions.
         seed: seed of the photos' posterior samples, see `posterior_noise`.
         posterior: what is stored of a photo: `sample`, `mean`, or `moments`, the mean and the
             standard deviation, of which training draws a new sample each time.
@@ -178,7 +181,7 @@ class LatentEncoding:
             codec,
             list(self.encoders.values()),
             folder,
-            pictures_per_face=len(KINDS),
+            pictures_per_face=len(self._columns),
             bytes_per_face=sum(array.num_bytes for array in self._arrays(codec).values()),
             batch_size=self.batch_size,
             num_processes=num_processes,
@@ -186,10 +189,14 @@ class LatentEncoding:
             vae_dtype=getattr(torch, self.vae_dtype),
         )
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (IMAGE, *(kind.name for kind in self.pictures.kinds()))
+
     def _arrays(self, codec: LatentCodec) -> dict[str, ArraySpec]:
         size = self.pictures.size()
         latents = codec.gives(size)["mean"].shape
-        names = (*KINDS, POSTERIOR_STD) if self.posterior == "moments" else KINDS
+        names = (*self._columns, *((POSTERIOR_STD,) if self.posterior == "moments" else ()))
         arrays = {name: ArraySpec(latents, self.dtype) for name in names}
         for name, encoder in self.encoders.items():
             for feature, given in encoder.gives(size).items():
@@ -269,14 +276,16 @@ class LatentEncoding:
         pixels = pixels.to(codec.vae.device, non_blocking=True)
         pixels = pixels.float() / 127.5 - 1  # as conditions.image_pixels does
         moments = codec.features(pixels.flatten(0, 1))
-        mean, std = (moments[n].cpu().unflatten(0, (-1, len(KINDS))) for n in ("mean", "std"))
-        columns = {name: mean[:, place] for place, name in enumerate(KINDS)}
+        mean, std = (
+            moments[n].cpu().unflatten(0, (-1, len(self._columns))) for n in ("mean", "std")
+        )
+        columns = {name: mean[:, place] for place, name in enumerate(self._columns)}
         if self.posterior == "moments":
             columns[POSTERIOR_STD] = std[:, 0]
         elif self.posterior == "sample":
             shape = mean.shape[2:]
             noise = torch.stack([posterior_noise(self.seed, each.id, shape) for each in words])
-            columns["image"] = mean[:, 0] + std[:, 0] * noise
+            columns[IMAGE] = mean[:, 0] + std[:, 0] * noise
         stored = getattr(torch, self.dtype)
         for name, values in columns.items():
             bad = ~values.to(stored).isfinite().flatten(1).all(1)

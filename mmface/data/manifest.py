@@ -1,9 +1,9 @@
-"""Manifests: a data set as one JSON-lines file that says which pictures, masks and words belong.
+"""Manifests: a data set as one JSON-lines file that says which pictures and words belong together.
 
 The first line is the header, every other one a face. Paths are relative to the manifest's folder,
-with forward slashes, so that a manifest moves with its pictures. The label format and the sketch
-polarity stand in the header once and hold for all faces; a face that differs says so itself. So
-a merged manifest needs no second form, and a reader asks the record alone.
+with forward slashes, so that a manifest moves with its pictures. How the files of a kind of
+condition are to be read (the masks' label format, the sketches' polarity) stands in the header
+once; a face that differs says so itself. A reader asks the record alone.
 """
 
 import json
@@ -11,11 +11,11 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmface.conditions import LABEL_FORMATS, SKETCH_POLARITIES
+from mmface.conditions import ConditionKind, condition_kinds
 from mmface.core.files import written_aside
 
 VERSION = 1
@@ -24,41 +24,117 @@ MAX_FAULTS = 10
 """Faults of a file that are named at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, init=False)
 class Record:
-    """One face.
+    """One face. The path of a condition is also an attribute: `record.mask`, None if it has none.
+
+    So is how it is read, by the kind's field: `record.label_format`.
 
     Attributes:
         id: Name that is unique in the manifest, such as `celebahq/00012`.
         image: Path of the photo, relative to the manifest's folder.
-        mask: Path of the segmentation mask, or None.
-        sketch: Path of the sketch, or None.
         captions: Descriptions of the face; none are allowed.
         split: One of `SPLITS`.
         width: Of the photo in pixels, upright.
         height: Of the photo in pixels, upright.
         sha256: Of the photo's file, in hexadecimal, or None.
-        label_format: Of the mask, a name in `mmface.conditions.LABEL_FORMATS`.
-        sketch_polarity: Of the sketch, one of `SKETCH_POLARITIES`.
+        conditions: Paths of the conditions that it has, by their kinds' names.
+        readings: How they are read where it is not the default, by the kinds' fields.
     """
 
     id: str
     image: str
-    mask: str | None
-    sketch: str | None
     captions: tuple[str, ...]
     split: str
     width: int
     height: int
-    sha256: str | None = None
-    label_format: str = "celebamask_hq"
-    sketch_polarity: str = "dark_on_white"
+    sha256: str | None
+    conditions: Mapping[str, str]
+    readings: Mapping[str, str]
+
+    def __init__(
+        self,
+        id: str,
+        image: str,
+        captions: Sequence[str],
+        split: str,
+        width: int,
+        height: int,
+        sha256: str | None = None,
+        conditions: Mapping[str, str | None] | None = None,
+        readings: Mapping[str, str] | None = None,
+        **named: str | None,
+    ) -> None:
+        """Describe a face; see the attributes.
+
+        Args:
+            id: Its name.
+            image: Path of its photo.
+            captions: Its descriptions.
+            split: Its split.
+            width: Of the photo.
+            height: Of the photo.
+            sha256: Of the photo's file.
+            conditions: Paths of its conditions; None is no path.
+            readings: How they are read.
+            named: Single conditions and readings, such as `mask="1.png", label_format="facer"`.
+
+        Raises:
+            TypeError: If a name is neither a kind nor a kind's field.
+        """
+        kinds, fields = {kind.name for kind in condition_kinds()}, reading_defaults()
+        if unknown := named.keys() - kinds - fields.keys():
+            raise TypeError(f"A record has no {', '.join(sorted(unknown))}.")
+        paths = {**(conditions or {}), **{k: v for k, v in named.items() if k in kinds}}
+        said = {**(readings or {}), **{k: v for k, v in named.items() if k in fields and v}}
+        values = {
+            "id": id,
+            "image": image,
+            "captions": tuple(captions),
+            "split": split,
+            "width": width,
+            "height": height,
+            "sha256": sha256,
+            "conditions": {name: path for name, path in paths.items() if path is not None},
+            "readings": _unusual(said),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Give a condition's path, or how it is read, by the kind's name or field."""
+        if not name.startswith("_"):
+            defaults = reading_defaults()
+            if name in defaults:
+                return self.readings.get(name, defaults[name])
+            if any(kind.name == name for kind in condition_kinds()):
+                return self.conditions.get(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def having(self, **changes: Any) -> "Record":
+        """Give the same face with other values, conditions and readings, each by its name."""
+        return replace(self, **changes)
+
+    def reading(self, kind: ConditionKind) -> str | None:
+        """Say how the face's condition of a kind is written; None if there is one way only."""
+        return None if kind.reading is None else getattr(self, kind.reading.field)
 
 
-PATH_FIELDS = ("image", "mask", "sketch")
-_KEYS = frozenset(each.name for each in fields(Record))
-_NEEDED = _KEYS - {"sha256", "label_format", "sketch_polarity"}
-_HEADER_KEYS = frozenset({"manifest", "version", "label_format", "sketch_polarity", "made_by"})
+def reading_defaults() -> dict[str, str]:
+    """Give the fields that say how conditions are read, with the default of each."""
+    readings = [kind.reading for kind in condition_kinds()]
+    return {each.field: each.default for each in readings if each is not None}
+
+
+def _unusual(readings: Mapping[str, str | None]) -> dict[str, str]:
+    """Leave out what is the default, so that equal faces are equal records."""
+    defaults = reading_defaults()
+    return {k: v for k, v in readings.items() if v is not None and v != defaults.get(k)}
+
+
+_NEEDED = frozenset({"id", "image", "mask", "sketch", "captions", "split", "width", "height"})
+"""Keys of every face. Version 1 writes the first two kinds even where there is none."""
+_HEADER_NEEDED = frozenset({"manifest", "version", "label_format", "sketch_polarity", "made_by"})
 
 
 @dataclass(frozen=True)
@@ -68,16 +144,35 @@ class Manifest:
     Attributes:
         path: The file; paths in the records are relative to its folder.
         records: The faces.
-        label_format: Of the masks, unless a record says another; what the header says.
-        sketch_polarity: Of the sketches, unless a record says another; what the header says.
+        readings: How most conditions are read where it is not the default, by the kinds' fields.
+            It only shortens the file: every record knows its own.
         made_by: What made the manifest, such as the layout and the folder it was imported from.
     """
 
     path: Path
     records: Sequence[Record]
-    label_format: str = "celebamask_hq"
-    sketch_polarity: str = "dark_on_white"
+    readings: Mapping[str, str] = field(default_factory=dict)
     made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Leave out the defaults."""
+        object.__setattr__(self, "readings", _unusual(self.readings))
+
+    def __getattr__(self, name: str) -> str:
+        """Say how most conditions are read, by the kind's field, as `label_format`."""
+        if name.startswith("_") or name not in reading_defaults():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.all_readings[name]
+
+    @property
+    def all_readings(self) -> dict[str, str]:
+        """What the header says: `readings` and the defaults of the others."""
+        return reading_defaults() | dict(self.readings)
+
+    def kinds(self) -> tuple[ConditionKind, ...]:
+        """Give the kinds of condition that any face has."""
+        there = {name for record in self.records for name in record.conditions}
+        return tuple(kind for kind in condition_kinds() if kind.name in there)
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
@@ -107,9 +202,7 @@ class Manifest:
             reader.faults.append(f"{path}:1: the file is empty, a manifest begins with its header")
         if reader.faults:
             raise ValueError("\n".join(reader.faults))
-        assert reader.header is not None
-        kept = {key: reader.header[key] for key in _HEADER_KEYS - {"manifest", "version"}}
-        return cls(path, reader.records, **kept)
+        return reader.manifest()
 
     def write(self, path: str | Path) -> "Manifest":
         """Write the manifest, aside first and then under its name.
@@ -125,8 +218,7 @@ class Manifest:
         header = {
             "manifest": "mmface",
             "version": VERSION,
-            "label_format": self.label_format,
-            "sketch_polarity": self.sketch_polarity,
+            **self.all_readings,
             "made_by": dict(self.made_by),
         }
         lines = [header, *map(self._as_json, moved.records)]
@@ -135,13 +227,15 @@ class Manifest:
         return moved
 
     def _as_json(self, record: Record) -> dict[str, Any]:
-        row = {key: getattr(record, key) for key in Record.__slots__}
-        defaults = {
-            "sha256": None,
-            "label_format": self.label_format,
-            "sketch_polarity": self.sketch_polarity,
-        }
-        return {k: v for k, v in row.items() if k not in defaults or v != defaults[k]}
+        paths = {k.name: record.conditions.get(k.name) for k in condition_kinds()}
+        row = {"id": record.id, "image": record.image}
+        row |= {name: path for name, path in paths.items() if path or name in _NEEDED}
+        for name in ("captions", "split", "width", "height"):
+            row[name] = getattr(record, name)
+        if record.sha256 is not None:
+            row["sha256"] = record.sha256
+        usual, own = self.all_readings, reading_defaults() | dict(record.readings)
+        return row | {name: value for name, value in own.items() if value != usual[name]}
 
     def at(self, path: str | Path) -> "Manifest":
         """Give the same data set as a manifest of another path, to the same pictures."""
@@ -161,8 +255,7 @@ class Manifest:
             replace(
                 record,
                 image=led(record.image),
-                mask=record.mask and led(record.mask),
-                sketch=record.sketch and led(record.sketch),
+                conditions={name: led(path) for name, path in record.conditions.items()},
             )
             for record in self.records
         ]
@@ -189,12 +282,12 @@ class Manifest:
 
         Args:
             record: The record.
-            name: One of `PATH_FIELDS`.
+            name: `image`, or the name of a kind of condition.
 
         Returns:
             The path, or None if the record has no such picture.
         """
-        relative = getattr(record, name)
+        relative = record.image if name == "image" else record.conditions.get(name)
         return None if relative is None else self.path.parent / relative
 
 
@@ -211,8 +304,8 @@ def merge(manifests: Sequence[Manifest], path: str | Path) -> Manifest:
         path: Where the merged manifest is to be; it is not written yet.
 
     Returns:
-        All their faces in order. The header has the most frequent label format and polarity, and
-        a face that differs keeps its own.
+        All their faces in order. The header has the most frequent readings, and a face that
+        differs keeps its own.
 
     Raises:
         ValueError: If there are none, or an id occurs twice.
@@ -233,14 +326,13 @@ def merge(manifests: Sequence[Manifest], path: str | Path) -> Manifest:
             f"{'; '.join(twice[:MAX_FAULTS])}{more}. Import one of them with another --prefix."
         )
     records = [record for each in moved for record in each.records]
-    formats = Counter(record.label_format for record in records)
-    polarities = Counter(record.sketch_polarity for record in records)
+    readings = {}
+    for key in reading_defaults():
+        counts = Counter(getattr(record, key) for record in records)
+        said = counts.most_common(1)[0][0] if counts else manifests[0].all_readings[key]
+        readings[key] = said
     return Manifest(
-        Path(path),
-        records,
-        formats.most_common(1)[0][0] if formats else manifests[0].label_format,
-        polarities.most_common(1)[0][0] if polarities else manifests[0].sketch_polarity,
-        {"merged": [dict(each.made_by) for each in manifests]},
+        Path(path), records, readings, {"merged": [dict(each.made_by) for each in manifests]}
     )
 
 
@@ -253,6 +345,18 @@ class ManifestReader:
         self.records: list[Record] = []
         self.faults: list[str] = []
         self.seen: dict[str, int] = {}
+        self.choices = {
+            each.reading.field: each.reading.choices
+            for each in condition_kinds()
+            if each.reading is not None
+        }
+        self.kinds = [kind.name for kind in condition_kinds()]
+
+    def manifest(self) -> Manifest:
+        """Give what was read, if nothing is wrong with it."""
+        assert self.header is not None
+        readings = {key: self.header[key] for key in self.choices if key in self.header}
+        return Manifest(self.path, self.records, readings, self.header["made_by"])
 
     def line(self, number: int, line: bytes) -> None:
         """Take one line."""
@@ -276,7 +380,7 @@ class ManifestReader:
             self._fault(1, 'is no header of a manifest: it lacks "manifest": "mmface"')
         elif row.get("version") != VERSION:
             self._fault(1, f"has version {row.get('version')!r}; this mmface reads {VERSION}")
-        elif self._has_keys(1, row, _HEADER_KEYS, _HEADER_KEYS):
+        elif self._has_keys(1, row, _HEADER_NEEDED.union(self.choices), _HEADER_NEEDED):
             self._check_style(1, row)
             if not isinstance(row["made_by"], dict):
                 self._fault(1, '"made_by" is not an object')
@@ -293,15 +397,16 @@ class ManifestReader:
         return not (unknown or missing)
 
     def _check_style(self, number: int, row: dict[str, Any]) -> None:
-        styles = {"label_format": tuple(LABEL_FORMATS), "sketch_polarity": SKETCH_POLARITIES}
-        for key, known in styles.items():
+        for key, known in self.choices.items():
             if key in row and row[key] not in known:
                 self._fault(number, f'"{key}" is {row[key]!r}, not one of {", ".join(known)}')
 
     def _take_record(self, number: int, row: dict[str, Any]) -> None:
-        if not self._has_keys(number, row, _KEYS, _NEEDED):
+        known = _NEEDED.union({"sha256"}, self.kinds, self.choices)
+        if not self._has_keys(number, row, known, _NEEDED):
             return
-        wrong = [f'"{key}" {what}' for key, fits, what in _CHECKS if not fits(row.get(key))]
+        checks = [*_CHECKS, *((name, _is_path_or_none, _PATH_RULE_OR_NONE) for name in self.kinds)]
+        wrong = [f'"{key}" {what}' for key, fits, what in checks if not fits(row.get(key))]
         if wrong:
             self._fault(number, "; ".join(wrong))
             return
@@ -313,9 +418,8 @@ class ManifestReader:
         if self.faults:  # nothing will be read, and a faulty header has no defaults
             return
         header = self.header or {}
-        for key in ("label_format", "sketch_polarity"):
+        for key in self.choices:
             row.setdefault(key, header.get(key))
-        row["captions"] = tuple(row["captions"])
         self.records.append(Record(**row))
 
 
@@ -333,12 +437,15 @@ def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
+def _is_path_or_none(value: Any) -> bool:
+    return value is None or _is_path(value)
+
+
 _PATH_RULE = "is not a path relative to the manifest's folder with forward slashes"
+_PATH_RULE_OR_NONE = f"{_PATH_RULE}, or null"
 _CHECKS = (
     ("id", lambda v: isinstance(v, str) and bool(v), "is not a text"),
     ("image", _is_path, _PATH_RULE),
-    ("mask", lambda v: v is None or _is_path(v), f"{_PATH_RULE}, or null"),
-    ("sketch", lambda v: v is None or _is_path(v), f"{_PATH_RULE}, or null"),
     (
         "captions",
         lambda v: isinstance(v, list) and all(isinstance(each, str) and each for each in v),

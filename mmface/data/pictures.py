@@ -1,11 +1,11 @@
-"""Pictures of faces with their masks, sketches and captions: where latents are made from.
+"""Pictures of faces with their conditions and captions: where latents are made from.
 
 A `PictureSource` gives faces one by one at one size: from the files of a manifest, or from a
 store of rendered faces, which `RenderedPictures` draws.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -15,10 +15,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mmface.conditions import (
-    colorize,
+    MASK,
+    SKETCH,
+    ConditionKind,
+    condition_kind,
+    condition_kinds,
     flat_rgb,
-    load_mask,
-    load_sketch,
     open_picture,
     released_mask_rgb,
 )
@@ -75,8 +77,8 @@ class RenderedPictures:
             num_items=self.num_faces,
             arrays={
                 "image": ArraySpec((*square, 3), "uint8"),
-                "labels": ArraySpec(square, "uint8"),
-                "sketch": ArraySpec(square, "uint8"),
+                picture_column(MASK): ArraySpec(square, "uint8"),
+                picture_column(SKETCH): ArraySpec(square, "uint8"),
             },
             texts=("captions",),
             made_by={"kind": "rendered pictures", "first_seed": self.first_seed},
@@ -91,10 +93,15 @@ class RenderedPictures:
         return {
             "id": f"rendered/{seed}",
             "image": face.image,
-            "labels": face.labels,
-            "sketch": face.sketch,
+            picture_column(MASK): face.labels,
+            picture_column(SKETCH): face.sketch,
             "captions": face.captions,
         }
+
+
+def picture_column(kind: ConditionKind) -> str:
+    """Name the column of a store of pictures that holds the values of a kind."""
+    return "labels" if kind is MASK else kind.name
 
 
 @dataclass(frozen=True)
@@ -104,22 +111,21 @@ class FacePictures:
     Attributes:
         id: its name.
         image: the photo, RGB.
-        mask: the segmentation mask, drawn in the palette's colours.
-        sketch: dark lines on white.
+        conditions: the values of its conditions, by their kinds' names.
         captions: at least one description.
+        drawings: conditions that are shown to the VAE otherwise than their kind draws them.
     """
 
     id: str
     image: UInt8[np.ndarray, "height width 3"]
-    mask: UInt8[np.ndarray, "height width 3"]
-    sketch: UInt8[np.ndarray, "height width"]
+    conditions: Mapping[str, np.ndarray]
     captions: Sequence[str]
+    drawings: Mapping[str, UInt8[np.ndarray, "height width 3"]] = field(default_factory=dict)
 
-    @property
-    def conditions(self) -> dict[str, np.ndarray]:
-        """The values of its conditions, by their kinds' names."""
-        height, width = self.mask.shape[:2]
-        return {"mask": load_mask(self.mask, (height, width)).labels, "sketch": self.sketch}
+    def rgb(self, kind: ConditionKind) -> UInt8[np.ndarray, "height width 3"]:
+        """Draw a condition as the VAE is shown it."""
+        drawn = self.drawings.get(kind.name)
+        return kind.rgb(self.conditions[kind.name]) if drawn is None else drawn
 
 
 @runtime_checkable
@@ -132,6 +138,10 @@ class PictureSource(Protocol):
 
     def size(self) -> tuple[int, int]:
         """Height and width of all pictures in pixels."""
+        ...
+
+    def kinds(self) -> tuple[ConditionKind, ...]:
+        """Which conditions every face has."""
         ...
 
     def made_by(self) -> dict[str, Any]:
@@ -167,8 +177,13 @@ class StoredPictures:
 
     def size(self) -> tuple[int, int]:
         """Height and width of all pictures in pixels."""
-        height, width = self._rows.spec.arrays["labels"].shape
+        height, width, _ = self._rows.spec.arrays["image"].shape
         return height, width
+
+    def kinds(self) -> tuple[ConditionKind, ...]:
+        """Which conditions every face has."""
+        there = self._rows.spec.arrays
+        return tuple(kind for kind in condition_kinds() if picture_column(kind) in there)
 
     def made_by(self) -> dict[str, Any]:
         """What made the store."""
@@ -180,9 +195,10 @@ class StoredPictures:
 
     def face(self, item: int) -> FacePictures:
         """Read a face."""
-        row = self._rows.row(item, ("id", "image", "labels", "sketch", "captions"))
-        mask = colorize(row["labels"])
-        return FacePictures(row["id"], row["image"], mask, row["sketch"], row["captions"])
+        columns = {kind.name: picture_column(kind) for kind in self.kinds()}
+        row = self._rows.row(item, ("id", "image", *columns.values(), "captions"))
+        values = {name: row[column] for name, column in columns.items()}
+        return FacePictures(row["id"], row["image"], values, row["captions"])
 
 
 @dataclass(frozen=True)
@@ -196,25 +212,45 @@ class ManifestPictures:
         manifest: the manifest's file.
         size_px: edge of the square pictures.
         split: the faces to take, `train`, `val` or `test`; None takes all.
+        conditions: the kinds of condition to read, which every face must have; None takes those
+            that any face of the manifest has.
     """
 
     manifest: str | Path
     size_px: int
     split: str | None = None
+    conditions: Sequence[str] | None = None
     mask_resizing: ClassVar[str] = "classes, nearest, centre crop"
 
     @cached_property
+    def _whole(self) -> Manifest:
+        return Manifest.read(self.manifest)
+
+    @cached_property
     def _faces(self) -> Manifest:
-        manifest = Manifest.read(self.manifest)
+        manifest = self._whole
         if self.split is not None:
             manifest = manifest.subset(self.split)
         if not manifest.records:
             raise ValueError(f"{self.manifest} has no faces in the split {self.split!r}.")
         return manifest
 
+    @cached_property
+    def _kinds(self) -> tuple[ConditionKind, ...]:
+        if self.conditions is not None:
+            return tuple(condition_kind(name) for name in self.conditions)
+        if not Path(self.manifest).is_file():  # a plan may be asked for before it is there
+            return condition_kinds()
+        # Without any, a face is told to lack all of them.
+        return self._whole.kinds() or condition_kinds()
+
     def __len__(self) -> int:
         """Number of faces."""
         return len(self._faces.records)
+
+    def kinds(self) -> tuple[ConditionKind, ...]:
+        """Which conditions every face has."""
+        return self._kinds
 
     def size(self) -> tuple[int, int]:
         """Height and width of all pictures in pixels."""
@@ -222,6 +258,7 @@ class ManifestPictures:
 
     def made_by(self) -> dict[str, Any]:
         """The manifest by its content, and how its pictures are brought to size."""
+        chosen = {} if self.conditions is None else {"conditions": list(self.conditions)}
         return {
             "kind": "manifest",
             "manifest": Path(self.manifest).name,
@@ -229,6 +266,7 @@ class ManifestPictures:
             "split": self.split,
             "size_px": self.size_px,
             "mask_resizing": self.mask_resizing,
+            **chosen,
         }
 
     def id(self, item: int) -> str:
@@ -246,19 +284,24 @@ class ManifestPictures:
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a picture is bad, or the record lacks the mask, sketch or captions.
+            ValueError: if a picture is bad, or the record lacks a condition or captions.
         """
         record = self._faces.records[item]
-        lacking = [n for n in ("mask", "sketch", "captions") if not getattr(record, n)]
+        lacking = [kind.name for kind in self.kinds() if kind.name not in record.conditions]
+        lacking += [] if record.captions else ["captions"]
         if lacking:
             raise ValueError(
                 f"{record.id} has no {' and no '.join(lacking)} in {self.manifest}; "
                 "scripts/annotate.py makes them"
             )
         image = self._photo(self._path(record, "image"))
-        mask = self._mask(record)
-        sketch = load_sketch(self._path(record, "sketch"), self.size(), record.sketch_polarity)
-        return FacePictures(record.id, image, mask, sketch, record.captions)
+        values = {
+            kind.name: kind.load(
+                self._path(record, kind.name), self.size(), record.reading(kind)
+            ).values
+            for kind in self.kinds()
+        }
+        return FacePictures(record.id, image, values, record.captions, self._drawings(record))
 
     def _path(self, record: Record, name: str) -> Path:
         path = self._faces.resolve(record, name)
@@ -273,9 +316,8 @@ class ManifestPictures:
         middle = photo.crop((left, top, left + side, top + side))
         return np.array(middle.resize(self.size(), Image.Resampling.LANCZOS))
 
-    def _mask(self, record: Record) -> UInt8[np.ndarray, "height width 3"]:
-        path = self._path(record, "mask")
-        return colorize(load_mask(path, self.size(), record.label_format).labels)
+    def _drawings(self, record: Record) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -287,17 +329,19 @@ class ReleasedManifestPictures(ManifestPictures):
 
     mask_resizing: ClassVar[str] = "colours, LANCZOS, square pictures"
 
-    def _mask(self, record: Record) -> UInt8[np.ndarray, "height width 3"]:
+    def _drawings(self, record: Record) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+        if MASK not in self.kinds():
+            return {}
         if record.label_format != "celebamask_hq":
             raise ValueError(
                 f"{record.id} has a mask in the label format {record.label_format!r}; the "
                 "released weights know 'celebamask_hq' alone. Take ManifestPictures."
             )
-        path = self._path(record, "mask")
+        path = self._path(record, MASK.name)
         picture = open_picture(path)
         if picture.width != picture.height:
             raise ValueError(
                 f"{path} is {picture.width}x{picture.height} pixels; the released weights' masks "
                 "are square and not cropped. Take ManifestPictures."
             )
-        return released_mask_rgb(picture, self.size())
+        return {MASK.name: released_mask_rgb(picture, self.size())}

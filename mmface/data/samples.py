@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmface.conditions import LABELS, SKETCH, Modality, colorize, flip_labels
+from mmface.conditions import LABELS, condition_kind, condition_kinds, flip_labels
 from mmface.conditions.pixels import image_pixels
 from mmface.data.latents import POSTERIOR_STD
+from mmface.data.pictures import picture_column
 from mmface.data.store import Store
 
 
@@ -23,36 +24,52 @@ def _choice(options: Sequence[Any], generator: torch.Generator) -> Any:
 
 
 class LatentSamples:
-    """Latents with one of their two conditions and one of their captions (paper, data section)."""
+    """Latents with one of their conditions and one of their captions (paper, data section)."""
 
     def __init__(
         self,
         store: str | Path,
         text_dropout: float = 0.05,
-        mask_dropout: float = 0.05,
-        sketch_dropout: float = 0.05,
-        modalities: Sequence[str] = ("mask", "sketch"),
+        modalities: Sequence[str] | None = None,
+        condition_dropout: float = 0.05,
+        **dropouts: float,
     ) -> None:
         """Read from a latent store.
 
         Args:
             store: folder of the latent store.
             text_dropout: probability that the caption is replaced by the empty prompt, in [0, 1].
-            mask_dropout: probability that a mask's latents are set to zeros, in [0, 1].
-            sketch_dropout: the same for a sketch.
-            modalities: the conditions to draw from, with equal probability.
+            modalities: the conditions to draw from, with equal probability; None takes all that
+                the store has.
+            condition_dropout: probability that a condition's latents are set to zeros, in [0, 1].
+            dropouts: the same for one kind, as `mask_dropout`.
+
+        Raises:
+            TypeError: if an argument is unknown.
+            ValueError: if the store lacks a condition that is asked for, or has none.
         """
         self.store = Store(store)
         self.text_dropout = text_dropout
-        self.condition_dropout = {"mask": mask_dropout, "sketch": sketch_dropout}
-        self.modalities = tuple(Modality[name.upper()] for name in modalities)
+        there = [k for k in condition_kinds() if k.name in self.store.spec.arrays]
+        self.kinds = tuple(there if modalities is None else map(condition_kind, modalities))
+        if lacking := [kind.name for kind in self.kinds if kind not in there] or not self.kinds:
+            names = ", ".join(kind.name for kind in there) or "none"
+            raise ValueError(
+                f"{self.store.folder} lacks latents of {lacking if self.kinds else 'conditions'}; "
+                f"it has {names}. Encode them: scripts/precompute.py."
+            )
+        known = {f"{kind.name}_dropout": kind.name for kind in condition_kinds()}
+        if unknown := dropouts.keys() - known:
+            raise TypeError(f"LatentSamples has no argument {', '.join(sorted(unknown))}")
+        self.condition_dropout = dict.fromkeys(known.values(), condition_dropout)
+        self.condition_dropout |= {known[name]: value for name, value in dropouts.items()}
 
     def __len__(self) -> int:
         """Number of faces."""
         return len(self.store)
 
     def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
-        """Draw modality, caption, dropout, noise and time for one face.
+        """Draw the kind of condition, caption, dropout, noise and time for one face.
 
         Args:
             item: number of the face.
@@ -65,8 +82,8 @@ class LatentSamples:
             scalar, `caption` str. Where the store holds the posterior's mean and deviation, the
             latents are a new sample of it, float32.
         """
-        modality = _choice(self.modalities, generator)
-        column = modality.name.lower()
+        kind = _choice(self.kinds, generator)
+        column = kind.name
         row = self.store.row(item, ("image", column, "captions"))
         latents, condition = (torch.from_numpy(row[name]) for name in ("image", column))
         caption = _choice(row["captions"], generator)
@@ -79,7 +96,7 @@ class LatentSamples:
             "condition": condition,
             "noise": torch.randn(latents.shape, generator=generator),
             "uniform": torch.rand((), generator=generator),
-            "modality": torch.tensor(int(modality)),
+            "modality": torch.tensor(kind.index),
             "caption": caption,
         }
         if POSTERIOR_STD in self.store.spec.arrays:  # last, so that the other draws stay
@@ -109,7 +126,7 @@ def small_part_weights(labels: np.ndarray, power: float) -> np.ndarray:
 
 
 class AutoencoderSamples:
-    """Pictures, colour masks and sketches: all that the VAE must carry."""
+    """Photos and drawn conditions: all that the VAE must carry."""
 
     def __init__(
         self, store: str | Path, image_share: float = 0.6, weight_power: float = 0.5
@@ -118,11 +135,13 @@ class AutoencoderSamples:
 
         Args:
             store: folder of the store.
-            image_share: share of photographs among the samples; the rest is half masks, half
-                sketches. In [0, 1].
+            image_share: share of photographs among the samples, in [0, 1]; the conditions share
+                the rest equally.
             weight_power: how much small parts are raised, see `small_part_weights`.
         """
         self.store = Store(store)
+        there = self.store.spec.arrays
+        self.kinds = tuple(k for k in condition_kinds() if picture_column(k) in there)
         self.image_share = image_share
         self.weight_power = weight_power
 
@@ -132,18 +151,17 @@ class AutoencoderSamples:
 
     def sample(self, item: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`pixels` float32 [3, H, W] in [-1, 1], `weights` float32 [H, W], `noise_seed` long."""
-        row = self.store.row(item, ("image", "labels", "sketch"))
+        row = self.store.row(item, ("image", *map(picture_column, self.kinds)))
         if _coin(generator, 0.5):
             row = {name: np.ascontiguousarray(row[name][:, ::-1]) for name in row}
-        kind = float(torch.rand((), generator=generator))
-        if kind < self.image_share:
-            pixels = image_pixels(row["image"])
-        elif kind < (1 + self.image_share) / 2:
-            pixels = image_pixels(colorize(row["labels"]))
-        else:
-            pixels = image_pixels(SKETCH.rgb(row["sketch"]))
+        drawn = float(torch.rand((), generator=generator))
+        rgb, num = row["image"], len(self.kinds)
+        for place, kind in enumerate(self.kinds):
+            # Each takes (1 - image_share) / num of [image_share, 1).
+            if drawn >= (place + (num - place) * self.image_share) / num:
+                rgb = kind.rgb(row[picture_column(kind)])
         return {
-            "pixels": pixels,
+            "pixels": image_pixels(rgb),
             "weights": torch.from_numpy(small_part_weights(row["labels"], self.weight_power)),
             "noise_seed": torch.randint(2**62, (), generator=generator),
         }

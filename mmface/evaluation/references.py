@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mmface.conditions import colorize, condition_kind, condition_kinds
+from mmface.conditions import MASK, SKETCH, ConditionKind, condition_kind, condition_kinds
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
 from mmface.data.rendered import render_face
 from mmface.evaluation.parted_work import as_json
@@ -45,6 +45,10 @@ class HeldOutPictures:
         """Height and width of all pictures in pixels."""
         return self.size_px, self.size_px
 
+    def kinds(self) -> tuple[ConditionKind, ...]:
+        """Which conditions every face has."""
+        return MASK, SKETCH
+
     def made_by(self) -> dict[str, Any]:
         """What decides the pictures."""
         return {"kind": "held-out rendered faces", "first_seed": HELD_OUT_SEED, **vars(self)}
@@ -56,8 +60,8 @@ class HeldOutPictures:
     def face(self, item: int) -> FacePictures:
         """Draw a face."""
         face = render_face(HELD_OUT_SEED + item, self.size_px)
-        mask = colorize(face.labels)
-        return FacePictures(self.id(item), face.image, mask, face.sketch, face.captions)
+        values = {MASK.name: face.labels, SKETCH.name: face.sketch}
+        return FacePictures(self.id(item), face.image, values, face.captions)
 
 
 class References:

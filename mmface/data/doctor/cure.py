@@ -77,10 +77,11 @@ def cure(diagnosis: Diagnosis, out: str | Path) -> Cure:
         if kept is not None:
             own_format = kept.label_format != record.label_format
             new = kept.label_format if own_format else formats.get(record.label_format)
-            records.append(replace(kept, label_format=new or kept.label_format))
-    header = formats.get(manifest.label_format, manifest.label_format)
+            records.append(kept.having(label_format=new or kept.label_format))
+    usual = manifest.all_readings
+    header = usual | {"label_format": formats.get(usual["label_format"], usual["label_format"])}
     made_by = {**manifest.made_by, "fixed": dict(done)}
-    fixed = replace(manifest, records=records, label_format=header, made_by=made_by)
+    fixed = replace(manifest, records=records, readings=header, made_by=made_by)
     return Cure(fixed.write(out), done, left)
 
 
@@ -96,6 +97,6 @@ def _mended(record: Record, findings: Sequence[Finding]) -> Record | None:
 
 def _repaired(record: Record, repair: Repair) -> Record:
     if repair.field != "captions":
-        return replace(record, **{repair.field: repair.value})
+        return record.having(**{repair.field: repair.value})
     exchanged = [repair.value if each == repair.of else each for each in record.captions]
     return replace(record, captions=tuple(each for each in exchanged if each is not None))

@@ -157,7 +157,7 @@ def _with_guess(record: Record, guesses: Mapping[str, LabelFormatGuess]) -> Reco
     guess = guesses.get(record.label_format)
     if guess is None or guess.format is None:
         return record
-    return replace(record, label_format=guess.format.name)
+    return record.having(label_format=guess.format.name)
 
 
 def examine_face(record: Record, examination: Examination) -> ExaminedFace:

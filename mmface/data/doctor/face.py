@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmface.conditions import (
     MAX_PIXELS,
+    ConditionKind,
     LoadedMask,
     edge_strength,
     flat_rgb,
@@ -22,7 +23,7 @@ from mmface.conditions import (
     open_picture,
 )
 from mmface.conditions.face_anatomy import Part, parts_of
-from mmface.data.manifest import PATH_FIELDS, Record
+from mmface.data.manifest import Record
 
 SIDE = 128
 """Edge of the square in which pictures, masks and sketches are compared, in pixels."""
@@ -105,9 +106,8 @@ class Face:
 
     def __post_init__(self) -> None:
         """Read the files."""
-        for name in PATH_FIELDS:
-            if getattr(self.record, name) is not None:
-                self._read(name)
+        for name in ("image", *self.record.conditions):
+            self._read(name)
 
     def path(self, name: str) -> Path:
         """The file of one of the face's pictures."""
@@ -199,6 +199,17 @@ class Face:
     def own_sketch(self) -> np.ndarray | ValueError | None:
         """The sketch in the polarity that the manifest says."""
         return self.sketch(self.record.sketch_polarity)
+
+    def fault_of(self, kind: ConditionKind) -> str | None:
+        """Say why a condition cannot be read; None if it can, or if there is none."""
+        if kind.name not in self._pictures:
+            return None
+        small = shrunk(self._pictures[kind.name], Image.Resampling.NEAREST)
+        try:
+            kind.load(small, (small.height, small.width), self.record.reading(kind))
+        except ValueError as error:
+            return str(error).replace("The picture", f"the {kind.name}")
+        return None
 
     def outline(self, name: str) -> np.ndarray | None:
         """Give the borders between a mask's classes, or a sketch's lines.

@@ -8,7 +8,10 @@ import numpy as np
 from mmface.conditions import (
     LABELS,
     LEFT_RIGHT_PAIRS,
+    MASK,
+    SKETCH,
     SKETCH_POLARITIES,
+    condition_kinds,
     guess_label_format,
     label_format_named,
 )
@@ -66,9 +69,9 @@ def changed_file(face: Face) -> Iterator[Problem]:
 
 @check("face", "error", "Crop mask and sketch as the photo was cropped.", "drop")
 def wrong_aspect(face: Face) -> Iterator[Problem]:
-    """Mask or sketch of another aspect ratio than the photo."""
+    """Mask, sketch or other condition of another aspect ratio than the photo."""
     width, height = face.sizes.get("image", (0, 0))
-    for name in ("mask", "sketch"):
+    for name in face.record.conditions:
         own_width, own_height = face.sizes.get(name, (0, 0))
         if not (width and own_width):
             continue
@@ -95,6 +98,15 @@ def low_resolution(face: Face) -> Iterator[Problem]:
         if min(size) < wanted:
             words = f"the {name} is {size[0]}x{size[1]}, smaller than {wanted} pixels"
             yield Problem(getattr(face.record, name), words)
+
+
+@check("face", "error", "Make the condition anew from the photo.", "drop")
+def unusable_condition(face: Face) -> Iterator[Problem]:
+    """Condition of a kind without checks of its own that cannot be read."""
+    for kind in condition_kinds():
+        fault = None if kind in (MASK, SKETCH) else face.fault_of(kind)
+        if fault is not None:
+            yield Problem(face.record.conditions[kind.name], fault)
 
 
 @check("face", "error", "Save the mask as class indices 0..18, or say its label format.", "drop")

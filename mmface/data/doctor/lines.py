@@ -116,9 +116,7 @@ def read_leniently(path: str | Path) -> LenientReading:
             findings += found
     if reader.header is None:
         raise ValueError(f"{path}:1: the file is empty, a manifest begins with its header")
-    kept = ("label_format", "sketch_polarity", "made_by")
-    manifest = Manifest(path, reader.records, **{key: reader.header[key] for key in kept})
-    return LenientReading(manifest, findings, number - 1)
+    return LenientReading(reader.manifest(), findings, number - 1)
 
 
 def _row(content: bytes) -> dict[str, Any] | None:

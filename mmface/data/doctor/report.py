@@ -13,12 +13,12 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import mmface
-from mmface.conditions import colorize, flat_rgb, open_picture
+from mmface.conditions import colorize, condition_kinds, flat_rgb, open_picture
 from mmface.core.files import write_text
 from mmface.data.doctor.examination import Diagnosis
 from mmface.data.doctor.face import Examination, Face
 from mmface.data.doctor.findings import CHECKS, Finding, counts_by_kind
-from mmface.data.manifest import PATH_FIELDS, Record
+from mmface.data.manifest import Record
 from mmface.grid import FAINT_INK, FRAME, GAP_PX, INK, MARGIN_PX, PAPER, wrapped
 
 SHOWN = 5
@@ -77,8 +77,10 @@ def statistics(diagnosis: Diagnosis) -> dict[str, Any]:
         "faces": len(records),
         "splits": dict(Counter(each.split for each in records)),
         "lacking": {
-            "without mask": sum(each.mask is None for each in records),
-            "without sketch": sum(each.sketch is None for each in records),
+            **{
+                f"without {kind.name}": sum(kind.name not in each.conditions for each in records)
+                for kind in condition_kinds()
+            },
             "without captions": sum(not each.captions for each in records),
         },
         "off_palette": {
@@ -144,7 +146,7 @@ def worst_faces(diagnosis: Diagnosis, count: int = _MAX_ON_SHEET) -> list[tuple[
 
 
 def sheet(diagnosis: Diagnosis) -> Image.Image | None:
-    """Draw the worst faces: image, mask and sketch side by side, and under them what is wrong.
+    """Draw the worst faces: photo and conditions side by side, and under them what is wrong.
 
     Args:
         diagnosis: What was found.
@@ -156,7 +158,7 @@ def sheet(diagnosis: Diagnosis) -> Image.Image | None:
     if not faces:
         return None
     columns = min(_COLUMNS, len(faces))
-    step_x = len(PATH_FIELDS) * (_CELL_PX + 4) + 2 * GAP_PX
+    step_x = len(_pictures()) * (_CELL_PX + 4) + 2 * GAP_PX
     step_y = _CELL_PX + _WORDS_PX + GAP_PX
     rows = -(-len(faces) // columns)
     size = (
@@ -175,16 +177,15 @@ def sheet(diagnosis: Diagnosis) -> Image.Image | None:
 
 
 def _draw_face(canvas: Image.Image, face: Face, words: str, corner: tuple[int, int]) -> None:
-    """Draw one face's three pictures, its name and what is wrong with it."""
+    """Draw one face's pictures, its name and what is wrong with it."""
     draw, (left, top) = ImageDraw.Draw(canvas), corner
     font = ImageFont.load_default(size=_FONT_PX)
-    for place, name in enumerate(PATH_FIELDS):
+    for place, name in enumerate(_pictures()):
         box_left = left + place * (_CELL_PX + 4)
         box = (box_left, top, box_left + _CELL_PX - 1, top + _CELL_PX - 1)
         picture = _picture(face, name)
         if picture is None:
-            lacks = getattr(face.record, name) is None
-            said = f"no {name}" if lacks else f"{name}: {face.bad[name].kind}"
+            said = f"{name}: {face.bad[name].kind}" if name in face.bad else f"no {name}"
             middle = (box_left + _CELL_PX // 2, top + _CELL_PX // 2)
             draw.text(middle, said, font=font, fill=FAINT_INK, anchor="mm")
         else:
@@ -194,7 +195,7 @@ def _draw_face(canvas: Image.Image, face: Face, words: str, corner: tuple[int, i
         draw.rectangle(box, outline=FRAME)
     below, line_px = top + _CELL_PX + 6, round(_FONT_PX * 1.3)
     draw.text((left, below), face.record.id, font=font, fill=FAINT_INK)
-    lines = wrapped(words, font, len(PATH_FIELDS) * (_CELL_PX + 4) - 4)
+    lines = wrapped(words, font, len(_pictures()) * (_CELL_PX + 4) - 4)
     room = (_WORDS_PX - 6) // line_px - 1
     if len(lines) > room:
         lines = [*lines[: room - 1], lines[room - 1][:-2].rstrip() + " ..."]
@@ -202,9 +203,13 @@ def _draw_face(canvas: Image.Image, face: Face, words: str, corner: tuple[int, i
         draw.text((left, below + number * line_px), line, font=font, fill=INK)
 
 
+def _pictures() -> tuple[str, ...]:
+    return ("image", *(kind.name for kind in condition_kinds()))
+
+
 def _picture(face: Face, name: str) -> Image.Image | None:
     """Give a picture as a person wants to see it; a mask in the palette's colours."""
-    if getattr(face.record, name) is None or name in face.bad:
+    if name in face.bad or getattr(face.record, name) is None:
         return None
     if name == "mask" and face.labels is not None:
         return Image.fromarray(colorize(face.labels))

@@ -6,8 +6,7 @@ sketches' polarity are guessed from a sample where the layout does not fix them,
 where the guess is undecided.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import numpy as np
 
 from mmface.conditions import (
     SKETCH_POLARITIES,
+    condition_kinds,
     flat_rgb,
     guess_label_format,
-    label_format_named,
     open_picture,
 )
 from mmface.data.importers.base import Importer, ImportReport
@@ -25,7 +24,7 @@ from mmface.data.importers.celeba import CelebAMaskHQ, MultiModalCelebAHQ
 from mmface.data.importers.folders import FFHQ, AuthorsLayout, PhotoFolder
 from mmface.data.importers.hub import HuggingFaceDataset
 from mmface.data.importers.splits import SplitRule, parse_split
-from mmface.data.manifest import Manifest, Record
+from mmface.data.manifest import Manifest, Record, reading_defaults
 
 __all__ = [
     "LAYOUTS",
@@ -86,6 +85,7 @@ def import_faces(
     out: str | Path,
     label_format: str | None = None,
     sketch_polarity: str | None = None,
+    **readings: str | None,
 ) -> Manifest:
     """Import a data set and write its manifest.
 
@@ -94,6 +94,7 @@ def import_faces(
         out: The manifest's file.
         label_format: Of the masks; the layout's, or guessed, if None.
         sketch_polarity: Of the sketches; guessed if None.
+        readings: Of further kinds of condition, by their fields; the default if None.
 
     Returns:
         The manifest as it was written.
@@ -105,38 +106,42 @@ def import_faces(
     out.parent.mkdir(parents=True, exist_ok=True)
     records = importer.records(out)
     draft = Manifest(out, records)
-    if label_format is None:
-        label_format = importer.label_format or _label_format_of(draft, importer.report)
-    if sketch_polarity is None:
-        sketch_polarity = _polarity_of(draft, importer.report)
-    label_format_named(label_format)
-    if sketch_polarity not in SKETCH_POLARITIES:
-        raise ValueError(
-            f"There is no sketch polarity {sketch_polarity!r}; known are "
-            f"{' and '.join(SKETCH_POLARITIES)}."
+    said = {"label_format": label_format, "sketch_polarity": sketch_polarity, **readings}
+    decided = {}
+    for kind in condition_kinds():
+        reading = kind.reading
+        if reading is None:
+            continue
+        guess = _GUESSES.get(reading.field)
+        decided[reading.field] = said.pop(reading.field, None) or (
+            guess(draft, importer) if guess else reading.default
         )
-    styled = [
-        replace(each, label_format=label_format, sketch_polarity=sketch_polarity)
-        for each in records
-    ]
+        if decided[reading.field] not in reading.choices:
+            raise ValueError(
+                f"There is no {reading.field.replace('_', ' ')} {decided[reading.field]!r}; known "
+                f"are {', '.join(reading.choices)}."
+            )
+    if said:
+        raise ValueError(f"No kind of condition is read by {', '.join(said)}.")
     layout = next(name for name, kind in LAYOUTS.items() if type(importer) is kind)
     made_by = {"layout": layout, "folder": str(importer.folder), "notes": importer.report.notes}
-    return Manifest(out, styled, label_format, sketch_polarity, made_by).write(out)
+    styled = [each.having(readings=decided) for each in records]
+    return Manifest(out, styled, decided, made_by).write(out)
 
 
 def _sample(manifest: Manifest, name: str) -> list[Path]:
     """Take files spread evenly over those that the faces have."""
-    records: Sequence[Record] = [each for each in manifest.records if getattr(each, name)]
+    records: Sequence[Record] = [each for each in manifest.records if name in each.conditions]
     chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).round().astype(int)
     paths = [manifest.resolve(records[index], name) for index in chosen.tolist()]
     return [path for path in paths if path is not None]
 
 
-def _label_format_of(manifest: Manifest, report: ImportReport) -> str:
-    """Guess the masks' label format, and say so."""
+def _label_format_of(manifest: Manifest, importer: Importer) -> str:
+    """Give the layout's label format, or guess it and say so."""
     masks = _sample(manifest, "mask")
-    if not masks:
-        return manifest.label_format
+    if importer.label_format is not None or not masks:
+        return importer.label_format or reading_defaults()["label_format"]
     guess = guess_label_format(masks)
     if guess.format is None:
         raise ValueError(
@@ -146,15 +151,15 @@ def _label_format_of(manifest: Manifest, report: ImportReport) -> str:
             else f"The label format of the masks is undecided: {guess.evidence}. "
             "Give --label-format."
         )
-    report.notes.append(f"label format, a guess: {guess.format.name} ({guess.evidence})")
+    importer.report.notes.append(f"label format, a guess: {guess.format.name} ({guess.evidence})")
     return guess.format.name
 
 
-def _polarity_of(manifest: Manifest, report: ImportReport) -> str:
+def _polarity_of(manifest: Manifest, importer: Importer) -> str:
     """Guess the sketches' polarity by the middle of the picture, which is paper mostly."""
     sketches = _sample(manifest, "sketch")
     if not sketches:
-        return manifest.sketch_polarity
+        return SKETCH_POLARITIES[0]
     dark = 0
     for path in sketches:
         grey = flat_rgb(open_picture(path), "white").mean(axis=2)
@@ -167,7 +172,14 @@ def _polarity_of(manifest: Manifest, report: ImportReport) -> str:
             f"--sketch-polarity ({', '.join(SKETCH_POLARITIES)})."
         )
     polarity = SKETCH_POLARITIES[int(dark > len(sketches) / 2)]
-    report.notes.append(
+    importer.report.notes.append(
         f"sketch polarity, a guess: {polarity} ({dark} of {len(sketches)} are dark in the middle)"
     )
     return polarity
+
+
+_GUESSES: Mapping[str, Callable[[Manifest, Importer], str]] = {
+    "label_format": _label_format_of,
+    "sketch_polarity": _polarity_of,
+}
+"""How the reading of a kind is guessed, by its field, where it is not said."""

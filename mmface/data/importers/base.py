@@ -11,21 +11,18 @@ from typing import ClassVar
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.conditions import ConditionKind, condition_kinds
 from mmface.data.importers.splits import SplitRule, face_key
 from mmface.data.manifest import Record, relative_path
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _ORIENTATION = 0x0112
 _SHOWN = 5
-_MISSING = (
-    "without_image",
-    "without_mask",
-    "without_sketch",
-    "without_captions",
-    "without_split",
-    "unreadable",
-    "ignored",
-)
+_FOLDERS = {
+    "mask": ("masks", "Masks_Colored_1024", "mask"),
+    "sketch": ("sketches", "sketch"),
+}
+"""Folders that published data sets keep a kind in; other kinds are looked for by their names."""
 
 
 @dataclass
@@ -34,9 +31,9 @@ class ImportReport:
 
     Attributes:
         found: Number of faces in the manifest.
-        without_image: Faces with a mask, sketch or captions but no photo; not in the manifest.
-        without_mask: Faces in the manifest that have no mask.
-        without_sketch: Faces in the manifest that have no sketch.
+        without_image: Faces with a condition or captions but no photo; not in the manifest.
+        without_condition: Faces in the manifest that lack a kind of condition, by its name. Kinds
+            beyond the built-in ones are counted where at least one face has them.
         without_captions: Faces in the manifest that have no captions.
         without_split: Faces that no split list names; not in the manifest.
         unreadable: Files that should be pictures or captions and cannot be read, with the reason.
@@ -46,8 +43,7 @@ class ImportReport:
 
     found: int = 0
     without_image: list[str] = field(default_factory=list)
-    without_mask: list[str] = field(default_factory=list)
-    without_sketch: list[str] = field(default_factory=list)
+    without_condition: dict[str, list[str]] = field(default_factory=dict)
     without_captions: list[str] = field(default_factory=list)
     without_split: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -57,12 +53,19 @@ class ImportReport:
     def __str__(self) -> str:
         """Say it, one line a kind, with the first few of each."""
         lines = [f"{self.found} faces", *self.notes]
-        for name in _MISSING:
-            listed: list[str] = getattr(self, name)
+        missing = {
+            "without image": self.without_image,
+            **{f"without {name}": ids for name, ids in self.without_condition.items()},
+            "without captions": self.without_captions,
+            "without split": self.without_split,
+            "unreadable": self.unreadable,
+            "ignored": self.ignored,
+        }
+        for name, listed in missing.items():
             if listed:
                 more = ", ..." if len(listed) > _SHOWN else ""
                 shown = ", ".join(listed[:_SHOWN])
-                lines.append(f"{name.replace('_', ' ')}: {len(listed)} ({shown}{more})")
+                lines.append(f"{name}: {len(listed)} ({shown}{more})")
         return "\n".join(lines)
 
 
@@ -74,8 +77,7 @@ class FaceFiles:
         key: The face's name within its data set; numbers have five digits.
         prefix: The data set's name.
         image: Photo.
-        mask: Segmentation mask, or None.
-        sketch: Sketch, or None.
+        conditions: Its conditions, by their kinds' names.
         captions: Descriptions.
         split: One of `mmface.data.manifest.SPLITS`, or None if no list names the face.
     """
@@ -83,8 +85,7 @@ class FaceFiles:
     key: str
     prefix: str
     image: Path
-    mask: Path | None
-    sketch: Path | None
+    conditions: Mapping[str, Path]
     captions: tuple[str, ...]
     split: str | None
 
@@ -169,13 +170,12 @@ class Importer(ABC):
             if isinstance(size, str):
                 self.report.unreadable.append(f"{face.image} ({size})")
                 continue
-            image, mask, sketch = (
-                relative_path(path.resolve(), start) if path else None
-                for path in (face.image, face.mask, face.sketch)
-            )
-            assert image is not None
             assert face.split is not None
-            records.append(Record(face.id, image, mask, sketch, face.captions, face.split, *size))
+            image = relative_path(face.image.resolve(), start)
+            paths = {k: relative_path(v.resolve(), start) for k, v in face.conditions.items()}
+            records.append(
+                Record(face.id, image, face.captions, face.split, *size, conditions=paths)
+            )
         if not records:
             raise ValueError(f"{self.folder} holds no face in this layout.\n{self.report}")
         self._count(records)
@@ -183,8 +183,10 @@ class Importer(ABC):
 
     def _count(self, records: Sequence[Record]) -> None:
         self.report.found = len(records)
-        self.report.without_mask += [each.id for each in records if each.mask is None]
-        self.report.without_sketch += [each.id for each in records if each.sketch is None]
+        for kind in condition_kinds():
+            lacking = [each.id for each in records if kind.name not in each.conditions]
+            if len(lacking) < len(records) or kind.name in _FOLDERS:
+                self.report.without_condition[kind.name] = lacking
         self.report.without_captions += [each.id for each in records if not each.captions]
 
     def ignore(self, path: Path) -> None:
@@ -194,6 +196,16 @@ class Importer(ABC):
     def pictures_in(self, folder: Path | None) -> dict[str, Path]:
         """Find the pictures in a folder and below it, by face; None has none."""
         return self._by_key(folder, PICTURE_SUFFIXES)
+
+    def conditions_in(
+        self, folder: Path | None, but: Sequence[ConditionKind] = ()
+    ) -> dict[str, dict[str, Path]]:
+        """Find the pictures of each kind, `but` some, in a folder's folders; None has none."""
+        return {
+            kind.name: self.pictures_in(folder and first_there(folder, folders_of(kind)))
+            for kind in condition_kinds()
+            if kind not in but
+        }
 
     def captions_in(self, path: Path | None) -> dict[str, tuple[str, ...]]:
         """Read the captions in a folder of files by face, or in one JSON file; None has none."""
@@ -221,8 +233,7 @@ class Importer(ABC):
     def joined(
         self,
         images: Mapping[str, Path],
-        masks: Mapping[str, Path],
-        sketches: Mapping[str, Path],
+        conditions: Mapping[str, Mapping[str, Path]],
         captions: Mapping[str, tuple[str, ...]],
         prefix: str,
         rule: SplitRule,
@@ -231,8 +242,7 @@ class Importer(ABC):
 
         Args:
             images: Photos by face.
-            masks: Masks by face.
-            sketches: Sketches by face.
+            conditions: By the kinds' names, the conditions by face.
             captions: Captions by face.
             prefix: What the ids begin with.
             rule: The split of a face.
@@ -240,18 +250,22 @@ class Importer(ABC):
         Yields:
             The faces in order.
         """
-        others = masks.keys() | sketches.keys() | captions.keys()
+        others = captions.keys() | {key for each in conditions.values() for key in each}
         self.report.without_image += [f"{prefix}/{key}" for key in sorted(others - images.keys())]
         for key in sorted(images):
             yield FaceFiles(
                 key,
                 prefix,
                 images[key],
-                masks.get(key),
-                sketches.get(key),
+                {name: each[key] for name, each in conditions.items() if key in each},
                 captions.get(key, ()),
                 rule.of(key),
             )
+
+
+def folders_of(kind: ConditionKind) -> tuple[str, ...]:
+    """Name the folders in which a kind's pictures may lie."""
+    return _FOLDERS.get(kind.name, (f"{kind.name}s", kind.name))
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmface.conditions import LABELS
+from mmface.conditions import LABELS, MASK
 from mmface.core.files import written_aside
 from mmface.data.importers.base import FaceFiles, Importer, files_below, first_there
 from mmface.data.importers.splits import SplitRule, celeba_split, face_key
@@ -58,8 +58,8 @@ class CelebAMaskHQ(Importer):
         # A face without a photo is reported by any of its class pictures; none is composed.
         masks |= {k: next(iter(v.values())) for k, v in parts.items() if k not in images}
         captions = self.captions_in(first_there(self.folder, ("captions", "captions.json")))
-        sketches = self.pictures_in(first_there(self.folder, ("sketches", "sketch")))
-        return list(self.joined(images, masks, sketches, captions, self.prefix, rule))
+        conditions = {MASK.name: masks} | self.conditions_in(self.folder, but=[MASK])
+        return list(self.joined(images, conditions, captions, self.prefix, rule))
 
     def _parts(self) -> dict[str, dict[str, Path]]:
         """Find the class pictures of each face, by class."""
@@ -118,7 +118,7 @@ def _compose(job: tuple[dict[str, Path], Path]) -> str:
 class MultiModalCelebAHQ(Importer):
     """Multi-Modal-CelebA-HQ: `images`, ten captions a face in `text` or `celeba-caption`.
 
-    Masks and sketches are taken where folders hold them. The lists of its split are pickles, which
+    Conditions are taken where folders hold them. The lists of its split are pickles, which
     are never read: text lists stand in for them, see `celeba_split`.
     """
 
@@ -132,8 +132,7 @@ class MultiModalCelebAHQ(Importer):
         return list(
             self.joined(
                 self.pictures_in(there(("images", "image"))),
-                self.pictures_in(there(("masks", "mask"))),
-                self.pictures_in(there(("sketches", "sketch"))),
+                self.conditions_in(self.folder),
                 self.captions_in(there(("text", "celeba-caption", "captions.json"))),
                 self.prefix,
                 rule,

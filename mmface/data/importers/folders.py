@@ -14,15 +14,13 @@ from mmface.data.importers.base import (
 from mmface.data.importers.splits import SplitRule, all_in, face_key
 
 _IMAGES = ("images1024x1024", "images", "Images")
-_MASKS = ("masks", "Masks_Colored_1024", "mask")
-_SKETCHES = ("sketches", "sketch")
 _CAPTIONS = ("captions", "text", "captions.json", "FFHQ_Captions_Final")
 
 
 class FFHQ(Importer):
     """FFHQ: `images1024x1024/00000/00000.png`, in folders of a thousand or flat.
 
-    Masks, sketches and captions are taken from folders beside, where there are any. The paper
+    Conditions and captions are taken from folders beside, where there are any. The paper
     trains on all 70,000, and so does the default split.
     """
 
@@ -36,8 +34,7 @@ class FFHQ(Importer):
         return list(
             self.joined(
                 self.pictures_in(images or self.folder),
-                self.pictures_in(first_there(self.folder, _MASKS) if images else None),
-                self.pictures_in(first_there(self.folder, _SKETCHES) if images else None),
+                self.conditions_in(self.folder if images else None),
                 self.captions_in(first_there(self.folder, _CAPTIONS) if images else None),
                 self.prefix,
                 rule,
@@ -91,14 +88,12 @@ class AuthorsLayout(Importer):
         found: list[FaceFiles] = []
         used: set[tuple[str, str]] = set()
         for prefix, split, folder, name in parts:
-            images, masks, sketches = (
-                self.pictures_in(first_there(folder, names))
-                for names in (_IMAGES, _MASKS, _SKETCHES)
-            )
-            mine = images.keys() | masks.keys() | sketches.keys()
+            images = self.pictures_in(first_there(folder, _IMAGES))
+            conditions = self.conditions_in(folder)
+            mine = images.keys() | {key for each in conditions.values() for key in each}
             words = {key: captions[name][key] for key in mine & captions[name].keys()}
             used |= {(name, key) for key in words}
-            found += self.joined(images, masks, sketches, words, prefix, all_in(split))
+            found += self.joined(images, conditions, words, prefix, all_in(split))
         for name, by_key in captions.items():
             unused = sorted(key for key in by_key if (name, key) not in used)
             self.report.ignored += [f"{name}/{key}" for key in unused]
@@ -108,8 +103,8 @@ class AuthorsLayout(Importer):
 class PhotoFolder(Importer):
     """Any folder of photos, and the folders in it, with captions in files of the same name.
 
-    `anna.jpg` has its captions in `anna.txt`, one a line, or in `anna.json`. Masks and sketches
-    are to be made.
+    `anna.jpg` has its captions in `anna.txt`, one a line, or in `anna.json`. Conditions are
+    to be made.
     """
 
     default_prefix: ClassVar[str] = "photos"
@@ -136,7 +131,7 @@ class PhotoFolder(Importer):
                 words.add(file)
                 captions = self._captions(file)
             split = rule.of(face_key(path.stem))
-            found[key] = FaceFiles(key, self.prefix, path, None, None, captions, split)
+            found[key] = FaceFiles(key, self.prefix, path, {}, captions, split)
         for path in paths:
             if path.suffix.lower() not in PICTURE_SUFFIXES and path not in words:
                 self.ignore(path)

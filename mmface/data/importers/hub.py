@@ -8,14 +8,23 @@ from typing import Any, ClassVar
 from PIL import Image
 from tqdm import tqdm
 
+from mmface.conditions import condition_kinds
 from mmface.core.files import write_bytes
 from mmface.data.importers.base import FaceFiles, Importer
 from mmface.data.importers.splits import SplitRule, face_key
 
-COLUMNS = ("id", "image", "mask", "sketch", "captions")
-_PICTURES = ("image", "mask", "sketch")
 _SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+
+
+def picture_columns() -> tuple[str, ...]:
+    """Name the columns that hold pictures: the photo and the kinds of condition."""
+    return ("image", *(kind.name for kind in condition_kinds()))
+
+
+def all_columns() -> tuple[str, ...]:
+    """Name all columns that an import looks for."""
+    return ("id", *picture_columns(), "captions")
 
 
 class HuggingFaceDataset(Importer):
@@ -40,16 +49,16 @@ class HuggingFaceDataset(Importer):
             folder: A folder that `save_to_disk` wrote, or what `load_dataset` takes.
             split: Which faces are for training; the data set's own splits if None.
             prefix: What the ids begin with; the last part of the name if None.
-            columns: What the columns of `COLUMNS` are called where they have other names. Only
+            columns: What the columns of `all_columns` are called where they have other names. Only
                 `image` must be there. Faces without an `id` are numbered.
 
         Raises:
             ValueError: If there is no such part of a face.
         """
         super().__init__(folder, split, Path(folder).name if prefix is None else prefix)
-        unknown = set(columns or ()) - set(COLUMNS)
+        unknown = set(columns or ()) - set(all_columns())
         if unknown:
-            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(COLUMNS)}.")
+            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(all_columns())}.")
         self.columns = dict(columns or {})
 
     def check_folder(self) -> None:
@@ -97,16 +106,18 @@ class HuggingFaceDataset(Importer):
         return parts
 
     def _columns(self, part: Any) -> dict[str, str]:
-        """Find which of `COLUMNS` a part has, under which name."""
-        named = {name: self.columns.get(name, name) for name in COLUMNS}
+        """Find which of `all_columns` a part has, under which name."""
+        named = {name: self.columns.get(name, name) for name in all_columns()}
         wanted = {*self.columns, "image"}
-        missing = [named[name] for name in COLUMNS if name in wanted - self._there(part, named)]
+        missing = [
+            named[name] for name in all_columns() if name in wanted - self._there(part, named)
+        ]
         if missing:
             raise ValueError(
                 f"{self.folder} has no column {', '.join(missing)}; it has "
                 f"{', '.join(part.column_names)}. Name them with --column, as image=photo."
             )
-        return {name: named[name] for name in COLUMNS if name in self._there(part, named)}
+        return {name: named[name] for name in all_columns() if name in self._there(part, named)}
 
     @staticmethod
     def _there(part: Any, named: Mapping[str, str]) -> set[str]:
@@ -116,7 +127,7 @@ class HuggingFaceDataset(Importer):
         """Read the rows, pictures as they are stored."""
         import datasets
 
-        for name in _PICTURES:
+        for name in picture_columns():
             if name in columns:
                 if not isinstance(part.features[columns[name]], datasets.Image):
                     raise ValueError(
@@ -131,7 +142,7 @@ class HuggingFaceDataset(Importer):
     ) -> FaceFiles | None:
         """Write one face's pictures; None if its photo is none."""
         paths: dict[str, Path | None] = {}
-        for name in _PICTURES:
+        for name in picture_columns():
             try:
                 paths[name] = _written(row[name], beside / name / key) if row.get(name) else None
             except (OSError, SyntaxError) as error:
@@ -145,7 +156,8 @@ class HuggingFaceDataset(Importer):
         words = words.splitlines() if isinstance(words, str) else words
         captions = tuple(each.strip() for each in words if each.strip())
         split = own_split if self.split is None else self.split.of(key)
-        return FaceFiles(key, self.prefix, image, paths["mask"], paths["sketch"], captions, split)
+        conditions = {name: path for name, path in paths.items() if path and name != "image"}
+        return FaceFiles(key, self.prefix, image, conditions, captions, split)
 
 
 def _written(stored: Mapping[str, Any], stem: Path) -> Path:

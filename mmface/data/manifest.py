@@ -129,7 +129,7 @@ def reading_defaults() -> dict[str, str]:
 def _unusual(readings: Mapping[str, str | None]) -> dict[str, str]:
     """Leave out what is the default, so that equal faces are equal records."""
     defaults = reading_defaults()
-    return {k: v for k, v in readings.items() if v is not None and v != defaults.get(k)}
+    return {k: v for k, v in readings.items() if v and v != defaults.get(k)}
 
 
 _NEEDED = frozenset({"id", "image", "mask", "sketch", "captions", "split", "width", "height"})
@@ -228,7 +228,7 @@ class Manifest:
 
     def _as_json(self, record: Record) -> dict[str, Any]:
         paths = {k.name: record.conditions.get(k.name) for k in condition_kinds()}
-        row = {"id": record.id, "image": record.image}
+        row: dict[str, Any] = {"id": record.id, "image": record.image}
         row |= {name: path for name, path in paths.items() if path or name in _NEEDED}
         for name in ("captions", "split", "width", "height"):
             row[name] = getattr(record, name)

@@ -8,8 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from PIL import Image
 
-from mmface.evaluation.figures import SERIES, class_iou_bars, guidance_plot, round_ticks
+from mmface.conditions import LABELS, PALETTE
+from mmface.evaluation.figures import class_iou_bars, guidance_plot, write_figure
 from mmface.evaluation.held_out import HeldOutEvaluation
 from mmface.evaluation.methods import FolderMethod
 from mmface.evaluation.references import HeldOutPictures, References
@@ -128,52 +130,75 @@ def test_the_built_in_vaes_have_a_row_each_and_a_missing_one_its_command(monkeyp
     assert four.unavailable().remedy == "python scripts/train.py experiment=tiny_vae_4_channels"
 
 
-@pytest.mark.parametrize("span", [0.0123, 0.25, 1.0, 1.21, 2.41, 3.01, 6.01, 9.99, 730])
-def test_ticks_are_round_and_a_few(span):
-    for low in (-0.37 * span, 0.0, 12.345 * span):
-        ticks = round_ticks(low, low + span)
-        assert 2 <= len(ticks) <= 7
-        assert low <= ticks[0] + 1e-9 * span
-        assert ticks[-1] <= low + span * (1 + 1e-9)
-        step = ticks[1] - ticks[0]
-        mantissa = step / 10 ** np.floor(np.log10(step) + 1e-9)
-        assert any(mantissa == pytest.approx(one) for one in (1, 2, 5))
+def boxes(figure, artists):
+    """Where a figure writes something, in pixels."""
+    figure.draw_without_rendering()
+    return [artist.get_window_extent() for artist in artists]
 
 
 def test_every_method_of_a_chart_has_its_colour_and_its_place_in_the_legend():
     names = [f"a method with quite a long name, number {index}" for index in range(9)]
-    figure = np.asarray(class_iou_bars({name: {"hair": 0.5, "hat": None} for name in names}))
-    for colour in SERIES[:9]:
-        rows, columns = np.nonzero((figure == colour).all(-1))
-        swatch = rows < 56 + 9 * 28
-        assert swatch.sum() >= 12 * 12
-        assert np.ptp(rows[swatch]) < 14  # nothing was written over another's line
-        assert columns.max() < figure.shape[1] - 1
-        assert (~swatch).sum() > 4 * 150
-    one_line = np.asarray(class_iou_bars({"a": {"hair": 0.5}, "b": {"hair": 0.25}}))
-    assert figure.shape[0] - one_line.shape[0] == 8 * 28
+    values = {name: {"hair": 0.05 + index / 10, "hat": None} for index, name in enumerate(names)}
+    figure = class_iou_bars(values)
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    bars = [container.patches for container in axes.containers]
+    assert [[bar.get_height() for bar in each] for each in bars] == [
+        [pytest.approx(values[name]["hair"])] for name in names
+    ]
+    colours = [each[0].get_facecolor() for each in bars]
+    assert len(set(colours)) == 9
+    assert [handle.get_facecolor() for handle in legend.legend_handles] == colours
+    places = boxes(figure, [*legend.get_texts(), legend.get_title(), axes, *axes.get_xticklabels()])
+    for index, one in enumerate(places):
+        assert one.x0 >= 0
+        assert one.x1 <= figure.bbox.x1
+        assert one.y0 >= 0
+        assert one.y1 <= figure.bbox.y1
+        assert not any(one.overlaps(other) for other in places[index + 1 :])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["hair"]  # no hat occurs
+    with pytest.raises(ValueError, match="no class to draw"):
+        class_iou_bars({"a": {"hat": None}})
+
+
+def test_bars_of_all_classes_do_not_write_over_each_other():
+    ious = dict.fromkeys(LABELS, 0.5)
+    figure = class_iou_bars({"a": ious, "b": ious, "c": ious})
+    (axes,) = figure.axes
+    bars = [bar.get_bbox() for container in axes.containers for bar in container.patches]
+    for index, one in enumerate(bars):
+        assert not any(one.overlaps(other) for other in bars[index + 1 :])
+    assert len(bars) == 3 * len(LABELS)
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(LABELS)
+    swatches = axes.collections[0].get_facecolors()[:, :3]
+    np.testing.assert_allclose(swatches * 255, PALETTE, atol=1e-6)
 
 
 def test_arrows_point_where_a_metric_is_better():
-    panels = {
-        metric: np.asarray(guidance_plot({metric: {"a": [(1.0, 3.0), (2.0, 2.0)]}}))
-        for metric in ("fid", "kid", "clip")
-    }
-    heads = {}
-    for metric, figure in panels.items():
-        line = figure[100:124] < 120  # of the panel's heading
-        ink = np.nonzero(line.all(-1))
-        last = ink[1].max()  # the arrow stands at the end
-        arrow = line[:, last - 12 : last + 1].all(-1)
-        widths = arrow.sum(1)[arrow.any(1)]
-        heads[metric] = int(np.argmax(widths)) / len(widths)
-    assert heads["fid"] > 0.5
-    assert heads["kid"] > 0.5
-    assert heads["clip"] < 0.5
+    panels = {column: {"a": [(1.0, 3.0), (2.0, 2.0)]} for column in ("fid", "kid", "clip")}
+    titles = [axes.get_title(loc="left") for axes in guidance_plot(panels).axes]
+    assert titles == ["FID ↓", "KID ↓", "CLIP ↑"]
 
 
-def test_a_plot_needs_a_curve():
-    curves = {"fid": {"a": [(1.0, 3.0), (2.0, 2.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
-    assert (np.asarray(guidance_plot(curves)) == (31, 119, 180)).all(-1).sum() > 100
+def test_a_plot_needs_a_curve_and_draws_it_whole(tmp_path):
+    curves = {"fid": {"a": [(2.0, 2.0), (1.0, 3.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
+    figure = guidance_plot(curves)
+    (axes,), (legend,) = figure.axes, figure.legends
+    first, second = axes.get_lines()
+    assert first.get_xydata().tolist() == [[1.0, 3.0], [2.0, 2.0]]
+    assert second.get_xydata().tolist() == [[1.0, 4.0], [2.0, 4.0]]
+    assert first.get_color() != second.get_color()
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    low, high = axes.get_ylim()
+    assert low < 2
+    assert high > 4
+    title, panel, heading = boxes(figure, [legend, axes, axes._left_title])
+    assert not title.overlaps(panel)
+    assert not title.overlaps(heading)
+    for name in ("one", "two"):
+        write_figure(guidance_plot(curves), tmp_path / f"{name}.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    blue = (np.asarray(Image.open(tmp_path / "one.png").convert("RGB")) == (31, 119, 180)).all(-1)
+    assert blue.sum() > 100
     with pytest.raises(ValueError, match="guidance_scales"):
         guidance_plot({})

@@ -3,9 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_transformer
+from PIL import Image
 from training_runs import FaceSamples, face_task
 
 from mmface.data.keyed import keyed_generator
@@ -138,11 +140,20 @@ def curve_lines(steps=300):
 
 
 def test_loss_curve_falls_from_left_to_right(tmp_path):
-    picture = draw_loss_curve(curve_lines(), "a run")
-    grey = picture.convert("L")
-    dark = [[grey.getpixel((x, y)) < 120 for y in range(70, 566)] for x in (130, 1140)]
-    early, late = (column.index(True) for column in dark)
-    assert early < late - 200
+    figure = draw_loss_curve(curve_lines(), "a run")
+    (axes,), (legend,) = figure.axes, figure.legends
+    raw, smooth, mask = axes.get_lines()
+    np.testing.assert_allclose(raw.get_xydata(), [(x["step"], x["loss"]) for x in curve_lines()])
+    falling = smooth.get_ydata()
+    low, high = axes.get_ylim()
+    assert falling[5] - falling[-1] > 0.4 * (high - low)
+    assert low < falling.min() < falling[5] < high
+    assert mask.get_ydata() == pytest.approx(1.2)
+    assert [text.get_text().split()[0] for text in legend.get_texts()] == ["loss", "loss/mask"]
+    assert legend.get_title().get_text() == "a run"
+    save_loss_curve(curve_lines(), tmp_path / "loss.png")
+    grey = np.asarray(Image.open(tmp_path / "loss.png").convert("L"))
+    assert (grey < 60).sum(0)[100:-20].min() > 0  # the smoothed curve goes all the way
     assert draw_loss_curve(curve_lines(2), "one line") is None
     save_loss_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 2.0}], tmp_path / "flat.png")
     assert (tmp_path / "flat.png").exists()

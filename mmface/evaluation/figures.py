@@ -4,55 +4,33 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE
 from mmface.core.files import write_bytes
 from mmface.evaluation.generation import Pictures
 from mmface.evaluation.references import References
-from mmface.grid import FAINT_INK, FRAME, INK, PAPER, GridRow, labelled_grid
-from mmface.metrics.metric import Column, columns
+from mmface.grid import GridRow, labelled_grid
+from mmface.metrics.metric import columns
 
-SERIES = (
-    (31, 119, 180),
-    (214, 96, 31),
-    (44, 140, 70),
-    (148, 86, 176),
-    (120, 120, 130),
-    (196, 160, 0),
-    (200, 60, 110),
-    (60, 180, 190),
-    (120, 80, 50),
-    (30, 30, 90),
-)
-"""Colours of methods, in order; they begin again after the last."""
-SCALE = 2
-"""Drawn this many times larger and then reduced, which makes smooth edges."""
-_FONT_PX = 18
-_LEGEND_PX = 28
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LEGEND_CHARACTERS = 11
+"""Characters of a legend that fit into an inch."""
 
 
-def write_figure(figure: Image.Image, path: Path) -> None:
-    """Write a figure as a PNG, aside first."""
+def write_figure(figure: "Image.Image | Figure", path: Path) -> None:
+    """Write a figure as a PNG, complete or not at all."""
     content = io.BytesIO()
-    figure.save(content, "PNG", optimize=True)
+    if isinstance(figure, Image.Image):
+        figure.save(content, "PNG", optimize=True)
+    else:
+        figure.savefig(content, format="png", dpi=144, metadata={"Software": None})
     write_bytes(path, content.getvalue())
-
-
-def round_ticks(low: float, high: float) -> list[float]:
-    """Round numbers within a range, two to seven of them, a step of 1, 2 or 5 apart.
-
-    Args:
-        low: the range's lower end.
-        high: its upper end, above the lower.
-
-    Returns:
-        The numbers, in order.
-    """
-    magnitude = 10.0 ** math.floor(math.log10(high - low))
-    step = next(m * magnitude for m in (0.1, 0.2, 0.5, 1, 2) if (high - low) / m / magnitude <= 6)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def examples_grid(
@@ -86,90 +64,47 @@ def examples_grid(
     return labelled_grid(rows, ["real", *methods])
 
 
-class _Chart:
-    """A canvas of some width with a title and a legend, drawn large and reduced at the end."""
+def _figure(width: float, height: float) -> "Figure":
+    """A figure that no window knows of; sizes in inches."""
+    from matplotlib.figure import Figure
 
-    def __init__(self, width: int, height: int, title: str, names: Sequence[str]) -> None:
-        """Begin; the drawing may take `height` pixels from `top` down."""
-        self.font = ImageFont.load_default(size=_FONT_PX * SCALE)
-        places = self._legend_places(names, width)
-        self.top = 56 + _LEGEND_PX * (1 + max(line for _, line in places)) + 26
-        self.size = (width, self.top + height)
-        self.canvas = Image.new("RGB", (width * SCALE, self.size[1] * SCALE), PAPER)
-        self.draw = ImageDraw.Draw(self.canvas)
-        self.text((24, 20), title, "lt")
-        for index, (name, (x, line)) in enumerate(zip(names, places, strict=True)):
-            y = 56 + line * _LEGEND_PX
-            self.box((x, y, x + 14, y + 14), SERIES[index % len(SERIES)])
-            self.text((x + 22, y + 7), name, "lm")
-
-    def _legend_places(self, names: Sequence[str], width: int) -> list[tuple[float, int]]:
-        """Where each name begins: pixels from the left, and the line."""
-        places: list[tuple[float, int]] = []
-        x, line = 24.0, 0
-        for name in names:
-            taken = 22 + self.font.getlength(name) / SCALE
-            if places and x + taken > width - 24:
-                x, line = 24.0, line + 1
-            places.append((x, line))
-            x += taken + 28
-        return places
-
-    def text(
-        self, at: tuple[float, float], text: str, anchor: str, ink: tuple[int, ...] = INK
-    ) -> float:
-        """Write text, and give its length in pixels."""
-        place = (at[0] * SCALE, at[1] * SCALE)
-        self.draw.text(place, text, font=self.font, fill=ink, anchor=anchor)
-        return self.font.getlength(text) / SCALE
-
-    def upright_text(self, at: tuple[float, float], text: str) -> None:
-        """Write text from below to above, its middle at a place."""
-        length = math.ceil(self.font.getlength(text))
-        strip = Image.new("RGB", (length, 2 * _FONT_PX * SCALE), PAPER)
-        middle = (length / 2, _FONT_PX * SCALE)
-        ImageDraw.Draw(strip).text(middle, text, font=self.font, fill=INK, anchor="mm")
-        turned = strip.rotate(90, expand=True)
-        corner = (at[0] * SCALE - turned.width / 2, at[1] * SCALE - turned.height / 2)
-        self.canvas.paste(turned, (round(corner[0]), round(corner[1])))
-
-    def arrow(self, at: tuple[float, float], up: bool) -> None:
-        """Draw an arrow over a base line; the font has none."""
-        x, foot, sign = at[0], at[1], 1 if up else -1
-        head, tail = foot - 7 - 7 * sign, foot - 7 + 7 * sign
-        self.line([(x, tail), (x, head)], INK, 2)
-        self.line([(x - 5, head + 5 * sign), (x, head), (x + 5, head + 5 * sign)], INK, 2)
-
-    def box(self, corners: tuple[float, float, float, float], fill: tuple[int, ...]) -> None:
-        """Fill a rectangle from its left and upper to its right and lower edge."""
-        left, top, right, bottom = (round(side * SCALE) for side in corners)
-        self.draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=fill)
-
-    def line(
-        self, points: Sequence[tuple[float, float]], fill: tuple[int, ...], px: int = 1
-    ) -> None:
-        """Draw a line through points."""
-        placed = [(x * SCALE, y * SCALE) for x, y in points]
-        self.draw.line(placed, fill=fill, width=px * SCALE, joint="curve")
-
-    def dot(self, at: tuple[float, float], fill: tuple[int, ...]) -> None:
-        """Draw a disc."""
-        x, y, radius = at[0] * SCALE, at[1] * SCALE, 5 * SCALE
-        self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill)
-
-    def finished(self) -> Image.Image:
-        """Give the picture."""
-        return self.canvas.reduce(SCALE)
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.06, hspace=0.08)
+    return figure
 
 
-def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> Image.Image:
+def _calm(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+
+
+def _heading(figure: "Figure", title: str) -> None:
+    """Write title and legend above all panels."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    width = max(map(len, names)) / _LEGEND_CHARACTERS + 0.6
+    fitting = max(1, int(figure.get_figwidth() / width))
+    figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(names) / fitting))
+    figure.legend(
+        handles,
+        names,
+        loc="outside upper left",
+        ncols=min(len(names), fitting),
+        frameon=False,
+        title=title,
+        title_fontsize=13,
+        alignment="left",
+    )
+
+
+def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> "Figure":
     """Draw each method's intersection over union by class, over the whole set.
 
     Args:
         class_ious: by method and class, in [0, 1]; None for a class that does not occur.
 
     Returns:
-        An RGB picture.
+        The figure.
 
     Raises:
         ValueError: if there is no method, or no class that occurs.
@@ -179,98 +114,63 @@ def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> Imag
     ]
     if not present:
         raise ValueError("there is no class to draw; score with a parser first")
-    bar = max(5, 55 // len(class_ious))
-    group = max(74, bar * len(class_ious) + 19)
-    left, height = 92, 320
-    width = max(left + group * len(present) + 24, 480)
-    chart = _Chart(width, height + 92, "Intersection over union by class", list(class_ious))
-    top = chart.top
-    chart.upright_text((28, top + height / 2), "IoU")
-    for tick in range(6):
-        y = top + height * (1 - tick / 5)
-        chart.line([(left, y), (width - 24, y)], FRAME)
-        chart.text((left - 10, y), f"{tick / 5:.1f}", "rm", FAINT_INK)
-    for index, name in enumerate(present):
-        start = left + index * group + (group - bar * len(class_ious)) / 2
-        for series, one in enumerate(class_ious.values()):
-            value = one.get(name)
-            if value is not None:
-                x = start + series * bar
-                corners = (x, top + height * (1 - value), x + bar - 1, top + height)
-                chart.box(corners, SERIES[series % len(SERIES)])
-        middle = left + (index + 0.5) * group
-        swatch = (middle - 8, top + height + 10, middle + 8, top + height + 26)
-        chart.box(swatch, tuple(int(c) for c in PALETTE[LABEL_INDEX[name]]))
-        # Neighbouring names would touch on one line.
-        chart.text((middle, top + height + (50 if index % 2 == 0 else 72)), name, "ms")
-    return chart.finished()
+    share = 0.8 / len(class_ious)
+    group = max(0.55, 0.1 * len(class_ious))
+    figure = _figure(max(6.0, 1.0 + group * len(present)), 4.4)
+    axes = figure.add_subplot(ylabel="IoU", ylim=(0, 1))
+    _calm(axes)
+    for series, (method, ious) in enumerate(class_ious.items()):
+        places = [place + (series + 0.5) * share - 0.4 for place in range(len(present))]
+        heights = [math.nan if (value := ious.get(name)) is None else value for name in present]
+        axes.bar(places, heights, 0.9 * share, color=f"C{series % 10}", label=method)
+    axes.set_xlim(-0.6, len(present) - 0.4)
+    axes.set_xticks(range(len(present)), present, rotation=40, ha="right", rotation_mode="anchor")
+    colours = [tuple(PALETTE[LABEL_INDEX[name]] / 255) for name in present]
+    axes.scatter(
+        range(len(present)),
+        [-0.025] * len(present),
+        c=colours,
+        marker="s",
+        edgecolors="0.4",
+        linewidths=0.5,
+        clip_on=False,
+        zorder=3,
+    )
+    axes.tick_params(axis="x", length=0, pad=9)
+    _heading(figure, "Intersection over union by class")
+    return figure
 
 
 def guidance_plot(
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-) -> Image.Image:
+) -> "Figure":
     """Draw metrics against the scale of guidance, a panel each.
 
     Args:
-        curves: by metric, then method: pairs of scale and value, two or more.
+        curves: by column, then method: pairs of scale and value, two or more.
 
     Returns:
-        An RGB picture.
+        The figure.
 
     Raises:
-        ValueError: if there is no metric.
+        ValueError: if there is no column.
     """
     if not curves:
         raise ValueError("there is no curve to draw; give two or more guidance_scales")
-    panel, left, height, gap, between = 340, 84, 240, 96, 104
     across = 2 if len(curves) == 4 else min(3, len(curves))
-    lines = math.ceil(len(curves) / across)
-    width = left + across * (panel + gap) - gap + 32
+    down = math.ceil(len(curves) / across)
+    figure = _figure(max(4.6, 3.4 * across), 1.0 + 2.7 * down)
     methods = list(dict.fromkeys(name for each in curves.values() for name in each))
-    title = "Metrics against the scale of guidance"
-    chart = _Chart(width, 22 + lines * (height + between) - 24, title, methods)
-    for index, (metric, series) in enumerate(curves.items()):
-        x = left + (index % across) * (panel + gap)
-        y = chart.top + 22 + (index // across) * (height + between)
-        _panel(chart, (x, y, panel, height), columns()[metric], series, methods)
-    return chart.finished()
-
-
-def _panel(
-    chart: _Chart,
-    box: tuple[float, float, float, float],
-    column: Column,
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    methods: Sequence[str],
-) -> None:
-    x, y, width, height = box
-    scales = [scale for points in series.values() for scale, _ in points]
-    values = [value for points in series.values() for _, value in points]
-    low, high = min(values), max(values)
-    margin = 0.1 * (high - low) or max(abs(high), 1.0) * 0.05
-    low, high = low - margin, high + margin
-    first, span = min(scales), max(scales) - min(scales) or 1.0
-
-    def place(scale: float, value: float) -> tuple[float, float]:
-        across, up = (scale - first) / span, (value - low) / (high - low)
-        return x + 14 + across * (width - 28), y + (1 - up) * height
-
-    heading = chart.text((x, y - 12), column.title, "ls")
-    chart.arrow((x + heading + 14, y - 12), up=column.better == "higher")
-    ticks = round_ticks(low, high)
-    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    for value in ticks:
-        chart.line([(x, place(first, value)[1]), (x + width, place(first, value)[1])], FRAME)
-        chart.text((x - 8, place(first, value)[1]), f"{value:.{digits}f}", "rm", FAINT_INK)
-    chart.line([(x, y), (x, y + height), (x + width, y + height)], FAINT_INK)
-    for scale in sorted(set(scales)):
-        across = place(scale, low)[0]
-        chart.line([(across, y + height), (across, y + height + 5)], FAINT_INK)
-        chart.text((across, y + height + 11), f"{scale:g}", "mt", FAINT_INK)
-    chart.text((x + width / 2, y + height + 36), "guidance scale", "mt", FAINT_INK)
-    for name, points in series.items():
-        colour = SERIES[methods.index(name) % len(SERIES)]
-        placed = [place(*point) for point in sorted(points)]
-        chart.line(placed, colour, 3)
-        for point in placed:
-            chart.dot(point, colour)
+    for place, (column, series) in enumerate(curves.items(), 1):
+        axes: Any = figure.add_subplot(down, across, place, xlabel="guidance scale")
+        axes.set_title(columns()[column].heading, loc="left", fontsize=11)
+        _calm(axes)
+        for method, points in series.items():
+            axes.plot(
+                *zip(*sorted(points), strict=True), f"C{methods.index(method) % 10}o-", label=method
+            )
+        scales = sorted({scale for points in series.values() for scale, _ in points})
+        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axes.margins(x=0.08, y=0.12)
+    _heading(figure, "Metrics against the scale of guidance")
+    return figure

@@ -12,6 +12,7 @@ READING_ORDER = [
     "core.files",
     "core.digests",
     "core.light_imports",
+    "core.environment",
     "core.sources",
     "core.processes",
     "command_line",

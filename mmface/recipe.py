@@ -61,7 +61,7 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the run makes of the machine; the same weights come out, but for rounding.
+    """How the run uses the machine; it changes the weights by rounding at most.
 
     Attributes:
         mixed_precision: `no`, or `bf16` arithmetic over float32 weights.

@@ -68,7 +68,6 @@ READING_ORDER = [
     "model.initial_weights",
     "face_diffusion",
     "component_tasks",
-    "evaluation.agreement",
     "evaluation.settings",
     "evaluation.held_out",
     "annotation",

@@ -6,7 +6,7 @@ hair, clothes and background.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,29 @@ from mmface.data.rendered import (
 )
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.agreement import nearest_colour
 from mmface.evaluation.settings import require_different, require_whole
 from mmface.pipeline import MMFacePipeline
 
 MIN_REGION_PX = 40
 """Regions smaller than this are not asked for their colour."""
+
+
+def nearest_colour(
+    image: np.ndarray, region: np.ndarray, colours: Mapping[str, tuple[int, int, int]]
+) -> str:
+    """Name the colour nearest (RGB L2) to the median of a region.
+
+    Args:
+        image: uint8 [H, W, 3].
+        region: bool [H, W], with at least one pixel.
+        colours: RGB by name.
+
+    Returns:
+        A key of `colours`.
+    """
+    median = np.median(image[region], axis=0)
+    distances = {name: float(((median - rgb) ** 2).sum()) for name, rgb in colours.items()}
+    return min(distances, key=distances.__getitem__)
 
 
 @dataclass

@@ -93,6 +93,9 @@ class References:
             raise ValueError(f"num_faces is {count}, but there are {len(source)} faces; take fewer")
         self.source = source
         self.kind = condition_kind(modality)
+        if self.kind not in source.kinds():
+            there = ", ".join(kind.name for kind in source.kinds())
+            raise ValueError(f"the faces have no {modality} each, but {there}; take one of these")
         self.caption_index = caption_index
         self.ids: Sequence[str] = [source.id(item) for item in range(count)]
         self._face = lru_cache(maxsize=_CACHED_FACES)(source.face)

@@ -18,7 +18,7 @@ def test_what_is_no_whole_number_in_the_range_is_refused(value):
 
 @pytest.mark.parametrize("value", [True, float("nan"), float("inf"), "3", -1])
 def test_what_is_no_number_in_the_range_is_refused(value):
-    with pytest.raises(ValueError, match="^scale must be 0 or more, got"):
+    with pytest.raises(ValueError, match=r"^scale must be 0 or more, got"):
         check_number("scale", value, 0)
     check_number("scale", np.float32(3), 0)
 

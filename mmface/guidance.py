@@ -23,8 +23,7 @@ from torch import Tensor
 
 from mmface.blending import covered, load_region
 from mmface.conditions import Picture, condition_kind
-from mmface.core.mistakes import check_interval, check_number
-from mmface.inputs import CONTROL_SUFFIX, ConditionedPrompt
+from mmface.inputs import CONTROL_SUFFIX, ConditionedPrompt, check_interval, check_number
 
 Weights = Float32[Tensor, "rows 1 _ _"]
 Predictions = Float32[Tensor, "rows channels height width"]

@@ -1,4 +1,4 @@
-"""Weight decay groups, 8-bit AdamW, and the average of the weights."""
+"""What makes new weights of gradients: decay groups, 8-bit AdamW, and the weights' average."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The interface between the trainer and what it trains: losses, previews, a product."""
+"""What the trainer asks of a thing that is trained: losses, and later pictures and a product."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from mmface.data.keyed import Samples
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a model card says of a finished run.
+    """What a finished run knows of itself, for the product's model card.
 
     Attributes:
         steps: optimizer steps made.

@@ -10,8 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub for anythin
 
 from jaxtyping import install_import_hook
 
-# The tower: as everywhere in Python's typing, a whole number is welcome where a float is.
-install_import_hook("mmface", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook("mmface", "lazy_checks.checked")
 
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402

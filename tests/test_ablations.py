@@ -221,6 +221,7 @@ def pipeline_of(variant):
     )
 
 
+@pytest.mark.slow
 @variants
 def test_it_samples_through_the_pipeline_and_loads_again(variant, tmp_path, face_mask):
     pipeline = pipeline_of(variant)
@@ -266,6 +267,7 @@ def test_saved_folders_load_in_a_fresh_process_and_keep_the_names_of_their_class
         assert names == [[f"mmface.{module}", folder.name]] * 2
 
 
+@pytest.mark.slow
 @variants
 def test_a_run_of_it_ends_with_a_pipeline_and_its_card(variant, tmp_path, tiny_pipeline_folder):
     torch.manual_seed(0)

@@ -205,6 +205,7 @@ def test_blocks_are_compiled_and_are_not_any_more():
     assert all(block._compiled_call_impl is None for block in pipeline.transformer.blocks)
 
 
+@pytest.mark.slow
 def test_what_a_machine_lacks_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     pipeline = build_pipeline()
     with pytest.raises(ValueError, match="CUDA graphs need a GPU"):
@@ -263,6 +264,7 @@ assert (folder / "again.png").read_bytes() == (folder / "fast.png").read_bytes()
 """
 
 
+@pytest.mark.slow
 def test_fast_pictures_of_the_command_line_and_their_rerun(tmp_path: Path, face_mask: np.ndarray):
     pipeline = build_pipeline()
     sizes = {"hidden_size": 16, "num_heads": 2, "text_dim": TEXT_DIM}

@@ -81,6 +81,7 @@ def here(tmp_path, monkeypatch, face):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_report_lies_beside_and_best_of_keeps_the_best(
     here, tiny_pipeline_folder, capsys, parser, face
 ):

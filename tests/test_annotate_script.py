@@ -47,6 +47,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_masks_then_sketches_end_in_one_manifest(photos, parser, tmp_path, capsys):
     masks, sketches = tmp_path / "masks", tmp_path / "sketches"
     assert annotate(["masks", str(photos), "--out", str(masks), "--model", parser]) == 0

@@ -30,6 +30,7 @@ def parser(parser_folder):
     return FaceParser.from_pretrained(parser_folder)
 
 
+@pytest.mark.slow
 def test_rendered_faces_are_parsed(parser):
     faces = [render_face(1_000_000 + number, 192) for number in range(8)]
     confusion = np.zeros((len(LABELS), len(LABELS)))

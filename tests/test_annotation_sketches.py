@@ -98,6 +98,7 @@ GOLDEN = [0.662835, 0.447612, 0.669026, 0.620121, 0.617815]
 GOLDEN += [0.659575, 0.579558, 0.450323, 0.42905, 0.358044]
 
 
+@pytest.mark.slow
 def test_u2net_computes_what_the_published_code_does():
     pixels = torch.sin(torch.arange(3 * 36 * 44) * 0.13).reshape(1, 3, 36, 44)
     with torch.device("meta"):

@@ -28,6 +28,7 @@ from mmface.sampling_settings import ModelChoice  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER TESTS: chromium is not installed"),
 ]
 OPTIONS = [

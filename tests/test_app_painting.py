@@ -142,6 +142,7 @@ def test_a_photo_in_which_nothing_is_skin_is_refused(tmp_path):
         painting.from_photo(tmp_path / "white.png", parser, "mask")
 
 
+@pytest.mark.slow
 def test_a_photo_gives_mask_and_sketch(tmp_path, parser):
     face = render_face(1_000_006, 256)
     Image.fromarray(face.image).save(tmp_path / "photo.jpg", quality=95)

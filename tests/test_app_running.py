@@ -5,20 +5,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from depth_plugin import DepthKind
 from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 
 from mmface.app import reporting, running  # noqa: E402
 from mmface.app.handlers import Handlers  # noqa: E402
-from mmface.app.page import Page  # noqa: E402
 from mmface.app.running import FaceMaker, FaceRequest, FaceRun, LatentPreview  # noqa: E402
 from mmface.conditions import (  # noqa: E402
     LABEL_INDEX,
     load_mask,
     load_sketch,
-    registered,
 )
 from mmface.conditions.pixels import image_pixels  # noqa: E402
 from mmface.data.rendered import render_face  # noqa: E402
@@ -51,6 +48,7 @@ def request_(face_labels) -> FaceRequest:
     return FaceRequest(PROMPT, conditions={"mask": small}, steps=4, seed=5, num=2, guidance=3.0)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_pictures_with_their_recipes_and_packs_them(maker, request_):
     run = maker.run(request_)
     for place, path in enumerate(run.pictures):
@@ -62,6 +60,7 @@ def test_a_run_writes_its_pictures_with_their_recipes_and_packs_them(maker, requ
         assert sorted(packed.namelist()) == ["mask.png", "seed_5.png", "seed_6.png"]
 
 
+@pytest.mark.slow
 def test_strength_sketch_and_start_reach_the_pipeline(maker, request_, face_sketch):
     small = load_sketch(face_sketch, (32, 32))
     plain = maker.run(request_)
@@ -117,6 +116,7 @@ def test_closing_a_stream_ends_its_run(maker, request_):
     assert len(maker.run(request_).pictures) == 2
 
 
+@pytest.mark.slow
 def test_old_runs_are_cleaned_away(maker, request_, monkeypatch):
     monkeypatch.setattr(running, "KEPT_RUNS", 2)
     short = FaceRequest(**dict(vars(request_)) | {"steps": 1, "num": 1})
@@ -146,6 +146,7 @@ def test_a_request_that_is_too_much_is_refused(request_, change, words):
         FaceRequest(**dict(vars(request_)) | change)
 
 
+@pytest.mark.slow
 def test_previews_look_like_the_faces_of_the_built_in_vae():
     codec = open_model(ModelChoice()).pipeline.codec
     preview = LatentPreview(codec)
@@ -157,6 +158,7 @@ def test_previews_look_like_the_faces_of_the_built_in_vae():
         assert np.corrcoef(rough.ravel(), small.ravel())[0, 1] > 0.7
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_wanted_class_and_escapes_words(maker, request_):
     run = maker.run(FaceRequest(**dict(vars(request_)) | {"prompt": "<b>bold</b>"}))
     page = reporting.adherence_html(run, 0, "tiny-parser")
@@ -186,24 +188,3 @@ def test_all_classes_of_the_mask_are_on_the_palette(face_labels):
         assert name in page
     assert "hat" not in page.replace("that", "")
     assert LABEL_INDEX["hat"] not in face_labels
-
-
-def test_a_further_kind_is_uploaded(maker, tmp_path, face_sketch):
-    Image.fromarray(face_sketch).save(tmp_path / "depth.png")
-    with registered(DepthKind()):
-        handlers = Handlers(maker, maker.parser)
-        page = Page(handlers, "test")
-        assert list(page.given) == ["mask", "sketch", "depth"]
-        assert page.mode.choices[-1] == ("Depth", "depth")
-        endpoint = next(
-            each for each in page.blocks.get_api_info()["named_endpoints"].values()
-            if each["parameters"][0]["parameter_name"] == "prompt"
-        )  # fmt: skip
-        named = [each["parameter_name"] for each in endpoint["parameters"]]
-        assert named[:5] == ["prompt", "mask", "sketch", "depth", "negative"]
-        given = {"mask": None, "sketch": None, "depth": str(tmp_path / "depth.png")}
-        request = handlers.request("depth", given, {"prompt": "a"}, None, None)
-        assert list(request.conditions) == ["depth"]
-        assert request.conditions["depth"].shape == (32, 32)
-        with pytest.raises(ValueError, match="depth is missing"):
-            handlers.request("depth", dict.fromkeys(given), {"prompt": "a"}, None, None)

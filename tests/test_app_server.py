@@ -54,6 +54,7 @@ def mask_file(face_mask, tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_endpoint_gives_the_pipelines_own_pixels(client, model, mask_file):
     faces, adherence = client.predict(
         prompt=PROMPT, mask=handle_file(mask_file), sketch=None, steps=3, seed=7, num=2,
@@ -69,6 +70,7 @@ def test_the_endpoint_gives_the_pipelines_own_pixels(client, model, mask_file):
     assert 0 <= adherence[0]["mean_iou"] <= 1
 
 
+@pytest.mark.slow
 def test_queued_requests_are_answered_in_order_and_memory_does_not_grow(client, mask_file):
     process = psutil.Process()
 
@@ -95,6 +97,7 @@ def test_queued_requests_are_answered_in_order_and_memory_does_not_grow(client, 
     assert grown < 48 * 2**20, f"{grown / 2**20:.0f} MiB"
 
 
+@pytest.mark.slow
 def test_cancel_stops_the_running_call(parser, mask_file):
     with served(open_model(ModelChoice()), parser) as address:
         check_cancel(Client(address, verbose=False), mask_file)
@@ -116,6 +119,7 @@ def check_cancel(client, mask_file):
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_bad_requests_are_one_sentence(client, tmp_path, mask_file):
     for name, path in bad_files(tmp_path).items():
         with pytest.raises(Exception, match=r"[Tt]he file|larger|mask|sketch") as caught:
@@ -134,6 +138,7 @@ def test_only_the_wanted_endpoints_are_open(client):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/sample", "/cancel"}
 
 
+@pytest.mark.slow
 def test_files_of_the_machine_are_out_of_reach(address, client, tmp_path):
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
@@ -165,6 +170,7 @@ def test_the_page_listens_on_this_machine_alone_and_says_nothing_to_others(addre
     assert set(listening) <= {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_password_shuts_the_page(model, parser):
     with served(model, parser, password="anna:rose-garden-7") as address:
         assert httpx.get(f"{address}config").status_code == 401
@@ -180,6 +186,7 @@ def test_a_malformed_password_is_refused(word):
         credentials(word)
 
 
+@pytest.mark.slow
 def test_the_pages_folder_goes_with_it(model, parser, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with served(model, parser):

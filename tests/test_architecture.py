@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
-    "core.mistakes",
     "core.files",
     "core.digests",
     "core.light_imports",
     "core.environment",
     "core.sources",
     "core.processes",
+    "command_line",
     "conditions",
     "model.released",
     "model.linear",
@@ -68,6 +68,8 @@ READING_ORDER = [
     "model.initial_weights",
     "face_diffusion",
     "component_tasks",
+    "evaluation.agreement",
+    "evaluation.settings",
     "evaluation.held_out",
     "annotation",
     "data.doctor",
@@ -179,6 +181,7 @@ def test_help_does_not_wait_for_torch(script):
     assert not {"torch", "diffusers", "transformers", "accelerate"} & imported_by(script, "--help")
 
 
+@pytest.mark.slow
 def test_a_picture_is_sampled_without_libraries_that_it_does_not_need(tmp_path):
     mask = PACKAGE / "assets" / "examples" / "mask_0.png"
     arguments = ["--prompt", "x", "--mask", str(mask), "--steps", "2"]

@@ -159,6 +159,7 @@ def test_sound_sources_are_read(tmp_path):
         assert ("recipe" in taken) == (name in ("color.png", "color.jpg", "color.webp")), name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of what it skips
 @pytest.mark.parametrize("name", sources())
 def test_broken_pictures_are_read_or_refused(tmp_path, bounded_memory, name):
@@ -191,6 +192,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         assert read(path, READERS) == set()
 
 
+@pytest.mark.slow
 def test_broken_job_files_are_read_or_refused(tmp_path, bounded_memory):
     random = np.random.default_rng(11)
     row = {

@@ -74,6 +74,7 @@ def test_fitted_exponent_and_relative_error():
     assert math.isnan(relative_error(torch.tensor([1.0, torch.nan]), torch.ones(2)))
 
 
+@pytest.mark.slow
 def test_a_failed_measurement_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_path):
     path = tmp_path / "deep" / "report.json"
     report = Report(path, {"device": "cpu"})
@@ -96,6 +97,7 @@ def test_a_failed_measurement_is_recorded_with_its_reason_and_the_rest_goes_on(t
     assert "Tried to allocate" in report.table()
 
 
+@pytest.mark.slow
 def test_what_the_time_does_not_allow_is_left_out_and_said_to_be():
     report = Report(None, {}, limit_s=-1)
     report.measure("train", "case", lambda: pytest.fail("must not run"))
@@ -121,6 +123,7 @@ def test_sizes_fit_the_model_and_paper_is_the_published_one():
     assert sum(p.numel() for p in model.parameters()) == 1_345_298_624
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("measure", "limit"),
     [
@@ -147,6 +150,7 @@ def test_families_agree_with_the_reference(measure, limit, monkeypatch):
         assert record["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_fewer_predictions_stand_beside_fifty_steps_of_the_reference(monkeypatch):
     courses = (Course("euler", 4), Course("euler", 4, (0.0, 0.5)))
     monkeypatch.setattr("mmface.benchmarks.sampling.FEWER", courses)
@@ -175,6 +179,7 @@ def test_fewer_predictions_stand_beside_fifty_steps_of_the_reference(monkeypatch
     assert FEWER[0].steps == 50
 
 
+@pytest.mark.slow
 def test_counts_are_of_no_device(monkeypatch):
     report = Report(None, {})
     bench = Bench(SIZES["tiny"], CPU, load_reference(REFERENCE), report)
@@ -190,6 +195,7 @@ def test_counts_are_of_no_device(monkeypatch):
     assert forward_flops(model, 8, 1) > 3 * 24 * width**2 * tokens  # the image's linears alone
 
 
+@pytest.mark.slow
 def test_forward_of_what_cannot_be_compiled_is_reported_beside_what_can_run(monkeypatch):
     def no_compiler(model):
         raise RuntimeError("no C++ compiler")
@@ -227,6 +233,7 @@ def test_missing_reference_is_said(tmp_path):
         load_reference(tmp_path / "plain_reference.py")
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
     script = importlib.util.module_from_spec(spec)

@@ -19,7 +19,7 @@ from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.held_out import nearest_colour
+from mmface.evaluation.agreement import nearest_colour
 from mmface.pipeline import MMFacePipeline
 
 ASSETS = Path(mmface.__file__).parent / "assets"
@@ -70,6 +70,7 @@ def from_masks(request, faces):
     return [np.array(picture) for picture in pictures]
 
 
+@pytest.mark.slow
 def test_faces_follow_their_masks(parser, faces, from_masks):
     confusion = parsed_agreement(parser, from_masks, faces)
     others = parsed_agreement(parser, from_masks, [*faces[1:], faces[0]])
@@ -86,6 +87,7 @@ def test_faces_wear_the_colours_that_prompts_name(faces, from_masks):
     assert sum(right) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-flow", "tiny-ddpm"])
 def test_faces_follow_their_sketches(name, faces):
     pictures = [np.array(p) for p in sample(name, faces, sketch=[face.sketch for face in faces])]

@@ -71,6 +71,7 @@ def killed_run(folder: Path, kills: int, steps: int, seed: int = 0) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path):
     steps = 30
     killed_run(tmp_path / "killed", kills=3, steps=steps)
@@ -91,6 +92,7 @@ def test_resume_false_begins_but_never_over_a_run(tmp_path):
         line_trainer(tmp_path, steps=4, resume=True)
 
 
+@pytest.mark.slow
 def test_resume_from_a_path_branches_off(tmp_path):
     line_trainer(tmp_path / "whole", cadence=EVERY_SECOND).train()
     sixth = tmp_path / "whole" / "checkpoints" / "step-00000006"
@@ -102,6 +104,7 @@ def test_resume_from_a_path_branches_off(tmp_path):
         line_trainer(tmp_path / "branch", resume=tmp_path)
 
 
+@pytest.mark.slow
 def test_changed_settings_are_shown_and_must_be_allowed_by_name(tmp_path, capsys):
     def settings(lr, workers=0):
         return {"optimizer": {"lr": lr}, "hardware": {"num_workers": workers}, "trackers": []}
@@ -163,6 +166,7 @@ def test_settings_from_before_objectives_were_configured_are_the_defaults(tmp_pa
         check_settings(saved, flattened(wanted), [], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_moments_without_names_is_read(tmp_path):
     """The layout of runs begun before decay groups: one group, parameters by their number."""
     line_trainer(tmp_path / "whole").train()
@@ -213,6 +217,7 @@ def test_a_read_only_folder_is_seen_before_the_first_step():
     assert task.calls == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_says_so(tmp_path, monkeypatch):
     real = save_file
 

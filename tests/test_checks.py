@@ -7,6 +7,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from mmface.objectives import objective_named
 
 ROOT = Path(__file__).parents[1]
 SNIPPET = '''"""A module."""
@@ -42,3 +46,8 @@ def test_mypy_finds_undefined_names(tmp_path):
 def test_warnings_are_errors(kind):
     with pytest.raises(kind):
         warnings.warn("a thing of the past", kind, stacklevel=1)
+
+
+def test_shapes_are_checked_when_a_function_is_called():
+    with pytest.raises(TypeCheckError):
+        objective_named("rectified_flow").signal_share(torch.zeros(2, 3))

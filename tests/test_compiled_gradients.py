@@ -44,6 +44,7 @@ assert not wrong, wrong
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_block_gives_the_gradients_of_the_eager_one():
     # In a process of its own, because the type-checking hook of these tests cannot be compiled.
     # A graph that was compiled on another CPU would be taken as it is, whatever this one has.

@@ -45,6 +45,7 @@ def losses_of(task, samples, steps=30, lr=3e-3):
     return losses
 
 
+@pytest.mark.slow
 def test_autoencoder(pictures, tmp_path):
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -71,6 +72,7 @@ def test_autoencoder(pictures, tmp_path):
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.3, rtol=0)
 
 
+@pytest.mark.slow
 def test_parser(pictures, tmp_path):
     torch.manual_seed(0)
     sizes = {

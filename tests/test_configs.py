@@ -47,6 +47,7 @@ def composed(config_name: str, *overrides: str):
         return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n not in PRECOMPUTED])
 def test_training_experiments_compose(name):
     config = composed("train", f"experiment={name}")
@@ -119,6 +120,7 @@ def network_of(config, **sizes):
         return instantiate(config.trainer.task.transformer, _convert_="all", **sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_experiments_follow_the_recipe(name):
     config = composed("train", f"experiment={name}")
@@ -143,6 +145,7 @@ def test_paper_experiments_follow_the_recipe(name):
     assert config.trainer.hardware.mixed_precision == "bf16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_models_build_at_full_size(name):
     config = composed("train", f"experiment={name}")
@@ -159,6 +162,7 @@ def test_paper_models_build_at_full_size(name):
         assert config.task.vae == {4: "sd2", 16: "flux"}[channels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_a_step_of_paper_experiments_has_the_right_shapes(name):
     config = composed("train", f"experiment={name}")
@@ -179,6 +183,7 @@ def test_a_step_of_paper_experiments_has_the_right_shapes(name):
     assert all(p.grad is not None and p.grad.shape == p.shape for p in trainable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_tiny_ablations_differ_from_each_other_as_the_papers_do(name):
     config = composed("train", f"experiment={name}_tiny")
@@ -197,6 +202,7 @@ def test_tiny_ablations_differ_from_each_other_as_the_papers_do(name):
     assert OmegaConf.select(config, "data.modalities") == modalities
 
 
+@pytest.mark.slow
 def test_second_stages_start_from_what_first_stages_export():
     for objective in ("flow", "ddpm"):
         first = composed("train", f"experiment=stage1_256_{objective}")
@@ -214,6 +220,7 @@ def test_the_first_ablation_is_one_run_for_each_modality():
     assert config.trainer.output_dir == "runs/ablation_1_sketch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "devices"), PRESETS.items())
 @pytest.mark.parametrize("name", ["stage1_256_flow", "stage2_512_ddpm"])
 def test_presets_keep_the_papers_batch(preset, devices, name):
@@ -244,6 +251,7 @@ def test_launch_files_are_accelerates(name, processes):
         assert config.fsdp_config["fsdp_version"] == 2
 
 
+@pytest.mark.slow
 def test_paper_experiments_read_the_stores_that_are_written():
     for name in PAPER:
         config = composed("train", f"experiment={name}")

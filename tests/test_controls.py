@@ -16,7 +16,7 @@ from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.held_out import nearest_colour
+from mmface.evaluation.agreement import nearest_colour
 from mmface.guidance import ConditionControl, Guidance
 from mmface.pipeline import MMFacePipeline
 
@@ -78,6 +78,7 @@ def clothes_right(pictures):
     )
 
 
+@pytest.mark.slow
 def test_a_stronger_condition_is_followed_better(sample, parse, from_masks):
     pictures = [sample(mask_control=ConditionControl(strength=s)) for s in (0.0, 0.5)]
     accuracy = [pixel_accuracy(confusion(parse(p))) for p in (*pictures, from_masks)]
@@ -85,12 +86,14 @@ def test_a_stronger_condition_is_followed_better(sample, parse, from_masks):
     assert accuracy[1] + 0.02 < accuracy[2]
 
 
+@pytest.mark.slow
 def test_mask_and_sketch_are_followed_better_together(sample, parse, from_masks):
     together, from_sketches = sample(sketch=True), sample(mask=False, sketch=True)
     assert mean_iou(confusion(parse(together))) > mean_iou(confusion(parse(from_masks)))
     assert edges(together) > edges(from_sketches)
 
 
+@pytest.mark.slow
 def test_a_condition_binds_in_its_region_only(sample, parse, from_masks):
     left = np.zeros((128, 128), np.uint8)
     left[:, :64] = 255
@@ -101,6 +104,7 @@ def test_a_condition_binds_in_its_region_only(sample, parse, from_masks):
     assert whole > free + 0.05
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_a_condition_decide_the_layout(sample, parse):
     first, last = (
         pixel_accuracy(confusion(parse(sample(mask_control=control))))
@@ -109,17 +113,20 @@ def test_the_first_steps_of_a_condition_decide_the_layout(sample, parse):
     assert first > last
 
 
+@pytest.mark.slow
 def test_guidance_brings_the_prompts_colours(sample, from_masks):
     # Scale 0 is the prediction without a prompt.
     assert clothes_right(from_masks) >= clothes_right(sample(guidance=Guidance(0.0))) + 3
 
 
+@pytest.mark.slow
 def test_variations_leave_their_picture_with_strength(sample):
     images = [face.image for face in FACES]
     distance = [abs(sample(image=images, strength=s) - TRUTH).mean() for s in (0.25, 0.6, 1.0)]
     assert distance[0] < distance[1] < distance[2]
 
 
+@pytest.mark.slow
 def test_an_edit_changes_its_region_and_nothing_else(sample):
     regions = [((face.labels == LABEL_INDEX["cloth"]) * 255).astype(np.uint8) for face in FACES]
     edited = sample(image=[face.image for face in FACES], region=regions)

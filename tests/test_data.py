@@ -251,6 +251,7 @@ def test_a_store_travels_without_its_bytes(mixed):
         assert_same_rows(travelled.row(index, ("id", *MIXED)), row)
 
 
+@pytest.mark.slow
 def test_latent_samples_are_the_same_from_workers(latents):
     dataset = KeyedDataset(LatentSamples(latents), seed=3)
     keys = [(0, place, place) for place in range(6)]

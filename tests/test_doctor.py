@@ -64,6 +64,7 @@ def write_layout(layout, folder):
 COLUMNS = {"id": "number", "image": "photo", "captions": "text"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     ["celebamask-hq", "multi-modal-celeba-hq", "ffhq", "authors", "photos", "hugging-face"],
@@ -181,6 +182,7 @@ def diagnosis(broken):
     return doctor.examine(broken[0], tokenizer=tokenizer, num_workers=1)
 
 
+@pytest.mark.slow
 def test_every_fault_is_named_and_nothing_else(broken, diagnosis):
     assert found(diagnosis) == broken[1]
     assert diagnosis.has_errors
@@ -211,6 +213,7 @@ def test_the_sheet_shows_each_kind(diagnosis, tmp_path):
     assert (pixels[:10] == 255).all()
 
 
+@pytest.mark.slow
 def test_a_fixed_manifest_is_clean(broken, diagnosis, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in broken[0].parent.iterdir()}
     cured = doctor.cure(diagnosis, tmp_path / "fixed.jsonl")
@@ -235,6 +238,7 @@ def test_a_fixed_manifest_is_clean(broken, diagnosis, tmp_path):
         doctor.cure(diagnosis, broken[0])
 
 
+@pytest.mark.slow
 def test_a_wrong_label_format_is_one_finding_and_is_mended(tmp_path):
     manifest = data_set(tmp_path / "a", range(12), "bisenet")
     diagnosis = doctor.examine(manifest.path, num_workers=1)
@@ -266,6 +270,7 @@ def test_masks_that_fit_no_photo_are_said_of_the_set(tmp_path):
     assert not diagnosis.has_errors
 
 
+@pytest.mark.slow
 def test_other_faces_masks_and_sketches_are_told_apart(tmp_path):
     manifest = data_set(tmp_path, NUMBERS)
     records = list(manifest.records)
@@ -328,6 +333,7 @@ def test_what_is_no_text():
         assert not is_no_text(text), text
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_found_among_many_without_comparing_all():
     generator = np.random.default_rng(0)
     count, copied = 4_000, 40
@@ -346,12 +352,14 @@ def test_near_duplicates_are_found_among_many_without_comparing_all():
     assert len(found_pairs) >= 0.8 * copied
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(broken, diagnosis, monkeypatch):
     monkeypatch.setattr("mmface.data.doctor.examination._FEW", 1)
     again = doctor.examine(broken[0], num_workers=2)
     assert found(again) == found(diagnosis)
 
 
+@pytest.mark.slow
 def test_script(broken, tmp_path):
     outs = [tmp_path / name for name in ("fixed.jsonl", "report.json", "worst.png")]
     options = ("--fix", outs[0], "--report", outs[1], "--sheet", outs[2], "--workers", "1")

@@ -35,6 +35,7 @@ def difference(one, other) -> np.ndarray:
     return np.abs(np.asarray(one).astype(int) - np.asarray(other)).max(axis=-1)
 
 
+@pytest.mark.slow
 def test_outside_the_region_every_pixel_stays(pipeline, face_mask, photo, middle):
     for solver in pipeline.translation.solvers:
         made = pipeline(
@@ -90,6 +91,7 @@ def test_kept_latents_are_the_pictures_at_every_step(pipeline, face_mask, photo)
     assert distances[0] > distances[-1] == 0
 
 
+@pytest.mark.slow
 def test_strength_goes_from_the_picture_to_noise_alone(pipeline, face_mask, photo):
     def sample(**changed):
         return pipeline(

@@ -123,6 +123,7 @@ def done(tiny_pipeline_folder, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_bytes_of_one(done, tiny_pipeline_folder, tmp_path):
     def work():
         whole_run(tmp_path / "two", tiny_pipeline_folder)
@@ -152,6 +153,7 @@ def sound_files(folder):
     return {k: v for k, v in contents(folder).items() if not Path(k).name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(done, tiny_pipeline_folder, tmp_path):
     folder = tmp_path / "killed"
     for at in (
@@ -173,6 +175,7 @@ def cut(path, share=0.5):
     path.write_bytes(content[: int(len(content) * share)])
 
 
+@pytest.mark.slow
 def test_files_that_a_full_disk_left_broken_are_made_again(done, tiny_pipeline_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(done, folder)
@@ -243,6 +246,7 @@ def test_published_numbers_stand_in_their_table_as_printed(table):
         assert printed == [str(row.values[metric]) for metric in table.metrics]
 
 
+@pytest.mark.slow
 def test_stages_take_up_what_is_there(done, tiny_pipeline_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(done, folder)
@@ -266,6 +270,7 @@ def test_stages_take_up_what_is_there(done, tiny_pipeline_folder, tmp_path):
         evaluation(folder, methods, stages=["scores"])
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_scores_as_the_method_that_made_them(done, tmp_path):
     images = done / "MMFace-DiT_F/seed_0/images/rendered"
     named = FolderMethod("CD", images)
@@ -274,6 +279,7 @@ def test_a_folder_of_pictures_scores_as_the_method_that_made_them(done, tmp_path
     assert cells(tmp_path, "CD") == cells(tmp_path, "UaC") == cells(done, "MMFace-DiT (F)")
 
 
+@pytest.mark.slow
 def test_missing_pictures_are_listed_and_refused(done, tmp_path):
     folder = tmp_path / "pictures"
     shutil.copytree(done / "MMFace-DiT_F/seed_0/images/rendered", folder)
@@ -292,6 +298,7 @@ def test_missing_pictures_are_listed_and_refused(done, tmp_path):
         FolderMethod("CD", folder).pictures(["a"])
 
 
+@pytest.mark.slow
 def test_controls_stand_in_their_order(tmp_path):
     reconstruction = VaeReconstruction(ASSETS / "tiny-flow", "vae")
     controls = {"reconstruction": reconstruction, "others": OtherFaces()}
@@ -305,6 +312,7 @@ def test_controls_stand_in_their_order(tmp_path):
     assert "Real pictures of other faces" in (tmp_path / "controls.md").read_text()
 
 
+@pytest.mark.slow
 def test_seeds_and_scales_of_guidance_are_rows_and_spreads(tiny_pipeline_folder, tmp_path):
     method = sampled(tiny_pipeline_folder, "tiny")
     settings = {
@@ -374,6 +382,7 @@ def controlnet_folders(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SegmentationControlNet, ScribbleControlNet])
 def test_controlnet_samples_by_seed(controlnet_folders, kind):
     modality = "mask" if kind is SegmentationControlNet else "sketch"

@@ -36,6 +36,7 @@ def task(tiny_pipeline_folder) -> FaceDiffusion:
     return task
 
 
+@pytest.mark.slow
 def test_a_step_reaches_every_trained_parameter_and_no_other(task):
     codec = LatentCodec(task.vae)
     pictures = torch.empty(BATCH, 3, SIDE, SIDE, device="meta")

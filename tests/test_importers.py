@@ -185,9 +185,7 @@ def test_undecided_label_formats_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"undecided: .*Give --label-format"):
         import_faces(importer_of("ffhq", tmp_path / "f"), tmp_path / "f.jsonl")
     assert not (tmp_path / "f.jsonl").exists()
-    manifest = import_faces(
-        importer_of("ffhq", tmp_path / "f"), tmp_path / "f.jsonl", {"label_format": "facer"}
-    )
+    manifest = import_faces(importer_of("ffhq", tmp_path / "f"), tmp_path / "f.jsonl", "facer")
     assert manifest.records[0].label_format == "facer"
 
 
@@ -221,6 +219,7 @@ def test_wrong_layouts_and_folders(tmp_path):
         import_faces(importer_of("ffhq", tmp_path), tmp_path / "m.jsonl")
 
 
+@pytest.mark.slow
 def test_script(tmp_path):
     layouts.photos(tmp_path / "p", [1, 2])
     layouts.ffhq(tmp_path / "f", [1, 2], "bisenet")

@@ -56,6 +56,7 @@ def test_every_format_is_read_without_loss(name, tmp_path):
         assert loaded.off_palette_fraction == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4, 16])
 @pytest.mark.parametrize(
     ("name", "color"), [(n, True) for n in COLORED] + [(n, False) for n in ORDERS]

@@ -213,6 +213,7 @@ def test_moments_give_a_new_sample_each_time(pictures, vae, tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in ("condition", "noise", "uniform", "modality"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_are_the_rounded_latents(pictures, vae, tmp_path, dtype):
     encoding(pictures, vae, dtype=dtype).write(tmp_path / dtype)
@@ -227,6 +228,7 @@ def test_halves_are_the_rounded_latents(pictures, vae, tmp_path, dtype):
     assert sample["latents"].dtype == sample["condition"].dtype == given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards_are_the_same_whoever_writes_them(manifest, vae, tmp_path, num_workers):
     broken = broken_set(tmp_path / "broken")
@@ -309,6 +311,7 @@ def test_pictures_are_no_latents(tmp_path, vae):
         check_store(Store(tmp_path / "pictures"), own, PX)
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_and_write_nothing_twice(vae, tmp_path):
     """SIGKILL at random moments, then start again until it ends by itself."""
     path = written_manifest(tmp_path / "set", range(24)).path
@@ -355,7 +358,7 @@ def imported(layout, folder):
     columns = named if layout == "hugging-face" else {}
     importer = importer_of(layout, source, rule, None, columns)
     formats = {"ffhq": "bisenet", "hugging-face": "bisenet"}
-    manifest = import_faces(importer, folder / "faces.jsonl", {"label_format": formats.get(layout)})
+    manifest = import_faces(importer, folder / "faces.jsonl", formats.get(layout))
     records = []
     for number, record in enumerate(manifest.records):
         drawn = layouts.face(number)
@@ -369,6 +372,7 @@ def imported(layout, folder):
     return replace(manifest, records=records).write(manifest.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_every_layout_trains_a_step(layout, tiny_pipeline_folder, tmp_path):
     manifest = imported(layout, tmp_path)
@@ -401,6 +405,7 @@ def test_flops_of_the_flux_encoder_are_the_published_count():
     assert codec.flops((512, 512)) == pytest.approx(1.118e12, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux", "qwen"])
 def test_predicted_memory_is_the_tracked_peak(name):
     counted = meta_vae(name)
@@ -419,6 +424,7 @@ def test_predicted_memory_is_the_tracked_peak(name):
     assert predicted - weights == pytest.approx(activations, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_stores_size_and_says_what_it_assumes(pictures, vae, tmp_path):
     job = encoding(pictures, vae)
     plan = job.plan(tmp_path / "not/there")

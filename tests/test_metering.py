@@ -64,6 +64,7 @@ def test_flops_are_three_forward_passes_and_match_the_closed_form():
     assert training_flops(model, inputs) == expected
 
 
+@pytest.mark.slow
 def test_the_papers_model_takes_0_94_tflop_a_sample_at_256_pixels():
     with torch.device("meta"):
         model = MMFaceDiT()

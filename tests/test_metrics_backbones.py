@@ -59,6 +59,7 @@ def images():
     return torch.randint(0, 256, (2, 3, 64, 80), generator=generator, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_inception_gives_the_features_of_pytorch_fid(inception, images):
     features = InceptionBackbone(inception)(images)
     # pytorch-fid 0.3.0 with the same weights.
@@ -69,6 +70,7 @@ def test_inception_gives_the_features_of_pytorch_fid(inception, images):
     assert sum(p.numel() for p in inception.parameters()) == 21_785_568
 
 
+@pytest.mark.slow
 def test_inception_is_read_from_its_file_and_other_networks_are_refused(inception, tmp_path):
     path = tmp_path / "pt_inception.pth"
     weights = dict(inception.state_dict())

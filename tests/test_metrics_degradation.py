@@ -71,6 +71,7 @@ def falls(values):
     return all(earlier > later for earlier, later in pairwise(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrade", [blurred, noisy, compressed])
 def test_blur_noise_and_jpeg_worsen_every_metric_of_pictures(degrade, faces, clip, perceptual):
     true = as_batch([face.image for face in faces])

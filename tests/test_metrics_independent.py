@@ -47,6 +47,7 @@ def darken(image: Image.Image) -> Image.Image:
 CHANGES = pytest.mark.parametrize("change", [blur, noise, darken])
 
 
+@pytest.mark.slow
 @CHANGES
 def test_ssim_agrees_with_pytorch_msssim_and_scikit_image(change):
     images, references = pair = pictures(change)
@@ -66,6 +67,7 @@ def test_ssim_agrees_with_pytorch_msssim_and_scikit_image(change):
         assert float(value) == pytest.approx(other, abs=1e-12)
 
 
+@pytest.mark.slow
 @CHANGES
 def test_multiscale_ssim_agrees_with_pytorch_msssim(change):
     images, references = pair = pictures(change)

@@ -111,6 +111,7 @@ def test_masks_in_the_order_of_bisenet_agree_once_they_are_read_as_such(faces, t
     assert agreement_of(seen, truth).accuracy == 100
 
 
+@pytest.mark.slow
 def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pictures):
     measure = Masks(PARSER)
     measure.load(torch.device("cpu"))

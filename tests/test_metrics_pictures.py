@@ -128,6 +128,7 @@ def in_turn(measure, images, others):
     return torch.cat([measure(a[None], b[None]) for a, b in zip(images, others, strict=True)])
 
 
+@pytest.mark.slow
 def test_ssim_of_a_picture_is_one_and_does_not_depend_on_its_batch(face_pictures):
     same = structural_similarity(face_pictures, face_pictures)
     assert same.tolist() == pytest.approx([1] * 4, abs=1e-6)
@@ -145,6 +146,7 @@ def test_ssim_against_its_formula_on_flat_pictures():
     assert float(structural_similarity(one, other)) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_multiscale_ssim_does_not_depend_on_its_batch():
     pictures = torch.stack([noise_pictures(1, 176, seed)[0] // (seed + 1) for seed in range(3)])
     others = (pictures // 2 + 40).to(torch.uint8)
@@ -154,6 +156,7 @@ def test_multiscale_ssim_does_not_depend_on_its_batch():
     assert together.std() > 1e-3
 
 
+@pytest.mark.slow
 def test_multiscale_ssim_needs_176_pixels():
     small = noise_pictures(1, size=175)
     with pytest.raises(ValueError, match=r"sides of 176 pixels.*175x175"):

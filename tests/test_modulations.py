@@ -58,6 +58,7 @@ def test_fused_gives_the_same_numbers_as_the_reference_and_the_layers():
     assert relative_error(outputs(fused(single)), outputs(single)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_28_layers_are_one_in_a_forward_pass():
     with torch.device("meta"):
         model = MMFaceDiT(**TOY, depth=28)

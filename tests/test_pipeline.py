@@ -44,6 +44,7 @@ def test_output_types(tiny_pipeline, face_mask):
     assert latents.shape == (1, 16, IMAGE_SIZE // 8, IMAGE_SIZE // 8)
 
 
+@pytest.mark.slow
 def test_seed_is_the_picture_whatever_the_batch(pipeline, face_mask, face_sketch):
     prompts = ["a", "a long one", "b"]
     batch = pipeline(
@@ -63,6 +64,7 @@ def test_seed_is_the_picture_whatever_the_batch(pipeline, face_mask, face_sketch
     assert (batch.images[0] - batch.images[1]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_same_call_same_bits_and_same_picture_in_any_company(pipeline, face_mask, face_sketch):
     def sample(seeds, **changed):
         count = {"num_images_per_prompt": len(seeds), "num_inference_steps": 3}
@@ -78,6 +80,7 @@ def test_same_call_same_bits_and_same_picture_in_any_company(pipeline, face_mask
         assert np.abs(other - together).max() <= 1 / 255
 
 
+@pytest.mark.slow
 def test_seed_prompt_condition_and_negative_prompt_all_matter(
     tiny_pipeline, face_mask, face_sketch
 ):
@@ -285,6 +288,7 @@ def released_folder(tiny_pipeline, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint", "objective", "size"),
     [

@@ -60,6 +60,7 @@ def test_settings_of_a_cache_are_in_the_key(tiny_pipeline_folder):
     assert keys[2] == {"class": "TaylorSeer", "interval": 3, "warmup": 3, "order": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 def test_pictures_are_those_of_the_pipelines_call(tiny_pipeline_folder, orders, options):
     method = PipelineMethod("tiny", tiny_pipeline_folder, 6, 3.0, **options)
@@ -104,6 +105,7 @@ def test_an_interval_that_is_none_is_refused_before_anything_is_loaded(interval)
         PipelineMethod("tiny", "no/such", guidance_interval=interval)
 
 
+@pytest.mark.slow
 def test_the_rows_of_faster_differ_in_the_sampler_alone():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         overrides = ["protocol=tiny", "method=faster"]

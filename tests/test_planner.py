@@ -79,6 +79,7 @@ def really_kept(network, batch, setting):
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [0, 1, SELECTIVE])
 @pytest.mark.parametrize("variant", [MMFaceDiT, SingleStreamDiT])
 def test_activations_are_those_of_a_real_run(variant, setting, monkeypatch):
@@ -91,6 +92,7 @@ def test_activations_are_those_of_a_real_run(variant, setting, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_activations_under_bf16_at_the_papers_width():
     with torch.device("meta"):
         network = MMFaceDiT(depth=2)
@@ -105,6 +107,7 @@ def test_activations_under_bf16_at_the_papers_width():
     assert selective.block / vector == pytest.approx(11, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_peak_lies_between_none_and_all():
     network = on_meta(depth=8)
     peaks = [activation_peak(network, IMAGE_SIZE, 4, True, s)[0] for s in (0, 0.5, 1)]
@@ -130,6 +133,7 @@ def test_optimizer_bytes_are_those_of_a_real_optimizer(eight_bit):
     assert planner.optimizer_bytes(on_meta(depth=2), eight_bit) == real
 
 
+@pytest.mark.slow
 def test_parts_are_those_of_a_real_network():
     network = MMFaceDiT(**TINY, depth=4)
     made = plan(on_meta(), settings(num_devices=2))
@@ -142,6 +146,7 @@ def test_parts_are_those_of_a_real_network():
     assert made.peak == sum(made.memory.values())
 
 
+@pytest.mark.slow
 def test_sharing_and_the_cpu_take_memory_off_the_device():
     alone = plan(on_meta(), settings()).memory
     shared = plan(on_meta(), settings(num_devices=2, sharded=True, average_on_cpu=True))
@@ -151,6 +156,7 @@ def test_sharing_and_the_cpu_take_memory_off_the_device():
     assert "averaged weights" not in shared.memory
 
 
+@pytest.mark.slow
 def test_recomputation_costs_a_third_and_time_follows_the_peak():
     plain = plan(on_meta(), settings(peak_flops=1e12))
     recomputed = plan(on_meta(), settings(peak_flops=1e12, gradient_checkpointing=True))
@@ -160,6 +166,7 @@ def test_recomputation_costs_a_third_and_time_follows_the_peak():
     assert plain.seconds == pytest.approx(500 * plain.step_flops / (1e12 * planner.ASSUMED_MFU))
 
 
+@pytest.mark.slow
 def test_the_table_says_whether_it_fits():
     made = plan(on_meta(), settings(device_memory_gb=80))
     assert "has                       80.00 GB: fits" in made.table()
@@ -192,6 +199,7 @@ def test_a_network_that_fits_no_hook_is_counted_whole():
     assert kept_bytes(network, (x,), bf16=True) == 2 * (3 * 8 + 8 * 16 + 3 * 16)
 
 
+@pytest.mark.slow
 def test_the_script_plans_without_data_or_weights(tmp_path):
     small = ["+model.hidden_size=64", "+model.num_heads=2", "+model.depth=3"]
     command = [sys.executable, str(ROOT / "scripts/train.py"), "experiment=stage1_256_flow"]

@@ -113,6 +113,7 @@ def test_the_digest_is_of_the_bytes_and_not_of_the_place(tiny_pipeline_folder, t
     assert model_sha256(copy) != before
 
 
+@pytest.mark.slow
 def test_rerun_makes_the_picture_again_to_the_bit(run, base):
     run(*base, "--seed", 9, "--solver", "heun", "--condition-strength", 0.5, "--out", "one.png")
     run(*base, "--seed", 9, "--num", 3, "--out", "folder")
@@ -140,6 +141,7 @@ def test_rerun_says_what_differs(run, base):
     assert "0.10% of the pixels differ from other.png" in note
 
 
+@pytest.mark.slow
 def test_files_are_found_where_they_have_gone_and_told_by_their_bytes(run, base):
     run(*base, "--out", "kept/one.png")
     shutil.move("mask.png", "elsewhere.png")
@@ -165,6 +167,7 @@ def test_other_weights_are_named(run, base, tmp_path):
     assert read_recipe("one.png")[0].weights[:16] in note
 
 
+@pytest.mark.slow
 def test_a_recipe_is_not_trusted(run, base):
     run(*base, "--out", "one.png")
     said = json.loads(read_recipe("one.png")[0].json)

@@ -78,6 +78,7 @@ def test_selective_recomputation_changes_no_gradient(variant):
     torch.testing.assert_close(gradients, plain, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [False, True, SELECTIVE])
 def test_selective_recomputation_runs_no_product_twice(setting):
     network = network_of()
@@ -131,6 +132,7 @@ def compiled_run(setting):
     return saved / vector, {name: gradient.numpy() for name, gradient in gradients.items()}
 
 
+@pytest.mark.slow
 def test_the_compiler_keeps_the_products_too():
     # In a process of its own: the compiler cannot read what checks types in the tests' own.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

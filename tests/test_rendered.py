@@ -62,6 +62,7 @@ def boundaries(labels: np.ndarray) -> np.ndarray:
 # The built-in models were trained on these faces: whoever changes one of them must train anew.
 # Labels and captions are compared exactly, since they are integers and text; the picture is not,
 # since its rounding may differ from one machine to the next.
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", GOLDEN)
 def test_seeds_keep_their_faces(faces: list[RenderedFace], seed: int) -> None:
     labels, captions_, mean_color = GOLDEN[seed]

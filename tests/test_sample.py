@@ -89,6 +89,7 @@ def test_several_faces_are_a_grid_or_a_folder(run, sketch_file):
         assert face.size == (64, 32)
 
 
+@pytest.mark.slow
 def test_demo_without_arguments(run):
     result = run(steps=1)
     assert result.exit_code == 0, result.stderr
@@ -130,6 +131,7 @@ CONTROLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, control):
     given = {"SKETCH": sketch_file, **files}
@@ -147,6 +149,7 @@ def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, 
     assert controlled != plain
 
 
+@pytest.mark.slow
 def test_with_a_cache_a_face_is_its_seeds_all_the_same(run, mask_file):
     base = ("--prompt", "a", "--mask", mask_file)
     faces = {"plain": [], "cached": ["--cache", "taylor-seer"]}
@@ -180,6 +183,7 @@ def test_an_edit_leaves_the_rest_of_the_picture(run, mask_file, files):
     assert np.abs(before[inside] - after[inside]).mean() > 5
 
 
+@pytest.mark.slow
 def test_a_photo_gives_mask_and_sketch(run, files):
     face = render_face(1_000_020, 64)
     taken = photo_conditions(files["PHOTO"], (64, 64), "tiny-parser")
@@ -204,6 +208,7 @@ def test_a_blank_photo_is_named(run, tmp_path):
     assert "blank.png shows nothing" in result.stderr
 
 
+@pytest.mark.slow
 def test_arithmetic_and_tiles_are_asked_for(run, mask_file):
     base = ("--prompt", "a", "--mask", mask_file)
     for name, extra in {"a": [], "b": ["--dtype", "bfloat16"], "c": ["--vae-tiling"]}.items():
@@ -242,6 +247,7 @@ def test_the_authors_layout_is_opened(run, tiny_pipeline, mask_file, tmp_path):
     assert result.exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, face_mask):
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     (code,) = (
@@ -293,6 +299,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_line_and_write_nothing(run, mask_file, sketch_file, mistake):
     arguments, message = MISTAKES[mistake]
@@ -335,6 +342,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     command = [sys.executable, "-X", "importtime", SCRIPT, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -342,6 +350,7 @@ def test_help_does_not_wait_for_torch():
     assert "torch" not in result.stderr
 
 
+@pytest.mark.slow
 def test_examples_are_what_the_renderer_draws(tmp_path):
     write_examples(tmp_path)
     fresh, built_in = read_examples(tmp_path), read_examples()
@@ -352,6 +361,7 @@ def test_examples_are_what_the_renderer_draws(tmp_path):
         assert np.array_equal(getattr(one, "labels", one), getattr(other, "labels", other))
 
 
+@pytest.mark.slow
 def test_grid_fits_pictures_and_text():
     face, wide = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "red"), Image.new("RGB", (64, 32))
     rows = [GridRow(face, "a long prompt " * 100, [wide, face]), GridRow(wide, "", [face, face])]

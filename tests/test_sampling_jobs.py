@@ -66,6 +66,7 @@ def contents(out) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in paths}
 
 
+@pytest.mark.slow
 def test_one_process_two_and_a_killed_one_leave_the_same_files(
     folder, tiny_pipeline_folder, capsys
 ):
@@ -111,6 +112,7 @@ def killed_while_writing(pipeline):
     run(arguments(pipeline, "killed"))
 
 
+@pytest.mark.slow
 def test_results_say_what_was_made_of_what(folder, tiny_pipeline_folder, tiny_pipeline):
     write(folder, *good_rows()[4:7])
     assert run(arguments(tiny_pipeline_folder, "out")) == 0
@@ -133,6 +135,7 @@ def test_results_say_what_was_made_of_what(folder, tiny_pipeline_folder, tiny_pi
     assert np.abs(found - np.array(expected.images[0])).max() <= 1
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_made_again(folder, tiny_pipeline_folder):
     rows = good_rows()[:4]
     write(folder, *rows)
@@ -148,6 +151,7 @@ def test_only_what_changed_is_made_again(folder, tiny_pipeline_folder):
     assert read_recipe("out/images/m1.png")[0].rows[0].prompt == "another face"
 
 
+@pytest.mark.slow
 def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline_folder, capsys):
     (folder / "text.png").write_text("no picture")
     good = {"id": "good", "prompt": "a", "mask": "mask.png"}

@@ -82,6 +82,7 @@ def allocated_peak(pipeline, row, seeds, max_batch, output_type) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "num", "max_batch"), [((128, 128), 3, None), ((96, 64), 2, 3), ((192, 192), 2, 1)]
 )
@@ -93,6 +94,7 @@ def test_the_peak_is_what_the_allocator_hands_out(meta, real, size, num, max_bat
     assert max(planned.values()) == pytest.approx(found, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_peak_of_the_steps_is_what_the_allocator_hands_out(meta, real):
     row, seeds = row_of(meta, mask="mmface:examples/mask_1.png"), tuple(range(5))
     planned = activation_peaks(meta, [row], [seeds])
@@ -101,6 +103,7 @@ def test_the_peak_of_the_steps_is_what_the_allocator_hands_out(meta, real):
     assert planned[DENOISING] == pytest.approx(found, rel=0.1)
 
 
+@pytest.mark.slow
 def test_on_real_tensors_each_phase_is_the_same(meta, real):
     row = row_of(meta)
     planned = activation_peaks(meta, [row], [(0, 1)])
@@ -138,6 +141,7 @@ def test_live_bytes_follow_what_is_made_kept_and_freed():
         assert live.peaks["two"] == 120
 
 
+@pytest.mark.slow
 def test_memory_follows_what_is_asked_for(small):
     def peaks(num, max_batch=None, **options):
         return activation_peaks(small, [row_of(small, **options)], [tuple(range(num))], max_batch)
@@ -153,6 +157,7 @@ def test_memory_follows_what_is_asked_for(small):
     assert peaks(1, steps=50)[DENOISING] - one[DENOISING] > 0.99 * tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "solver"),
     [
@@ -181,6 +186,7 @@ def test_all_that_can_be_asked_for_can_be_planned(objective, solver, tmp_path):
     assert all(size > 10_000 for size in peaks.values())
 
 
+@pytest.mark.slow
 def test_offloading_leaves_weights_on_the_cpu_and_a_limit_is_found(small):
     row, seeds = row_of(small), [(0, 1, 2)]
     plain = plan_sampling(small, [row], seeds)
@@ -233,6 +239,7 @@ def test_the_papers_model_has_the_published_sizes():
     assert stored_bytes(meta_text_model(1024)) == pytest.approx(4 * 340_387_840, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_authors_folder_is_planned_by_its_shapes(tmp_path):
     source = build_pipeline()
     source.vae.save_pretrained(tmp_path / "VAE")
@@ -272,6 +279,7 @@ def test_what_is_no_pipeline_is_said(tmp_path):
         meta_pipeline(ModelChoice(pipeline=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmface.sampling.open_model", lambda *_: pytest.fail("weights were loaded"))

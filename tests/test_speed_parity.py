@@ -225,6 +225,7 @@ assert error <= 1e-5, error
 """
 
 
+@pytest.mark.slow
 def test_compiled_blocks_break_nowhere_compile_once_and_agree():
     # In a process of its own, because the type-checking hook of these tests cannot be compiled.
     done = subprocess.run(

@@ -98,6 +98,7 @@ def uncached(faces):
     return mask, faces(3, mask), faces(4, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", NEAR, **names)
 def test_blocks_are_left_out_and_counted_and_the_picture_stays_near(
     faces, uncached, block_calls, cache
@@ -169,6 +170,7 @@ def test_a_part_takes_its_own_decision(pipeline, face_mask):
     assert (together.images - expected).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [*IDLE, *BUSY], **names)
 @pytest.mark.parametrize("solver", ["euler", "heun", "unipc"])
 def test_memory_begins_anew_where_the_rows_change(pipeline, face_mask, block_calls, cache, solver):

@@ -342,6 +342,7 @@ def test_wrong_sizes_are_refused(overrides: dict[str, object], message: str) -> 
         MMFaceDiT(**{**TINY, **overrides})
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_only_once_for_a_size(unchecked: ModuleType) -> None:
     torch._dynamo.reset()
     counters.clear()

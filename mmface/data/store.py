@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from mmface.core.files import locked, sweep, write_text, written_aside
@@ -259,6 +257,9 @@ def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[En
     path = shard_path(folder, shard)
     skipped = [entry for entry in entries if isinstance(entry, Skipped)]
     _write_skipped(skipped_path(folder, shard), skipped)
+    from datasets import Features, List, Value  # a second, which reading a spec need not wait for
+    from datasets.arrow_writer import ArrowWriter
+
     columns: dict[str, Any] = {"id": Value("string")}
     columns |= {name: Value("binary") for name in spec.arrays}
     columns |= {name: List(Value("string")) for name in spec.texts}
@@ -351,9 +352,13 @@ class Store:
                 f"{self.folder} is not complete: {len(missing)} of {len(paths)} shards are missing "
                 f"({missing[0]}, ...); run the command that makes it again"
             )
+        from datasets import concatenate_datasets
+
         self.rows = concatenate_datasets([self._open(shard) for shard in shards])
 
-    def _open(self, shard: int) -> Dataset:
+    def _open(self, shard: int) -> Any:
+        from datasets import Dataset
+
         path = shard_path(self.folder, shard)
         try:
             rows = Dataset.from_file(str(path))

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache, reduce
 from importlib.metadata import entry_points
 from typing import ClassVar, NamedTuple
@@ -19,14 +18,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageChops
 
 from mmface.conditions.pictures import Picture
-
-
-class Modality(IntEnum):
-    """Which spatial condition a sample carries; the index into the model's modality table."""
-
-    MASK = 0
-    SKETCH = 1
-
 
 Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]
 """Gives the label maps of RGB pictures, such as `mmface.encoders.face_parser.FaceParser`."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmface.conditions import ConditionKind, LoadedCondition, flat_rgb, open_picture
+from mmface.conditions import ConditionKind, LoadedCondition, Reading, flat_rgb, open_picture
 
 
 class DepthKind(ConditionKind):
@@ -15,10 +15,14 @@ class DepthKind(ConditionKind):
     index: ClassVar = 2
     help: ClassVar = "Depth map, near in white."
     score: ClassVar = "depth"
+    reading: ClassVar = Reading("depth_order", ("near_is_white", "near_is_black"))
 
     def load(self, source, size, reading=None):
         grey = Image.fromarray(flat_rgb(open_picture(source), "black")).convert("L")
-        return LoadedCondition(np.array(ImageOps.fit(grey, size[::-1])))
+        depth = np.array(ImageOps.fit(grey, size[::-1]))
+        if not np.ptp(depth):
+            raise ValueError("The picture is flat.")
+        return LoadedCondition(255 - depth if reading == "near_is_black" else depth)
 
     def rgb(self, values):
         return np.repeat(values[..., None], 3, axis=2)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import build_transformer
+from depth_plugin import DepthKind
 from diffusers.optimization import get_constant_schedule
 from PIL import Image
 
-from mmface.conditions import ConditionKind, LoadedCondition, open_picture, registered
-from mmface.conditions.kind import Reading
+from mmface.conditions import registered
 from mmface.data import doctor
 from mmface.data.importers import import_faces, importer_of
 from mmface.data.keyed import keyed_generator
@@ -30,28 +30,9 @@ from mmface.training import Trainer
 PX = 32
 
 
-class Depth(ConditionKind):
-    """Grey pictures, near is white."""
-
-    name, index, help, score = "depth", 2, "Depth, near is white.", "closeness"
-    reading = Reading("depth_order", ("near_is_white", "near_is_black"))
-
-    def load(self, source, size, reading=None):
-        grey = np.array(open_picture(source).convert("L").resize((size[1], size[0])))
-        if not np.ptp(grey):
-            raise ValueError("The picture is flat.")
-        return LoadedCondition(255 - grey if reading == "near_is_black" else grey)
-
-    def rgb(self, values):
-        return np.repeat(values[..., None], 3, axis=2)
-
-    def agreement(self, values, read):
-        return {"closeness": 1 - float(np.abs(values / 255 - read.mean(2) / 255).mean())}
-
-
 @pytest.fixture(autouse=True)
 def depth():
-    with registered(Depth()) as kind:
+    with registered(DepthKind()) as kind:
         yield kind
 
 

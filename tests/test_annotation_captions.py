@@ -22,7 +22,7 @@ from mmface.annotation import caption_filters as rules
 from mmface.annotation.caption_engines import (
     Answer,
     CaptionerSettings,
-    Request,
+    CaptionRequest,
     TransformersCaptioner,
     VllmCaptioner,
 )
@@ -207,7 +207,7 @@ def captioner():
 def requests():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     asked = ("Hair?", "Say what there is to be seen, with all of its colours.", "Hat?")
-    return [Request(pictures[i % 2], prompt, seed=i) for i, prompt in enumerate(asked)]
+    return [CaptionRequest(pictures[i % 2], prompt, seed=i) for i, prompt in enumerate(asked)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

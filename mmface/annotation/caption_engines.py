@@ -25,7 +25,7 @@ CAPTIONER = "OpenGVLab/InternVL3-8B-hf"
 """The paper captions with InternVL3; it does not say which size."""
 
 
-class Request(NamedTuple):
+class CaptionRequest(NamedTuple):
     """One prompt about one picture.
 
     Attributes:
@@ -60,7 +60,7 @@ class Captioner(Protocol):
         """What decides the answers, for a record of them: at least `model` and `revision`."""
         ...
 
-    def answer(self, requests: Sequence[Request], temperature: float = 0.0) -> list[Answer]:
+    def answer(self, requests: Sequence[CaptionRequest], temperature: float = 0.0) -> list[Answer]:
         """Answer requests as one batch, greedily at temperature 0."""
         ...
 
@@ -211,7 +211,7 @@ class TransformersCaptioner:
         }
 
     @torch.no_grad()
-    def answer(self, requests: Sequence[Request], temperature: float = 0.0) -> list[Answer]:
+    def answer(self, requests: Sequence[CaptionRequest], temperature: float = 0.0) -> list[Answer]:
         """Answer requests as one batch.
 
         Args:
@@ -289,7 +289,7 @@ class VllmCaptioner:
             "max_patches": self.settings.max_patches,
         }
 
-    def answer(self, requests: Sequence[Request], temperature: float = 0.0) -> list[Answer]:
+    def answer(self, requests: Sequence[CaptionRequest], temperature: float = 0.0) -> list[Answer]:
         """Answer requests; vLLM makes its own batches of them.
 
         Args:

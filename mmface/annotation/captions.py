@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerBase
 
-from mmface.annotation.caption_engines import Captioner, Request
+from mmface.annotation.caption_engines import Captioner, CaptionRequest
 from mmface.annotation.caption_filters import filter_caption, words
 from mmface.annotation.caption_prompts import PROMPTS, CaptionPrompt
 from mmface.annotation.rewriting import MAX_TOKENS, Rewriter, cap_to_tokens
@@ -125,7 +125,7 @@ class PictureCaptioner:
         temperature = self.temperature if attempt else 0.0
         for batch in self._batches(open_places):
             requests = [
-                Request(
+                CaptionRequest(
                     pictures[row],
                     self.prompts[column].text,
                     _seed(self.seed, ids[row], self.prompts[column].name, attempt),

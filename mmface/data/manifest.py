@@ -77,7 +77,7 @@ class Record:
             sha256: Of the photo's file.
             conditions: Paths of its conditions; None is no path.
             readings: How they are read.
-            named: Single conditions and readings, such as `mask="1.png", label_format="facer"`.
+            **named: Single conditions and readings, such as `mask="1.png", label_format="facer"`.
 
         Raises:
             TypeError: If a name is neither a kind nor a kind's field.

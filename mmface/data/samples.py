@@ -42,7 +42,7 @@ class LatentSamples:
             modalities: the conditions to draw from, with equal probability; None takes all that
                 the store has.
             condition_dropout: probability that a condition's latents are set to zeros, in [0, 1].
-            dropouts: the same for one kind, as `mask_dropout`.
+            **dropouts: the same for one kind, as `mask_dropout`.
 
         Raises:
             TypeError: if an argument is unknown.

@@ -96,7 +96,7 @@ def test_the_peak_is_what_the_allocator_hands_out(meta, real, size, num, max_bat
 
 @pytest.mark.slow
 def test_the_peak_of_the_steps_is_what_the_allocator_hands_out(meta, real):
-    row, seeds = row_of(meta, mask="mmface:examples/mask_1.png"), tuple(range(5))
+    row, seeds = row_of(meta, conditions={"mask": "mmface:examples/mask_1.png"}), tuple(range(5))
     planned = activation_peaks(meta, [row], [seeds])
     assert planned[DENOISING] > 2 * max(planned[ENCODING], planned[PROMPTS])
     found = allocated_peak(real, row, seeds, None, "latent")
@@ -173,7 +173,7 @@ def test_all_that_can_be_asked_for_can_be_planned(objective, solver, tmp_path):
         Image.new("RGB", (32, 32), "white").save(tmp_path / f"{file}.png")
     row = row_of(
         pipeline,
-        sketch="mmface:examples/sketch_0.png",
+        conditions=ASKED.conditions | {"sketch": "mmface:examples/sketch_0.png"},
         image=str(tmp_path / "image.png"),
         region=str(tmp_path / "region.png"),
         strength=0.5,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mmface.conditions import Picture, flat_rgb, open_picture, picture_name
 from mmface.conditions.pixels import image_pixels
-from mmface.inputs import check_number, one_each
+from mmface.core.mistakes import check_number
+from mmface.inputs import one_each
 
 VARIATION_STRENGTH = 0.6
 """Default fraction of the steps that a variation runs."""

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, limited in number, and never taken for another run's.
+"""Checkpoints, written completely or not at all, and only resumed with the same settings.
 
 A checkpoint is a folder `checkpoints/step-NNNNNNNN` with `model.safetensors` (raw weights),
 `ema.safetensors` (averaged ones), `optimizer.pt` (moments by the parameters' names, read without
@@ -80,7 +80,7 @@ def _with_objective(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """A class of ours by its own name alone: it is the same one in another file."""
+    """A setting without the module of one of our classes, which may have moved."""
     ours = name.endswith("_target_") and str(value).startswith("mmface.")
     return value.rpartition(".")[2] if ours else value
 
@@ -92,7 +92,7 @@ def _is_under(name: str, parents: Sequence[str]) -> bool:
 def check_settings(
     saved: Mapping[str, Any], wanted: Mapping[str, Any], allowed: Sequence[str], where: Path
 ) -> list[str]:
-    """Compare the settings of a checkpoint with those of the run that is to go on from it.
+    """Compare the settings of a checkpoint with those of the run that resumes from it.
 
     Args:
         saved: flat settings of the checkpoint; empty if it holds none.
@@ -131,7 +131,7 @@ def check_settings(
 def changes_since(
     checkpoint: Path, settings: Mapping[str, Any], allowed: Sequence[str]
 ) -> list[str]:
-    """Say what is no longer as it was when a checkpoint was written.
+    """List what changed since a checkpoint was written.
 
     Args:
         checkpoint: the checkpoint's folder.
@@ -155,7 +155,7 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, output_dir: Path, limit: int) -> None:
-        """Name the place.
+        """Choose the folder.
 
         Args:
             output_dir: the run's folder; it need not be there.
@@ -175,7 +175,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
     def start(self, resume: bool | str | Path) -> Path | None:
-        """The checkpoint to go on from.
+        """The checkpoint to resume from.
 
         Args:
             resume: "auto" takes the newest one, or begins if there is none; False begins, and

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mmface.blending import covered, load_region
 from mmface.conditions import Picture, condition_kind
-from mmface.inputs import CONTROL_SUFFIX, ConditionedPrompt, check_interval, check_number
+from mmface.core.mistakes import check_interval, check_number
+from mmface.inputs import CONTROL_SUFFIX, ConditionedPrompt
 
 Weights = Float32[Tensor, "rows 1 _ _"]
 Predictions = Float32[Tensor, "rows channels height width"]

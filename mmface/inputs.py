@@ -1,8 +1,6 @@
 """What a call of the pipeline is given, checked and sorted."""
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels
+from mmface.core.mistakes import check_whole
 from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 
 CONTROL_SUFFIX = "_control"
@@ -118,28 +117,6 @@ def distinct_pixels(
                 pixels[key] = image_pixels(kind.rgb(kind.load(source, size).values))
     order = list(pixels)
     return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]
-
-
-def check_whole(name: str, value: Any, lowest: int, highest: int) -> None:
-    """Raise ValueError unless `value` is a whole number in this range."""
-    if not isinstance(value, Integral) or not lowest <= int(value) <= highest:
-        raise ValueError(f"{name} must be a whole number in {lowest}..{highest}, got {value!r}.")
-
-
-def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
-    """Raise ValueError unless `value` is a finite number in this range."""
-    number = float(value) if isinstance(value, Real) else math.nan
-    if isinstance(value, bool) or not (math.isfinite(number) and lowest <= number <= highest):
-        wanted = f"in {lowest}..{highest}" if highest < math.inf else f"{lowest} or more"
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
-
-
-def check_interval(name: str, start: float, end: float) -> None:
-    """Raise ValueError unless `start` and `end` are shares of the steps, in this order."""
-    check_number(f"{name} start", start, 0, 1)
-    check_number(f"{name} end", end, 0, 1)
-    if start >= end:
-        raise ValueError(f"{name} start must be below its end, got {start} and {end}.")
 
 
 def check_numbers(

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes: losses by part, throughput, and the share of the peak.
+"""What a run logs: losses by part, throughput, and model FLOPs utilisation.
 
 Model FLOPs utilisation is (FLOPs of a sample x samples per second) / (peak FLOP/s x processes). A
 sample's FLOPs are 3 times those of the network's forward pass: a matrix product in it comes back
@@ -72,14 +72,14 @@ def gradient_norms(task: TrainingTask, batch: Mapping[str, Any]) -> dict[str, Te
 
 
 class LossMeter:
-    """Means since the last log line, summed on the device, without a look at them in between."""
+    """Means since the last log line, summed on the device without waiting for it."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
         self.sums: dict[str, Tensor] = {}  # each (sum, count), float64
 
     def add(self, name: str, values: Tensor, part: Tensor | None = None) -> None:
-        """Take in some values, or those of them that a boolean tensor picks."""
+        """Add values, or those of them that a boolean tensor picks."""
         values = values.detach().double().flatten()
         if part is None:
             part = torch.ones_like(values, dtype=torch.bool)
@@ -88,7 +88,7 @@ class LossMeter:
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def merge(self, other: "LossMeter") -> None:
-        """Take in all that another meter has seen."""
+        """Add what another meter has seen."""
         for name, pair in other.sums.items():
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
@@ -130,7 +130,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was, and start the clock."""
+        """Reset the counts and start the clock."""
         self._started = time.perf_counter()
         self._waited = 0.0
         self._samples = 0
@@ -144,7 +144,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside out: previews and checkpoints are no training."""
+        """Exclude the time inside, such as that of previews and checkpoints."""
         started = time.perf_counter()
         yield
         self._started += time.perf_counter() - started
@@ -225,7 +225,7 @@ class MetricsFile:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a killed run made but did not save: they come again."""
+        """Drop the lines after a step: a resumed run writes them again."""
         if self.path.exists():
             kept = [line for line in self.read() if line["step"] <= step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -44,6 +44,12 @@ def _setting(facts: RunFacts, name: str) -> str:
     return f"`{facts.settings[name]}`" if facts.settings.get(name) is not None else "not recorded"
 
 
+def _stores(facts: RunFacts) -> str:
+    """The store that was trained on, or those of all streams."""
+    names = [n for n in facts.settings if n.startswith("samples.") and n.endswith(".store")]
+    return ", ".join(_setting(facts, name) for name in names) or "not recorded"
+
+
 def model_card(
     title: str,
     config: Mapping[str, object],
@@ -77,7 +83,7 @@ def model_card(
         "pictures": f"{image_size} x {image_size} px, guidance scale {guidance_scale:g}",
         "training": f"{facts.steps:,} steps of {facts.global_batch_size} samples: {samples:,}, "
         f"{samples / max(1, facts.num_items):.1f} epochs",
-        "data": f"{facts.num_items:,} faces, {_setting(facts, 'samples.store')}",
+        "data": f"{facts.num_items:,} faces, {_stores(facts)}",
         "autoencoder": _setting(facts, "task.vae"),
         "text encoder": _setting(facts, "task.text"),
         "first weights": _setting(facts, "task.init_from")

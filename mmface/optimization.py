@@ -1,4 +1,4 @@
-"""What makes new weights of gradients: decay groups, 8-bit AdamW, and the weights' average."""
+"""Weight decay groups, 8-bit AdamW, and the average of the weights."""
 
 import contextlib
 import io

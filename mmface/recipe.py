@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mmface.core.mistakes import check_whole
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,8 +33,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that no run can have."""
         for name in ("total_steps", "global_batch_size", "micro_batch_size", "ema_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+            check_whole(name, getattr(self, name), 1)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
         if not self.gradient_clip > 0:
@@ -61,7 +62,7 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the run makes of the machine; the same weights come out, but for rounding.
+    """How the run uses the machine; it changes the weights by rounding at most.
 
     Attributes:
         mixed_precision: `no`, or `bf16` arithmetic over float32 weights.

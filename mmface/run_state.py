@@ -1,4 +1,4 @@
-"""A run's tensors, whole and by name, whether its weights lie on one process or sharded on many."""
+"""Gather and restore a run's tensors by name, whether they are sharded or not."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +54,7 @@ def gather_moments(trained: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def restore(
     checkpoint: Path, trained: nn.Module, optimizer: Optimizer, average: ExponentialAverage
 ) -> Mapping[str, Any]:
-    """Put a checkpoint's tensors where they were; every process takes part.
+    """Load a checkpoint's tensors; every process takes part.
 
     The optimizer keeps its own hyper-parameters: a change that was allowed must count.
 

@@ -17,9 +17,9 @@ from mmface.adherence import Adherence, check_measurable, measure_adherence
 from mmface.conditions import condition_kind, condition_kinds, draw_conditions
 from mmface.core.digests import file_sha256
 from mmface.core.files import write_text
+from mmface.core.mistakes import check_number, check_whole
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.grid import GridRow, labelled_grid
-from mmface.inputs import check_number, check_whole
 from mmface.model_loading import default_device, open_model
 from mmface.sampling_conditions import (
     BUILTIN_PREFIX,

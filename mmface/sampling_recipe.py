@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 import mmface
 from mmface.conditions import open_picture
 from mmface.core.files import written_aside
-from mmface.inputs import check_whole
+from mmface.core.mistakes import check_whole
 from mmface.sampling_settings import (
     ModelChoice,
     Settings,
@@ -112,9 +112,7 @@ class SamplingRecipe:
             raise ValueError("rows and seeds must be lists")
         check_whole("The number of faces", len(rows) * len(seeds), 1, MAX_PICTURES)
         for seed in seeds:
-            check_whole("seed", None if isinstance(seed, bool) else seed, 0, 2**63 - 1)
-        if isinstance(picture, bool):
-            raise ValueError("picture must be a whole number")
+            check_whole("seed", seed, 0, 2**63 - 1)
         return cls(
             model=read_fields(ModelChoice, _mapping("model", values["model"]), "model"),
             weights=check_text("weights", values["weights"]),

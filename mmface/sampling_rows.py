@@ -12,8 +12,9 @@ from torch import Tensor
 from mmface.annotation.rewriting import cap_to_tokens
 from mmface.conditions import condition_kinds
 from mmface.core.digests import file_sha256
+from mmface.core.mistakes import check_whole
 from mmface.guidance import ConditionControl, Guidance
-from mmface.inputs import CONTROL_SUFFIX, check_whole
+from mmface.inputs import CONTROL_SUFFIX
 from mmface.model_loading import OpenedModel
 from mmface.pipeline import MMFacePipeline
 from mmface.sampling_conditions import Locate, RequestFiles, load_files, say

@@ -1,4 +1,4 @@
-"""The training loop: one process or many, stopped and resumed without a trace.
+"""The training loop, on one process or many, with exact resume.
 
 Every random draw and the order of the data are keyed on (seed, step, place in the global batch);
 see `data/keyed.py`. A checkpoint is complete or absent. Re-running a command goes on from the
@@ -402,5 +402,10 @@ class Trainer:
         if plugin is not None:
             if self.cadence.gradients_every:
                 raise ValueError("gradients_every needs whole weights: set it to 0 under FSDP.")
-            frozen = [part for part in self.task.children() if part is not self.task.trained]
+            trained = {id(parameter) for parameter in self.task.trained.parameters()}
+            frozen = [
+                part
+                for part in self.task.children()
+                if trained.isdisjoint(map(id, part.parameters()))
+            ]
             plugin.ignored_modules = frozen or None

@@ -1,4 +1,4 @@
-"""What the trainer asks of a thing that is trained: losses, and later pictures and a product."""
+"""The interface between the trainer and what it trains: losses, previews, a product."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from mmface.data.keyed import Samples
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a finished run knows of itself, for the product's model card.
+    """What a model card says of a finished run.
 
     Attributes:
         steps: optimizer steps made.

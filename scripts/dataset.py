@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mmface.command_line import run_app
+from mmface.core.mistakes import run_app
 
 Out = Annotated[Path, typer.Option(help="The manifest to write.")]
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -26,6 +26,9 @@ def import_(
     sketch_polarity: Annotated[str | None, typer.Option(help="Else guessed.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="train, or test=names.txt.")] = None,
     prefix: Annotated[str | None, typer.Option(help="What the ids begin with.")] = None,
+    reading: Annotated[
+        list[str] | None, typer.Option(help="Of other conditions, as label_format=facer.")
+    ] = None,
     column: Annotated[list[str] | None, typer.Option(help="Such as image=photo.")] = None,
 ) -> None:
     """Describe a data set in its own folders; no picture is copied."""
@@ -34,7 +37,9 @@ def import_(
     named = dict(each.partition("=")[::2] for each in column or ())
     rule = importers.parse_split(split or ())
     importer = importers.importer_of(layout, folder, rule, prefix, named)
-    manifest = importers.import_faces(importer, out, label_format, sketch_polarity)
+    said = {"label_format": label_format, "sketch_polarity": sketch_polarity}
+    said |= dict(each.partition("=")[::2] for each in reading or ())
+    manifest = importers.import_faces(importer, out, said)
     typer.echo(f"{importer.report}\n{manifest.path}")
 
 

@@ -8,9 +8,10 @@ it would take, and ends.
 import sys
 
 import hydra
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+
+from mmface.core.mistakes import ending
 
 
 @hydra.main(config_path="../configs", config_name="precompute", version_base="1.3")
@@ -19,7 +20,7 @@ def main(config: DictConfig) -> None:
     from mmface.core.processes import joined_processes  # loads torch, which takes seconds
 
     state = joined_processes()
-    try:
+    with ending():
         job = instantiate(config.job, _convert_="all")
         if config.plan:
             state.on_main_process(print)(job.plan(config.output_dir, state.num_processes))
@@ -28,10 +29,6 @@ def main(config: DictConfig) -> None:
         state.wait_for_everyone()
         if state.is_main_process:
             report(config.output_dir)
-    except InstantiationException as error:
-        sys.exit(f"error: {error.__cause__ or error}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def report(folder: str) -> None:

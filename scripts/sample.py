@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mmface.command_line import run_app
 from mmface.core.light_imports import hide_optional_libraries
+from mmface.core.mistakes import run_app
 from mmface.sampling_settings import (
     Draws,
     ModelChoice,

@@ -3,28 +3,23 @@
 A mistake is one line; HYDRA_FULL_ERROR=1 in the environment shows where it came up.
 """
 
-import os
 import sys
 from typing import Any
 
 import hydra
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from mmface.core.mistakes import ending
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run what the composed config describes, and end with its status."""
-    try:
-        if status := run(config):
-            sys.exit(status)
-    except (InstantiationException, ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        print(f"error: {cause or error}", file=sys.stderr)
-        sys.exit(1)
+    with ending():
+        status = run(config)
+    if status:
+        sys.exit(status)
 
 
 def run(config: DictConfig) -> int:

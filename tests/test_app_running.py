@@ -5,17 +5,20 @@ import zipfile
 
 import numpy as np
 import pytest
+from depth_plugin import DepthKind
 from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 
 from mmface.app import reporting, running  # noqa: E402
 from mmface.app.handlers import Handlers  # noqa: E402
+from mmface.app.page import Page  # noqa: E402
 from mmface.app.running import FaceMaker, FaceRequest, FaceRun, LatentPreview  # noqa: E402
 from mmface.conditions import (  # noqa: E402
     LABEL_INDEX,
     load_mask,
     load_sketch,
+    registered,
 )
 from mmface.conditions.pixels import image_pixels  # noqa: E402
 from mmface.data.rendered import render_face  # noqa: E402
@@ -188,3 +191,24 @@ def test_all_classes_of_the_mask_are_on_the_palette(face_labels):
         assert name in page
     assert "hat" not in page.replace("that", "")
     assert LABEL_INDEX["hat"] not in face_labels
+
+
+def test_a_further_kind_is_uploaded(maker, tmp_path, face_sketch):
+    Image.fromarray(face_sketch).save(tmp_path / "depth.png")
+    with registered(DepthKind()):
+        handlers = Handlers(maker, maker.parser)
+        page = Page(handlers, "test")
+        assert list(page.given) == ["mask", "sketch", "depth"]
+        assert page.mode.choices[-1] == ("Depth", "depth")
+        endpoint = next(
+            each for each in page.blocks.get_api_info()["named_endpoints"].values()
+            if each["parameters"][0]["parameter_name"] == "prompt"
+        )  # fmt: skip
+        named = [each["parameter_name"] for each in endpoint["parameters"]]
+        assert named[:5] == ["prompt", "mask", "sketch", "depth", "negative"]
+        given = {"mask": None, "sketch": None, "depth": str(tmp_path / "depth.png")}
+        request = handlers.request("depth", given, {"prompt": "a"}, None, None)
+        assert list(request.conditions) == ["depth"]
+        assert request.conditions["depth"].shape == (32, 32)
+        with pytest.raises(ValueError, match="depth is missing"):
+            handlers.request("depth", dict.fromkeys(given), {"prompt": "a"}, None, None)

@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mmface"
 READING_ORDER = [
+    "core.mistakes",
     "core.files",
     "core.digests",
     "core.light_imports",
     "core.environment",
     "core.sources",
     "core.processes",
-    "command_line",
     "conditions",
     "model.released",
     "model.linear",
@@ -68,8 +68,6 @@ READING_ORDER = [
     "model.initial_weights",
     "face_diffusion",
     "component_tasks",
-    "evaluation.agreement",
-    "evaluation.settings",
     "evaluation.held_out",
     "annotation",
     "data.doctor",

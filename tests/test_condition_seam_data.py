@@ -44,7 +44,7 @@ def manifest(tmp_path):
     for number in range(4):
         layouts.save(source / f"depths/{number:05d}.png", layouts.face(number).image[..., 1])
     importer = importer_of("ffhq", source)
-    made = import_faces(importer, tmp_path / "faces.jsonl", depth_order="near_is_black")
+    made = import_faces(importer, tmp_path / "faces.jsonl", {"depth_order": "near_is_black"})
     assert importer.report.without_condition == {"mask": [], "sketch": [], "depth": []}
     return made
 

@@ -16,7 +16,7 @@ from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.agreement import nearest_colour
+from mmface.evaluation.held_out import nearest_colour
 from mmface.guidance import ConditionControl, Guidance
 from mmface.pipeline import MMFacePipeline
 

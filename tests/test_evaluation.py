@@ -21,8 +21,7 @@ from mmface.conditions import (
 )
 from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.agreement import nearest_colour
-from mmface.evaluation.held_out import Tally, as_table
+from mmface.evaluation.held_out import Tally, as_table, nearest_colour
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from mmface.conditions import LABELS, PALETTE
+from mmface.core.mistakes import check_different, check_whole
 from mmface.evaluation.figures import class_iou_bars, guidance_plot, write_figure
 from mmface.evaluation.held_out import HeldOutEvaluation
 from mmface.evaluation.methods import FolderMethod
 from mmface.evaluation.references import HeldOutPictures, References
-from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
 from mmface.evaluation.tables import TABLES
 
@@ -50,7 +50,7 @@ def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
 @pytest.mark.parametrize("values", [3, "3", ["a"], [True], [None]])
 def test_what_is_no_list_of_numbers_is_refused(values, kind):
     with pytest.raises(ValueError, match=r"such as \[1\], got"):
-        require_different("seeds", values, kind, "[1]")
+        check_different("seeds", values, kind, "[1]")
 
 
 def test_faces_that_are_not_there_are_refused():
@@ -61,7 +61,7 @@ def test_faces_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="caption_index must be a whole number from 0 up, got -9"):
         References(HeldOutPictures(3), "mask", caption_index=-9)
     with pytest.raises(ValueError, match=r"got 'many'"):
-        require_whole(num_faces="many")
+        check_whole("num_faces", "many", 1)
 
 
 @pytest.mark.parametrize(

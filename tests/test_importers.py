@@ -185,7 +185,9 @@ def test_undecided_label_formats_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"undecided: .*Give --label-format"):
         import_faces(importer_of("ffhq", tmp_path / "f"), tmp_path / "f.jsonl")
     assert not (tmp_path / "f.jsonl").exists()
-    manifest = import_faces(importer_of("ffhq", tmp_path / "f"), tmp_path / "f.jsonl", "facer")
+    manifest = import_faces(
+        importer_of("ffhq", tmp_path / "f"), tmp_path / "f.jsonl", {"label_format": "facer"}
+    )
     assert manifest.records[0].label_format == "facer"
 
 

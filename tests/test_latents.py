@@ -358,7 +358,7 @@ def imported(layout, folder):
     columns = named if layout == "hugging-face" else {}
     importer = importer_of(layout, source, rule, None, columns)
     formats = {"ffhq": "bisenet", "hugging-face": "bisenet"}
-    manifest = import_faces(importer, folder / "faces.jsonl", formats.get(layout))
+    manifest = import_faces(importer, folder / "faces.jsonl", {"label_format": formats.get(layout)})
     records = []
     for number, record in enumerate(manifest.records):
         drawn = layouts.face(number)

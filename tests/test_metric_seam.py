@@ -1,17 +1,22 @@
 """A metric, a kind of condition and a question are plugged in from here, without a change there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import IMAGE_SIZE, build_pipeline, build_transformer
+from depth_plugin import DepthKind
 
 import mmface
-from mmface.conditions import confusion_matrix, mean_iou
+from mmface.conditions import condition_kind, confusion_matrix, mean_iou, registered
 from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.controls import OtherFaces, RealPictures
+from mmface.evaluation.methods import PipelineMethod
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
 from mmface.metrics import metric as seam
@@ -151,3 +156,40 @@ def test_agreement_of_masks_is_read_back_by_the_parser():
     for order, values in zip(orders, metric.read(pictures, orders), strict=True):
         (labels,) = FaceParser.from_pretrained(parser)([order.truth])
         assert values["agreement"] == mean_iou(confusion_matrix(order.condition, labels))
+
+
+class NearFaces(HeldOutPictures):
+    """Rendered faces that have a depth map: their brightness."""
+
+    def kinds(self):
+        return (*super().kinds(), condition_kind("depth"))
+
+    def face(self, item):
+        face = super().face(item)
+        depth = face.image.mean(axis=-1).astype(np.uint8)
+        return replace(face, conditions={**face.conditions, "depth": depth})
+
+
+def test_a_plugged_in_depth_is_made_from_measured_and_drawn(tmp_path):
+    with registered(DepthKind()):
+        pipeline = build_pipeline()
+        pipeline.register_modules(transformer=build_transformer(num_modalities=3))
+        pipeline.save_pretrained(tmp_path / "pipeline")
+        methods = {"ours": PipelineMethod("ours", tmp_path / "pipeline", num_inference_steps=1)}
+        protocol = Protocol(NearFaces(3, IMAGE_SIZE), build_metrics(["ssim", "agreement", "edges"]))
+        controls = {"others": OtherFaces()}
+        TableEvaluation("vae", "depth", protocol, methods, tmp_path, controls=controls).run()
+        with pytest.raises(ValueError, match="have no depth each, but mask, sketch"):
+            References(HeldOutPictures(3, IMAGE_SIZE), "depth")
+    rows = [
+        row
+        for name in ("table", "controls")
+        for row in json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    ]
+    assert [set(row["cells"]) for row in rows] == [{"ssim", "agreement"}] * 3  # edges need a sketch
+    ours, real, others = (row["cells"]["agreement"]["measured"]["value"] for row in rows)
+    assert real > 0.99
+    assert max(ours, others) < real
+    lines = (tmp_path / "ours/seed_0/results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["modality"] for line in lines} == {"depth"}
+    assert (tmp_path / "examples.png").exists()

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 from test_training import metrics_of
 from torch import nn
@@ -172,6 +173,14 @@ def test_streams_of_one_form_share_a_batch_and_draw_what_they_would_alone(tmp_pa
     line_trainer(parts, 2, task=LineTask(), samples=samples).train()
     line_trainer(parts, 4, task=LineTask(), samples=samples).train()
     assert_equal(weights(parts, 4), weights(whole, 4))
+
+
+def test_streams_are_composed_in_a_config():
+    streams = {name: {"_target_": "training_runs.LineSamples"} for name in ("near", "far")}
+    config = {"_target_": "mmface.data.mixed.MixedSamples", "streams": streams}
+    samples = instantiate(config | {"weights": {"far": 0.1, "near": 0.2}}, _convert_="all")
+    assert list(samples.streams) == ["near", "far"]
+    assert samples.weights == [Fraction(1, 5), Fraction(1, 10)]
 
 
 def test_shares_that_a_batch_cannot_hold_are_refused():

@@ -65,7 +65,7 @@ def run(workplace, monkeypatch):
 def test_a_mistake_in_training_is_one_line(run, trained, capsys, argument, message):
     with pytest.raises(SystemExit) as ended:
         run("train.py", "experiment=tiny_flow", "run_name=wrong", *SMALL_RUN, *SMALL_DIT, argument)
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     (error,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
     assert message in error
 
@@ -144,7 +144,7 @@ def test_a_changed_setting_must_be_allowed_by_the_name_that_is_shown(trained, ru
     longer = ("experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, "trainer.recipe.total_steps=3")
     with pytest.raises(SystemExit) as ended:
         run("train.py", *longer)
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     shown = capsys.readouterr().err
     assert "recipe.total_steps: 2 -> 3" in shown
     allowed = "trainer.allow_changes=[schedule.num_training_steps,recipe.total_steps]"

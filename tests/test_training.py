@@ -323,7 +323,8 @@ def test_looking_on_does_not_change_the_run(tmp_path, tiny_pipeline_folder):
 
 @pytest.mark.slow
 def test_the_export_holds_the_average_and_says_what_made_it(tmp_path, tiny_pipeline_folder):
-    settings = {"task": {"vae": "flux"}, "samples": {"store": "runs/latents"}}
+    stores = {"near": {"store": "runs/latents"}, "far": {"store": "runs/more_latents"}}
+    settings = {"task": {"vae": "flux"}, "samples": {"streams": stores}}
     task = face_task(tiny_pipeline_folder)
     folder = face_trainer(tmp_path, task, steps=3, settings=settings).train()
     exported = MMFacePipeline.from_pretrained(folder).transformer.state_dict()
@@ -333,7 +334,15 @@ def test_the_export_holds_the_average_and_says_what_made_it(tmp_path, tiny_pipel
     assert not torch.equal(exported["final_linear.bias"], saved["model.final_linear.bias"])
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n")
-    for fact in ("rectified flow", "3 steps of 4 samples", "runs/latents", "`flux`", "torch 2"):
+    for fact in (
+        "rectified flow",
+        "3 steps of 4 samples",
+        "runs/latents",
+        "runs/more_latents",
+        "velocity: `SquaredError",
+        "`flux`",
+        "torch 2",
+    ):
         assert fact in card, fact
 
 

@@ -5,7 +5,7 @@ import inspect
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from mmface.app import painting, reporting
 from mmface.app.canvas import CANVAS_PX
 from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
-from mmface.conditions import condition_kind, flat_rgb
+from mmface.conditions import condition_kind, condition_kinds, flat_rgb
 from mmface.data.examples import read_examples
 from mmface.encoders.face_parser import FaceParser
 
@@ -81,12 +81,14 @@ class Handlers:
 
     @told
     def take_example(self, event: gr.SelectData) -> tuple[Any, ...]:
-        """Give mode, mask, sketch and prompt of the example that was clicked."""
+        """Give mode, conditions and prompt of the example that was clicked."""
         example = self.examples[int(event.index)]
         kind = condition_kind(example.kind)
         url = painting.to_data_url(kind.draw(kind.load(example.path, _CANVAS).values))
-        urls = [url if name == kind.name else gr.skip() for name in painting.PAINTED]
-        return kind.name, *urls, example.prompt
+        taken = example.path if kind.name not in painting.PAINTED else url
+        names = [each.name for each in condition_kinds()]
+        values = [str(taken) if name == kind.name else gr.skip() for name in names]
+        return kind.name, *values, example.prompt
 
     @told
     def upload_mask(self, path: str) -> tuple[str, str]:
@@ -144,8 +146,7 @@ class Handlers:
     def request(
         self,
         mode: str,
-        mask: str | None,
-        sketch: str | None,
+        given: Mapping[str, str | None],
         values: dict[str, Any],
         start: Image.Image | None,
         region: str | None,
@@ -153,9 +154,8 @@ class Handlers:
         """Put together what the controls say.
 
         Args:
-            mode: `mask`, `sketch` or `both`.
-            mask: The mask canvas's value.
-            sketch: The sketch canvas's value.
+            mode: A kind of condition, or `both`.
+            given: Of each kind, its canvas's value or its uploaded file.
             values: Fields of `FaceRequest` that are as they are.
             start: The picture to start from, or None.
             region: The region canvas's value.
@@ -167,13 +167,9 @@ class Handlers:
             ValueError: If a canvas is empty or a number out of range.
         """
         size = (self.maker.size, self.maker.size)
-        conditions = {}
-        if mode != "sketch":
-            conditions["mask"] = painting.painted_labels(mask, size)
-        if mode != "mask":
-            conditions["sketch"] = painting.painted_sketch(sketch, size)
+        names = painting.kinds_of(mode)
         return FaceRequest(
-            conditions=conditions,
+            conditions={name: painting.given_condition(name, given[name], size) for name in names},
             image=start,
             region=None if start is None else painting.painted_region(region),
             **values,
@@ -183,8 +179,7 @@ class Handlers:
     def generate(
         self,
         mode: str,
-        mask: str | None,
-        sketch: str | None,
+        given: Mapping[str, str | None],
         prompt: str,
         negative: str,
         numbers: tuple[Any, ...],
@@ -195,9 +190,8 @@ class Handlers:
         """Run the model, and tell the page of each step.
 
         Args:
-            mode: `mask`, `sketch` or `both`.
-            mask: The mask canvas's value.
-            sketch: The sketch canvas's value.
+            mode: A kind of condition, or `both`.
+            given: Of each kind, its canvas's value or its uploaded file.
             prompt: What the face should look like.
             negative: What it should not look like.
             numbers: Steps, guidance, condition strength, pictures, seed, and how to seed.
@@ -221,7 +215,7 @@ class Handlers:
             "seed": int(seed if seed is not None else 0),
             "strength": start[1] if start[0] is not None else None,
         }
-        wanted = self.request(mode, mask, sketch, values, start[0], start[2])
+        wanted = self.request(mode, given, values, start[0], start[2])
         if cut := self.maker.unheard(prompt):
             gr.Warning(f"The prompt is longer than the model reads; this end is not heard: {cut}")
         preview = ""
@@ -305,8 +299,7 @@ class Handlers:
     def sample(
         self,
         prompt: str,
-        mask: str | None,
-        sketch: str | None,
+        files: Mapping[str, str | None],
         negative: str,
         steps: float,
         guidance: float | None,
@@ -315,12 +308,11 @@ class Handlers:
         num: float,
         request: gr.Request,
     ) -> tuple[list[str], list[dict[str, Any] | None]]:
-        """Sample faces from a mask, a sketch or both plus a prompt.
+        """Sample faces from a mask, a sketch or another condition plus a prompt.
 
         Args:
             prompt: What the face should look like.
-            mask: A mask's file, in any known label format, or None.
-            sketch: A sketch's file, or None.
+            files: Of each kind of condition, its file or None.
             negative: What the face should not look like.
             steps: Sampling steps, 1 to 100.
             guidance: Guidance scale on the prompt, 0 to 20; None takes the model's.
@@ -333,14 +325,13 @@ class Handlers:
             The PNG files with their recipes, and how each follows its conditions.
         """
         size = (self.maker.size, self.maker.size)
-        conditions = {}
-        if mask is not None:
-            conditions["mask"] = painting.read_mask(mask, size).labels
-        if sketch is not None:
-            conditions["sketch"] = painting.read_sketch(sketch, size)
         wanted = FaceRequest(
             prompt=prompt,
-            conditions=conditions,
+            conditions={
+                name: painting.uploaded_condition(name, path, size)
+                for name, path in files.items()
+                if path is not None
+            },
             negative=negative,
             steps=_whole("Steps", steps),
             guidance=guidance,

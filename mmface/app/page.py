@@ -1,7 +1,7 @@
 """The page's layout: the controls, where they stand, and which handler each of them calls."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from PIL import Image
 
 from mmface.app.canvas import paint_canvas
 from mmface.app.handlers import Handlers
-from mmface.app.painting import class_colors
+from mmface.app.painting import PAINTED, class_colors, kinds_of
 from mmface.app.running import MAX_GUIDANCE, MAX_PICTURES, MAX_SEED, MAX_STEPS, MAX_STRENGTH
 from mmface.blending import VARIATION_STRENGTH
+from mmface.conditions import condition_kinds
 
 STYLE = Path(__file__).with_name("theme.css")
 MAX_WAITING = 32
@@ -70,10 +71,13 @@ class Page:
             self._connect_runs()
 
     def _lay_out_conditions(self) -> None:
-        """Lay out the canvases, and what they can start from."""
+        """Lay out the canvases, what they can start from, and uploads of further kinds."""
+        titles = [(kind.name.capitalize(), kind.name) for kind in condition_kinds()]
+        painted = [each for each in titles if each[1] in PAINTED]
+        others = [each for each in titles if each[1] not in PAINTED]
         self.mode = gr.Radio(
-            [("Mask", "mask"), ("Sketch", "sketch"), ("Mask and sketch", "both")],
-            value="mask",
+            [*painted, (" and ".join(PAINTED).capitalize(), "both"), *others],
+            value=next(iter(PAINTED)),
             label="Condition",
             elem_id="mode",
         )
@@ -104,6 +108,17 @@ class Page:
         with gr.Column(visible=False) as self.sketch_part:
             colors = {"pencil": "#202020", "paper": "#ffffff"}
             self.sketch = paint_canvas("sketch", "Sketch", colors, "#ffffff", 4)
+        self.given: dict[str, Any] = {"mask": self.mask, "sketch": self.sketch}
+        self.parts = {
+            "mask": [self.mask_part, self.mask_file],
+            "sketch": [self.sketch_part, self.sketch_file],
+        }
+        for title, name in others:
+            with gr.Column(visible=False) as part:
+                self.given[name] = gr.File(
+                    label=title, file_types=_PICTURES, elem_id=f"{name}-file"
+                )
+            self.parts[name] = [part]
         self._lay_out_start()
 
     def _lay_out_start(self) -> None:
@@ -219,11 +234,11 @@ class Page:
 
     def _lay_out_endpoint(self) -> None:
         """Put the endpoint `/sample` into the page, for programs; nothing of it is seen."""
+        names = [kind.name for kind in condition_kinds()]
         with gr.Row(visible=False):
             inputs = [
                 gr.Textbox(value="", label="prompt"),
-                gr.File(label="mask"),
-                gr.File(label="sketch"),
+                *(gr.File(label=name) for name in names),
                 gr.Textbox(value="", label="negative"),
                 gr.Number(value=25, label="steps"),
                 gr.Number(value=self.guidance_scale, label="guidance"),
@@ -233,8 +248,25 @@ class Page:
             ]
             outputs = [gr.File(label="faces", file_count="multiple"), gr.JSON(label="adherence")]
             gr.Button("sample").click(
-                self.handlers.sample, inputs, outputs, api_name="sample", **_MODEL
+                self._endpoint(names), inputs, outputs, api_name="sample", **_MODEL
             )
+
+    def _endpoint(self, names: Sequence[str]) -> Callable[..., Any]:
+        """Give the endpoint's function, which has a parameter for each kind of condition."""
+        sample = self.handlers.sample
+
+        def endpoint(prompt: str, *values: Any) -> Any:
+            files = dict(zip(names, values, strict=False))
+            return sample(prompt, files, *values[len(names) :])
+
+        parameters = dict(inspect.signature(sample).parameters)
+        files = parameters["files"]
+        own = [files.replace(name=name, annotation=str | None) for name in names]
+        prompt, _, *rest = parameters.values()
+        endpoint.__signature__ = inspect.Signature([prompt, *own, *rest])  # type: ignore[attr-defined]
+        endpoint.__annotations__ = {"request": gr.Request}
+        endpoint.__doc__ = sample.__doc__
+        return endpoint
 
     def _connect_conditions(self) -> None:
         """Connect what fills the canvases."""
@@ -246,18 +278,17 @@ class Page:
             "outputs": self.classes,
             **shown,
         }
-        parts = [self.mask_part, self.sketch_part, self.mask_file, self.sketch_file]
+        parts = [(name, part) for name, own in self.parts.items() for part in own]
 
         def switch(mode: str) -> list[Any]:
-            with_mask, with_sketch = mode != "sketch", mode != "mask"
-            return [gr.update(visible=each) for each in (with_mask, with_sketch) * 2]
+            return [gr.update(visible=name in kinds_of(mode)) for name, _ in parts]
 
-        self.mode.change(switch, self.mode, parts, **shown)
+        self.mode.change(switch, self.mode, [part for _, part in parts], **shown)
         self.mask.input(**see, trigger_mode="always_last")
         self.examples.select(
             handlers.take_example,
             None,
-            [self.mode, self.mask, self.sketch, self.prompt],
+            [self.mode, *self.given.values(), self.prompt],
             **shown,
         ).then(**see)
         self.mask_file.upload(
@@ -297,17 +328,18 @@ class Page:
         """Connect generation, cancelling and what is told of runs."""
         handlers = self.handlers
         numbers = [self.steps, self.guidance, self.condition_strength, self.num, self.seed]
-        inputs = [self.mode, self.mask, self.sketch, self.prompt, self.negative, *numbers]
+        inputs = [self.mode, *self.given.values(), self.prompt, self.negative, *numbers]
         inputs += [self.seeding, self.start, self.distance, self.region, self.runs]
         names = ("status", "gallery", "report", "runs", "chosen", "seed", "download")
         parts = {name: getattr(self, name) for name in (*names, "left", "right")}
 
         def generate(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
-            mode, mask, sketch, prompt, negative, *rest = values
+            mode, *rest = values
+            given = dict(zip(self.given, rest, strict=False))
+            prompt, negative, *rest = rest[len(given) :]
             told = handlers.generate(
                 mode,
-                mask,
-                sketch,
+                given,
                 prompt,
                 negative,
                 tuple(rest[:6]),

@@ -17,6 +17,7 @@ from mmface.conditions import (
     LABELS,
     PALETTE,
     colorize,
+    condition_kind,
     flat_rgb,
     guess_label_format,
     load_mask,
@@ -151,10 +152,6 @@ def painted_region(value: str | None) -> Bool[np.ndarray, "_ _"] | None:
     return inside if inside is not None and inside.any() else None
 
 
-PAINTED = ("mask", "sketch")
-"""The kinds of condition that the page has a canvas for, in its order."""
-
-
 def mask_url(labels: Labels) -> str:
     """Draw a label map for the mask canvas."""
     picture = Image.fromarray(colorize(labels))
@@ -276,3 +273,54 @@ def from_photo(
     if labels is not None and (labels == LABELS.index("skin")).mean() < _MIN_SKIN:
         raise ValueError("No face was found in the photo; take one in which a face fills most.")
     return labels, PencilSketch()([rgb])[0] if wanted != "mask" else None
+
+
+PAINTED = {"mask": painted_labels, "sketch": painted_sketch}
+"""What reads the canvas of a kind of condition; the other kinds have uploads only."""
+
+
+def uploaded_condition(name: str, path: str | Path, size: tuple[int, int] = _SIZE) -> np.ndarray:
+    """Read an uploaded condition.
+
+    Args:
+        name: The name of its kind.
+        path: The uploaded file.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        The condition's values.
+
+    Raises:
+        ValueError: If it is no picture, or none of this kind.
+    """
+    if name == "mask":
+        return read_mask(path, size).labels
+    if name == "sketch":
+        return read_sketch(path, size)
+    return condition_kind(name).load(open_upload(path), size).values
+
+
+def given_condition(name: str, value: str | None, size: tuple[int, int]) -> np.ndarray:
+    """Read what the page holds of a condition: a canvas's value, or an uploaded file's path.
+
+    Args:
+        name: The name of its kind.
+        value: The canvas's value, or the path.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        The condition's values.
+
+    Raises:
+        ValueError: If there is nothing, or it is none of this kind.
+    """
+    if name in PAINTED:
+        return PAINTED[name](value, size)
+    if value is None:
+        raise ValueError(f"The {name} is missing: upload one.")
+    return uploaded_condition(name, value, size)
+
+
+def kinds_of(mode: str) -> tuple[str, ...]:
+    """Give the kinds of condition of a mode of the page: both painted ones, or one."""
+    return tuple(PAINTED) if mode == "both" else (mode,)

@@ -23,9 +23,9 @@ from mmface.adherence import Adherence, measure_adherence
 from mmface.blending import checked_strength
 from mmface.conditions import Parser, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels, to_uint8
+from mmface.core.mistakes import check_number, check_whole
 from mmface.data.rendered import render_face
 from mmface.encoders import LatentCodec
-from mmface.inputs import check_number, check_whole
 from mmface.model_loading import OpenedModel
 from mmface.objectives.solvers import RECTIFIED_FLOW
 from mmface.sampling_recipe import write_pictures

@@ -124,7 +124,6 @@ def plan_encoding(
     encoders: Sequence[Encoder],
     folder: str | Path,
     *,
-    pictures_per_face: int,
     bytes_per_face: int,
     batch_size: int,
     num_processes: int,
@@ -138,7 +137,6 @@ def plan_encoding(
         codec: the VAE, which may be on the meta device; its weights are looked for at its source.
         encoders: what else encodes each photo.
         folder: where the store is to be.
-        pictures_per_face: pictures of a face that the VAE encodes.
         bytes_per_face: size of a face's arrays in the store.
         batch_size: faces in one pass.
         num_processes: processes that encode together, each with a device of its own.
@@ -149,7 +147,9 @@ def plan_encoding(
         The plan.
     """
     size = pictures.size()
+    encoded = " and ".join(["of a face: its photo", *(kind.name for kind in pictures.kinds())])
     num_faces, caption_bytes, notes = _faces_of(pictures, num_workers)
+    pictures_per_face = 1 + len(pictures.kinds())
     other_flops = num_faces * sum(each.flops(size) for each in encoders)
     flops = float(num_faces * pictures_per_face * codec.flops(size)) + other_flops
     speed, note = _measured_speed(codec.source, size, batch_size, pictures_per_face, vae_dtype)
@@ -167,7 +167,7 @@ def plan_encoding(
         flops=flops,
         memory_bytes=weights + activations,
         seconds=seconds / num_processes,
-        notes=(*notes, note, f"{num_processes} process(es), a device each"),
+        notes=(*notes, encoded, note, f"{num_processes} process(es), a device each"),
     )
 
 

@@ -181,7 +181,6 @@ class LatentEncoding:
             codec,
             list(self.encoders.values()),
             folder,
-            pictures_per_face=len(self._columns),
             bytes_per_face=sum(array.num_bytes for array in self._arrays(codec).values()),
             batch_size=self.batch_size,
             num_processes=num_processes,

@@ -6,7 +6,7 @@ hair, clothes and background.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mmface.conditions import (
 )
 from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.core.files import write_text
+from mmface.core.mistakes import check_different, check_whole
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.data.rendered import (
     BACKGROUND_COLORS,
@@ -35,12 +36,28 @@ from mmface.data.rendered import (
 )
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
-from mmface.evaluation.agreement import nearest_colour
-from mmface.evaluation.settings import require_different, require_whole
 from mmface.pipeline import MMFacePipeline
 
 MIN_REGION_PX = 40
 """Regions smaller than this are not asked for their colour."""
+
+
+def nearest_colour(
+    image: np.ndarray, region: np.ndarray, colours: Mapping[str, tuple[int, int, int]]
+) -> str:
+    """Name the colour nearest (RGB L2) to the median of a region.
+
+    Args:
+        image: uint8 [H, W, 3].
+        region: bool [H, W], with at least one pixel.
+        colours: RGB by name.
+
+    Returns:
+        A key of `colours`.
+    """
+    median = np.median(image[region], axis=0)
+    distances = {name: float(((median - rgb) ** 2).sum()) for name, rgb in colours.items()}
+    return min(distances, key=distances.__getitem__)
 
 
 @dataclass
@@ -124,14 +141,15 @@ class HeldOutEvaluation:
             FileNotFoundError: if there is no folder of the pipeline or the parser.
             ValueError: if a setting is out of its range, or the output is a folder.
         """
-        require_whole(num_faces=self.num_faces, batch_size=self.batch_size)
+        check_whole("num_faces", self.num_faces, 1)
+        check_whole("batch_size", self.batch_size, 1)
         for name in ("pipeline", "parser"):
             if not Path(getattr(self, name)).is_dir():
                 raise FileNotFoundError(f"{getattr(self, name)} does not exist; give {name}=DIR")
         unknown = [each for each in self.modalities if each not in ("mask", "sketch")]
         if unknown or isinstance(self.modalities, str):
             raise ValueError(f"modalities are some of [mask,sketch], not {self.modalities!r}")
-        require_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
+        check_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
         if Path(self.output).is_dir():
             raise ValueError(f"{self.output} is a folder; give a file with output=FILE")
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from mmface.conditions import MASK, SKETCH, ConditionKind, condition_kind, condition_kinds
+from mmface.core.mistakes import check_whole
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
 from mmface.data.rendered import render_face
 from mmface.evaluation.parted_work import as_json
-from mmface.evaluation.settings import require_whole
 from mmface.metrics.metric import AnswerOrder, PictureOrder
 
 _CACHED_FACES = 1024
@@ -35,7 +35,8 @@ class HeldOutPictures:
         Raises:
             ValueError: if the number of faces or their size is no whole number above 0.
         """
-        require_whole(num_faces=self.num_faces, size_px=self.size_px)
+        check_whole("num_faces", self.num_faces, 1)
+        check_whole("size_px", self.size_px, 1)
 
     def __len__(self) -> int:
         """Number of faces."""
@@ -85,14 +86,17 @@ class References:
         Raises:
             ValueError: if the source has fewer faces, or there is no such kind or caption.
         """
-        require_whole(least=0, caption_index=caption_index)
-        require_whole(size_px=source.size()[0])
+        check_whole("caption_index", caption_index, 0)
+        check_whole("size_px", source.size()[0], 1)
         count = len(source) if num_faces is None else num_faces
-        require_whole(least=2, num_faces=count)
+        check_whole("num_faces", count, 2)
         if count > len(source):
             raise ValueError(f"num_faces is {count}, but there are {len(source)} faces; take fewer")
         self.source = source
         self.kind = condition_kind(modality)
+        if self.kind not in source.kinds():
+            there = ", ".join(kind.name for kind in source.kinds())
+            raise ValueError(f"the faces have no {modality} each, but {there}; take one of these")
         self.caption_index = caption_index
         self.ids: Sequence[str] = [source.id(item) for item in range(count)]
         self._face = lru_cache(maxsize=_CACHED_FACES)(source.face)

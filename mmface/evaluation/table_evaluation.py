@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from mmface.core.mistakes import check_different, check_whole
 from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.evaluation.controls import RealPictures
@@ -25,7 +26,6 @@ from mmface.evaluation.methods import Method, PipelineMethod
 from mmface.evaluation.references import Questions, References
 from mmface.evaluation.reports import check_table, controls_table, results_table, write_all
 from mmface.evaluation.scoring import SCORES_FILE, MethodRun, Scores, Scoring
-from mmface.evaluation.settings import require_different, require_whole
 from mmface.evaluation.tables import Measured
 from mmface.metrics.metric import Metric, Skipped, columns
 
@@ -99,12 +99,12 @@ class TableEvaluation:
         check_table(str(self.table))
         if isinstance(self.stages, str) or not self.stages or not set(self.stages) <= set(STAGES):
             raise ValueError(f"stages are some of [{','.join(STAGES)}], not {self.stages!r}")
-        require_different("seeds", self.seeds, int, "[0,1,2]")
-        require_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
+        check_different("seeds", self.seeds, int, "[0,1,2]")
+        check_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one, such as [0]")
-        require_whole(batch_size=self.batch_size)
-        require_whole(least=0, num_examples=self.num_examples)
+        check_whole("batch_size", self.batch_size, 1)
+        check_whole("num_examples", self.num_examples, 0)
         names = [each.name for each in self._rows]
         folders = {folder_name(name) for name in names}
         if not self.methods or len(folders) < len(names):

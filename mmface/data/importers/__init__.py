@@ -81,20 +81,15 @@ def importer_of(
 
 
 def import_faces(
-    importer: Importer,
-    out: str | Path,
-    label_format: str | None = None,
-    sketch_polarity: str | None = None,
-    **readings: str | None,
+    importer: Importer, out: str | Path, readings: Mapping[str, str | None] | None = None
 ) -> Manifest:
     """Import a data set and write its manifest.
 
     Args:
         importer: What reads it; its `report` is complete afterwards.
         out: The manifest's file.
-        label_format: Of the masks; the layout's, or guessed, if None.
-        sketch_polarity: Of the sketches; guessed if None.
-        readings: Of further kinds of condition, by their fields; the default if None.
+        readings: How conditions are written, by their kinds' fields, such as `label_format`. What
+            is not said is what the layout fixes, a guess, or the kind's default.
 
     Returns:
         The manifest as it was written.
@@ -106,7 +101,7 @@ def import_faces(
     out.parent.mkdir(parents=True, exist_ok=True)
     records = importer.records(out)
     draft = Manifest(out, records)
-    said = {"label_format": label_format, "sketch_polarity": sketch_polarity, **readings}
+    said = dict(readings or {})
     decided = {}
     for kind in condition_kinds():
         reading = kind.reading
@@ -122,7 +117,8 @@ def import_faces(
                 f"are {', '.join(reading.choices)}."
             )
     if said:
-        raise ValueError(f"No kind of condition is read by {', '.join(said)}.")
+        known = ", ".join(reading_defaults())
+        raise ValueError(f"No condition has a {', '.join(said)}; known are {known}.")
     layout = next(name for name, kind in LAYOUTS.items() if type(importer) is kind)
     made_by = {"layout": layout, "folder": str(importer.folder), "notes": importer.report.notes}
     styled = [each.having(readings=decided) for each in records]

@@ -9,6 +9,7 @@ a full disk or a loss of power left broken counts as absent.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmface.core.files import sweep, write_bytes
+from mmface.core.files import locked, sweep, write_bytes
 from mmface.core.processes import Processes
 
 KEY_FILE = "made_by.json"
@@ -81,8 +82,16 @@ class PartedWork:
             processes: who shares the work.
             title: stands beside the progress bar.
         """
+        with ExitStack() as held:
+            processes.on_main(lambda: self._take_folder(held))
+            self._do_share(work, processes, title)
+
+    def _take_folder(self, held: ExitStack) -> None:
+        held.enter_context(locked(self.folder))
+        self._prepare()
+
+    def _do_share(self, work: Callable[[range], bytes], processes: Processes, title: str) -> None:
         accelerator = processes.accelerator
-        processes.on_main(self._prepare)
         share = self.parts()[accelerator.process_index :: accelerator.num_processes]
         absent = [(path, items) for path, items in share if not self._is_whole(path, items)]
         for path, items in tqdm(absent, desc=title, unit="part", disable=not absent):

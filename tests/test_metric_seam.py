@@ -149,6 +149,7 @@ def test_agreement_of_masks_is_read_back_by_the_parser():
     (metric,) = build_metrics(["agreement"], settings={"agreement": {"parser": parser}}).values()
     references = References(HeldOutPictures(2, 64), "mask")
     orders = [references.order(item, seed=0) for item in range(2)]
+    assert isinstance(metric, SampleMetric)
     assert metric.check(orders[0]) is None
     metric.load(torch.device("cpu"))
     assert metric.protocol.startswith("agreement/sha256:")

@@ -14,7 +14,17 @@ from mmface.metrics.backbones import UNTRAINED
 from mmface.metrics.metric import Skipped, columns
 from mmface.metrics.statistics import require_equal_counts
 
-_PACKAGES = ("mmface", "torch", "torchmetrics", "transformers", "diffusers", "pillow", "numpy")
+_PACKAGES = (
+    "mmface",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "lpips",
+    "transformers",
+    "diffusers",
+    "pillow",
+    "numpy",
+)
 
 
 SOURCE = "arXiv 2603.29029"

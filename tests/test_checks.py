@@ -10,7 +10,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from mmface.objectives import objective_named
+from mmface.objectives.objective import objective_named
 
 ROOT = Path(__file__).parents[1]
 SNIPPET = '''"""A module."""

@@ -75,12 +75,12 @@ def run_app(app: "typer.Typer", arguments: Sequence[str] | None = None) -> int:
     """
     import typer
 
-    # typer's own UsageError, which newer versions no longer share with click.
-    usage_errors: tuple[type[Exception], ...] = typer.BadParameter.__bases__
+    # The last: typer's own UsageError, which newer versions no longer share with click.
+    mistakes: tuple[type[Exception], ...] = (ValueError, OSError, *typer.BadParameter.__bases__)
     try:
         given = None if arguments is None else list(arguments)
         return app(given, standalone_mode=False) or 0
-    except (ValueError, OSError, *usage_errors) as error:
+    except mistakes as error:
         _tell(getattr(error, "format_message", error.__str__)())
         return MISTAKE_STATUS
 

@@ -36,6 +36,7 @@ def run(config: DictConfig) -> int:
         settings: Any = OmegaConf.to_container(config, resolve=True)
         print(plan(network, settings).table())
         return 0
+    torch.manual_seed(config.trainer.recipe.seed)  # of the first weights, made below
     # The settings go in last: as a part of the config, they would be built a second time.
     trainer = instantiate(config.trainer, _partial_=True)(
         settings=OmegaConf.to_container(config.trainer, resolve=True)

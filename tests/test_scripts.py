@@ -159,6 +159,23 @@ def test_a_changed_setting_must_be_allowed_by_the_name_that_is_shown(trained, ru
 
 
 @pytest.mark.slow
+def test_the_seed_decides_a_run_from_its_first_weights_on(trained, run):
+    def weights(name, *arguments):
+        run(
+            "train.py",
+            "experiment=tiny_flow",
+            f"run_name={name}",
+            *SMALL_RUN,
+            *SMALL_DIT,
+            *arguments,
+        )
+        return (trained / name / "checkpoints/step-00000002/model.safetensors").read_bytes()
+
+    first = weights("first")
+    assert weights("again") == first
+    assert weights("other", "trainer.recipe.seed=1") != first
+
+
 def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(trained, run, monkeypatch):
     def stop_at_the_first_preview(self, trained, folder, step):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -250,6 +250,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_saved_folders_load_in_a_fresh_process_and_keep_the_names_of_their_classes(tmp_path):
     shutil.copytree(mmface.builtin("tiny-flow"), tmp_path / "MMFaceDiT")
     for variant in VARIANTS:

@@ -58,6 +58,7 @@ def test_logits_are_brought_to_full_size_before_the_argmax(parser):
     assert mixed > 0.02
 
 
+@pytest.mark.slow
 def test_how_pixels_are_wanted_is_read_from_the_file(parser_folder, parser, tmp_path):
     shutil.copytree(parser_folder, tmp_path / "other")
     config = tmp_path / "other" / "preprocessor_config.json"

@@ -134,6 +134,7 @@ def test_bad_requests_are_one_sentence(client, tmp_path, mask_file):
             client.predict(prompt=PROMPT, sketch=None, **options, api_name="/sample")
 
 
+@pytest.mark.slow
 def test_only_the_wanted_endpoints_are_open(client):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/sample", "/cancel"}
 

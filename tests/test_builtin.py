@@ -78,6 +78,7 @@ def test_faces_follow_their_masks(parser, faces, from_masks):
     assert mean_iou(confusion) > mean_iou(others) + 0.15
 
 
+@pytest.mark.slow
 def test_faces_wear_the_colours_that_prompts_name(faces, from_masks):
     right = [
         nearest_colour(picture, face.labels == LABEL_INDEX["cloth"], CLOTHES_COLORS)

@@ -109,6 +109,7 @@ def test_the_objective_on_the_command_line_decides(experiment, name):
     assert (objective.time, objective.terms) == (default.time, default.terms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DIFFUSION, *PAPER, *(f"{n}_tiny" for n in ABLATIONS)])
 def test_the_model_names_the_objective_that_is_trained(name):
     config = composed("train", f"experiment={name}")

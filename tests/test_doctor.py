@@ -192,6 +192,7 @@ def test_every_fault_is_named_and_nothing_else(broken, diagnosis):
         assert each.file
 
 
+@pytest.mark.slow
 def test_the_summary_and_the_report_say_it(diagnosis, tmp_path):
     text = doctor.summary(diagnosis)
     assert "43 faces (42 train, 1 test)" in text

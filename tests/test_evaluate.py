@@ -201,6 +201,7 @@ def test_files_that_a_full_disk_left_broken_are_made_again(done, tiny_pipeline_f
         whole_run(folder, tiny_pipeline_folder)
 
 
+@pytest.mark.slow
 def test_pictures_of_another_protocol_are_refused_by_the_settings_name(done, tiny_pipeline_folder):
     methods = [sampled(tiny_pipeline_folder)]
     with pytest.raises(ValueError, match=r"\(references\.modality: 'mask' -> 'sketch'\)"):

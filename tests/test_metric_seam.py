@@ -171,6 +171,7 @@ class NearFaces(HeldOutPictures):
         return replace(face, conditions={**face.conditions, "depth": depth})
 
 
+@pytest.mark.slow
 def test_a_plugged_in_depth_is_made_from_measured_and_drawn(tmp_path):
     with registered(DepthKind()):
         pipeline = build_pipeline()

@@ -96,6 +96,7 @@ def test_blur_noise_and_jpeg_worsen_every_metric_of_pictures(degrade, faces, cli
         assert falls(values), f"{name} under {degrade.__name__}: {values}"
 
 
+@pytest.mark.slow
 def test_exchanged_masks_lower_the_agreement(faces):
     masks = np.stack([face.labels for face in faces])
     accuracy, mean_iou = [], []

@@ -91,6 +91,7 @@ def formula(name, features, heads, one, other):
     raise AssertionError("a layer is missing")
 
 
+@pytest.mark.slow
 def test_lpips_is_its_formula_on_torchvisions_file(trunk, face_pictures):
     name, features, path = trunk
     network = PerceptualNetwork.from_weights(name, path)
@@ -105,6 +106,7 @@ def test_lpips_is_its_formula_on_torchvisions_file(trunk, face_pictures):
     assert network(one, one).tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_lpips_takes_no_file_but_that_of_its_trunk(trunk, tmp_path):
     name, _, path = trunk
     loaded = PerceptualNetwork.from_weights(name, path)

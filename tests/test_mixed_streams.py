@@ -85,6 +85,7 @@ def train(folder, steps=6, micro=8):
     return task
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_averaged_checkpointed_and_exported(tmp_path):
     start, task = AdapterTask(), train(tmp_path)
     saved = weights(tmp_path, 6)
@@ -102,6 +103,7 @@ def test_only_the_adapter_is_averaged_checkpointed_and_exported(tmp_path):
     assert {"loss/line", "loss/questions", "loss/error"} <= metrics_of(tmp_path)[-1].keys()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_on_two_streams_ends_bit_equal(tmp_path):
     train(tmp_path / "whole")
     train(tmp_path / "parts", steps=2)
@@ -110,6 +112,7 @@ def test_a_resumed_run_on_two_streams_ends_bit_equal(tmp_path):
     assert_equal(moments(tmp_path / "parts", 6), moments(tmp_path / "whole", 6))
 
 
+@pytest.mark.slow
 def test_two_processes_on_two_streams_equal_one(tmp_path):
     in_two_processes(lambda: train(tmp_path / "two", micro=4))  # each 2 micro-batches
     train(tmp_path / "one", micro=16)
@@ -155,6 +158,7 @@ def test_shares_are_exact_in_every_prefix_and_streams_pass_through_all_items():
             assert sorted(items[stream][first : first + len(own)]) == list(own)
 
 
+@pytest.mark.slow
 def test_streams_of_one_form_share_a_batch_and_draw_what_they_would_alone(tmp_path):
     class Shifted(LineSamples):
         def sample(self, item, generator):

@@ -72,6 +72,7 @@ def test_seeds_keep_their_faces(faces: list[RenderedFace], seed: int) -> None:
     np.testing.assert_allclose(face.image.mean((0, 1)), mean_color, atol=1)
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_face_whatever_the_global_random_state(faces: list[RenderedFace]) -> None:
     first = faces[11]
     np.random.seed(2)  # noqa: NPY002  # noqa: NPY002 - the state that must not matter

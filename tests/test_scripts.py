@@ -85,6 +85,7 @@ def trained(run, workplace):
     return workplace / "runs"
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_product(trained):
     for name in (
         "tiny_vae",

@@ -163,6 +163,7 @@ def test_a_batch_in_parts_is_the_whole_batch():
     assert relative_error(torch.cat(parts), model(**inputs)) <= 1e-12
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_operators_and_syncs_of_a_forward_pass_of_28_blocks():
     model, plain = pair(depth=28, dtype=torch.float32)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import diffusers
 import numpy as np
@@ -17,7 +18,7 @@ from mmface.adherence import Adherence, check_measurable, measure_adherence
 from mmface.conditions import condition_kind, condition_kinds, draw_conditions
 from mmface.core.digests import file_sha256
 from mmface.core.files import write_text
-from mmface.core.mistakes import check_number, check_whole
+from mmface.core.mistakes import check_whole
 from mmface.data.examples import EXAMPLES, read_examples
 from mmface.grid import GridRow, labelled_grid
 from mmface.model_loading import default_device, open_model
@@ -30,7 +31,6 @@ from mmface.sampling_conditions import (
     say,
 )
 from mmface.sampling_jobs import run_jobs
-from mmface.sampling_plan import meta_pipeline, plan_sampling
 from mmface.sampling_recipe import (
     SamplingRecipe,
     check_output,
@@ -88,12 +88,8 @@ def sample(
         FileNotFoundError: If a file is not there.
         ValueError: If what is asked for does not fit; nothing was written then.
     """
-    if run.memory is not None and not run.plan:
-        raise ValueError("--memory is for --plan; give both.")
     if run.memory is not None:
-        check_number("memory", run.memory, 0)
-    if run.plan and run.rerun is not None:
-        raise ValueError("--plan is for a request, not for --rerun.")
+        raise ValueError("--memory is for --plan; give both.")
     if choice.fast:
         say("--fast: the first faces of each batch size and picture size take longer, to compile")
     if run.rerun is not None:
@@ -103,8 +99,24 @@ def sample(
     return _sample_one(settings, draws, choice, run), 0
 
 
-def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
-    """Sample one request, or all built-in ones, and write the faces."""
+class Asked(NamedTuple):
+    """What one command asks for.
+
+    Attributes:
+        settings: Each face; the built-in examples where nothing is asked.
+        seeds: Those that each face is sampled with.
+        steps: Sampling steps where the settings say none.
+        is_demo: Whether these are the built-in examples.
+    """
+
+    settings: Sequence[Settings]
+    seeds: tuple[int, ...]
+    steps: int
+    is_demo: bool
+
+
+def asked_of(settings: Settings, draws: Draws, run: Run) -> Asked:
+    """Sort what a command asks for, or raise ValueError if it cannot be sampled."""
     is_demo = settings.prompt is None and not settings.paths
     num = (DEMO_NUM if is_demo else 1) if draws.num is None else draws.num
     if run.best_of is not None:
@@ -112,25 +124,28 @@ def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run)
         if is_demo or num != 1:
             raise ValueError("--best-of keeps one face of one request: leave --num out.")
         num = run.best_of
-    seeds = seeds_from(draws.seed, num)
-    asked = _demo(settings) if is_demo else [settings]
-    for each in asked:
+    faces = _demo(settings) if is_demo else [settings]
+    for each in faces:
         check_asked(each)
+    return Asked(
+        faces, seeds_from(draws.seed, num), DEMO_STEPS if is_demo else DEFAULT_STEPS, is_demo
+    )
+
+
+def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
+    """Sample one request, or all built-in ones, and write the faces."""
+    asked, seeds, steps, is_demo = asked_of(settings, draws, run)
     default = "mmface_demo.png" if is_demo else "faces.png"
     out = check_output(default if run.out is None else run.out)
-    steps = DEMO_STEPS if is_demo else DEFAULT_STEPS
-    if run.plan:
-        print(_plan_table(asked, seeds, choice, run, steps))
-        return []
     model = open_model(choice, run.offload)
-    requests = [prepare_request(each, model.pipeline, _locate, steps) for each in asked]
+    requests = [prepare_request(each, model.pipeline, locate_here, steps) for each in asked]
     measured = run.report or run.best_of is not None
     for one in requests if measured else []:
         check_measurable(one.files.conditions)
     faces = sample_requests(model.pipeline, requests, [seeds] * len(requests), run.max_batch)
     recipe = recipe_of(model, requests, seeds)
     scores = [_adherences(one, own) for one, own in zip(requests, faces, strict=True) if measured]
-    kept = [range(num)] * len(requests)
+    kept = [range(len(seeds))] * len(requests)
     if run.best_of is not None:
         kept = [_best(seeds, scores[0])]
     if is_demo or (len(kept[0]) > 1 and not _is_folder(out)):
@@ -145,19 +160,6 @@ def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run)
     return [*files, _write_report(out, requests, seeds, scores, kept)]
 
 
-def _plan_table(
-    asked: Sequence[Settings], seeds: Sequence[int], choice: ModelChoice, run: Run, steps: int
-) -> str:
-    """Say what memory a request takes."""
-    pipeline = meta_pipeline(choice)
-    requests = [prepare_request(each, pipeline, _locate, steps) for each in asked]
-    memory = None if run.memory is None else int(run.memory * 1e9)
-    own = [seeds] * len(requests)
-    return plan_sampling(
-        pipeline, requests, own, run.max_batch, run.offload, choice.quantize, memory
-    ).table()
-
-
 def _demo(settings: Settings) -> list[Settings]:
     """Give the built-in examples, with what else was asked for."""
     asked = []
@@ -167,7 +169,8 @@ def _demo(settings: Settings) -> list[Settings]:
     return asked
 
 
-def _locate(option: str, path: str) -> Path:
+def locate_here(option: str, path: str) -> Path:
+    """Give the file of an option; a relative path lies in the current folder."""
     return located(path, Path())
 
 

@@ -192,10 +192,8 @@ def run_jobs(
         ValueError: If it has no lines, or `run` asks for what jobs do not do.
     """
     assert run.jobs is not None
-    if run.report or run.best_of is not None or run.plan:
-        raise ValueError(
-            "--report, --best-of and --plan are for one request; evaluate measures jobs."
-        )
+    if run.report or run.best_of is not None:
+        raise ValueError("--report and --best-of are for one request; evaluate measures jobs.")
     out = check_output("jobs" if run.out is None else run.out)
     if out.suffix:
         raise ValueError(f"{out} is a picture; jobs need a folder as --out.")

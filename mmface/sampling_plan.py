@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.conditions import condition_kinds
+from mmface.core.mistakes import check_number
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.encoders import VAES, Vae
 from mmface.live_memory import KernelRules, LiveBytes
@@ -27,8 +28,9 @@ from mmface.model.transformer import MMFaceDiT
 from mmface.pipeline import MMFacePipeline
 from mmface.planner import DEVICE_CONTEXT
 from mmface.released_folder import RELEASED_TEXT, released_checkpoint
-from mmface.sampling_rows import PreparedRequest, call_arguments
-from mmface.sampling_settings import ModelChoice
+from mmface.sampling import asked_of, locate_here
+from mmface.sampling_rows import PreparedRequest, call_arguments, prepare_request
+from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
 
 GB = 1e9
 ENCODING, PROMPTS, DENOISING, DECODING = "conditions", "prompts", "steps", "decoding"
@@ -175,6 +177,37 @@ def plan_sampling(
             too_large = middle
         middle = (fits + too_large) // 2
     return replace(plan, device_memory=device_memory, fitting_batch=fits)
+
+
+def plan_command(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> str:
+    """Say what memory a command of `scripts/sample.py` would take.
+
+    Args:
+        settings: As for `sample`; so are the others.
+        draws: Seeds.
+        choice: The model; of its weights, only the shapes are read.
+        run: `memory` is what the device has, in GB.
+
+    Returns:
+        A table.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If what is asked for does not fit.
+    """
+    if run.rerun is not None or run.jobs is not None:
+        other = "--rerun" if run.rerun is not None else "--jobs"
+        raise ValueError(f"--plan is for one request, not for {other}.")
+    if run.memory is not None:
+        check_number("memory", run.memory, 0)
+    asked = asked_of(settings, draws, run)
+    pipeline = meta_pipeline(choice)
+    requests = [prepare_request(one, pipeline, locate_here, asked.steps) for one in asked.settings]
+    memory = None if run.memory is None else int(run.memory * 1e9)
+    seeds = [asked.seeds] * len(requests)
+    return plan_sampling(
+        pipeline, requests, seeds, run.max_batch, run.offload, choice.quantize, memory
+    ).table()
 
 
 def _title(

@@ -23,7 +23,10 @@ def main(config: DictConfig) -> None:
     with ending():
         job = instantiate(config.job, _convert_="all")
         if config.plan:
-            state.on_main_process(print)(job.plan(config.output_dir, state.num_processes))
+            from mmface.data.encoding_cost import plan_precompute
+
+            plan = plan_precompute(job, config.output_dir, state.num_processes)
+            state.on_main_process(print)(plan)
             return
         job.write(config.output_dir, state.process_index, state.num_processes)
         state.wait_for_everyone()

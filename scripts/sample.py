@@ -39,6 +39,11 @@ def main(**values: Any) -> int:
 
     chosen = [from_options(group, values) for group in GROUPS]
     sampling.quiet()
+    if values["plan"]:
+        from mmface.sampling_plan import plan_command
+
+        typer.echo(plan_command(*chosen))
+        return 0
     paths, status = sampling.sample(*chosen)
     for path in paths:
         typer.echo(path)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmface.conditions.pixels import image_pixels
 from mmface.core.digests import values_sha256
+from mmface.data.encoding_cost import plan_encoding
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import RenderedPictures, StoredPictures
 from mmface.data.store import close_store
@@ -84,7 +85,10 @@ def test_a_dummy_encoder_becomes_a_column(pictures, vae, tmp_path):
 
 def test_the_plan_counts_it(pictures, vae, tmp_path):
     tokenizer = Tokenizer()
-    plans = [encoding(pictures, vae, each).plan(tmp_path) for each in ({}, {"tokens": tokenizer})]
+    plans = [
+        plan_encoding(encoding(pictures, vae, each), tmp_path)
+        for each in ({}, {"tokens": tokenizer})
+    ]
     assert plans[1].flops - plans[0].flops == 5 * tokenizer.flops((PX, PX))
     assert plans[1].disk_bytes - plans[0].disk_bytes == 5 * 2 * 2 * 8
     assert plans[1].memory_bytes - plans[0].memory_bytes == 4 * num_parameters(tokenizer)

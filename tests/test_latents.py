@@ -24,6 +24,7 @@ from transformers import get_constant_schedule
 from mmface.conditions import MASK, SKETCH, colorize, load_mask, open_picture
 from mmface.conditions.pixels import image_pixels
 from mmface.data import encoding_cost
+from mmface.data.encoding_cost import plan_encoding
 from mmface.data.importers import LAYOUTS, import_faces, importer_of, parse_split
 from mmface.data.keyed import keyed_generator
 from mmface.data.latents import LatentEncoding, check_store, posterior_noise
@@ -427,7 +428,7 @@ def test_predicted_memory_is_the_tracked_peak(name):
 @pytest.mark.slow
 def test_the_plan_is_the_stores_size_and_says_what_it_assumes(pictures, vae, tmp_path):
     job = encoding(pictures, vae)
-    plan = job.plan(tmp_path / "not/there")
+    plan = plan_encoding(job, tmp_path / "not/there")
     job.write(tmp_path / "store")
     arrays = Store(tmp_path / "store").spec.array_bytes
     captions = sum(len(c) for n in NUMBERS for c in layouts.face(n).captions)
@@ -437,7 +438,7 @@ def test_the_plan_is_the_stores_size_and_says_what_it_assumes(pictures, vae, tmp
     assert "measured on this cpu" in str(plan)
     assert not (tmp_path / "not").exists()
     missing = LatentEncoding(ManifestPictures(tmp_path / "train.jsonl", 256, "train"), "flux")
-    plan = missing.plan(tmp_path, num_processes=2)
+    plan = plan_encoding(missing, tmp_path, num_processes=2)
     assert plan.num_faces == 94_000
     assert plan.flops == pytest.approx(94_000 * 3 * 0.273e12, rel=2e-3)
     assert plan.seconds == pytest.approx(plan.flops / encoding_cost.ASSUMED_FLOPS / 2)

@@ -31,6 +31,7 @@ from mmface.sampling_plan import (
     activation_peaks,
     measured,
     meta_pipeline,
+    plan_command,
     plan_sampling,
     stored_bytes,
 )
@@ -280,13 +281,13 @@ def test_what_is_no_pipeline_is_said(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmface.sampling.open_model", lambda *_: pytest.fail("weights were loaded"))
+    loaded = "mmface.model_loading.open_model"
+    monkeypatch.setattr(loaded, lambda *_: pytest.fail("weights were loaded"))
     choice, draws = ModelChoice(pipeline="tiny-flow"), Draws(num=3)
     run = Run(plan=True, memory=16.0)
-    assert sample(Settings(steps=2), draws, choice, run) == ([], 0)
-    printed = capsys.readouterr().out
+    printed = plan_command(Settings(steps=2), draws, choice, run)
     num = 3 * len(read_examples())
     assert f"{num} pictures of 128 x 128, 2 steps, float32" in printed
     assert "the device has                       16.000 GB: fits" in printed
@@ -299,9 +300,10 @@ def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch, capsys
         (Run(memory=16.0), "--memory is for --plan"),
         (Run(plan=True, memory=-1.0), "memory"),
         (Run(plan=True, rerun="face.png"), "not for --rerun"),
-        (Run(plan=True, jobs="faces.jsonl"), "for one request"),
+        (Run(plan=True, jobs="faces.jsonl"), "not for --jobs"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(run, message):
+    command = plan_command if run.plan else sample
     with pytest.raises(ValueError, match=message):
-        sample(Settings(steps=2), Draws(), ModelChoice(), run)
+        command(Settings(steps=2), Draws(), ModelChoice(), run)

@@ -2,15 +2,17 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmface.core.processes import joined_processes
+from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import PictureSource
-from mmface.encoders import Encoder, LatentCodec
+from mmface.encoders import LatentCodec, meta_vae
 from mmface.encoders.encoder import peak_bytes
 
 PAPER_FACES = 94_000
@@ -118,37 +120,40 @@ class EncodingPlan:
         return "\n".join([*table, *(f"note: {note}" for note in self.notes)])
 
 
-def plan_encoding(
-    pictures: PictureSource,
-    codec: LatentCodec,
-    encoders: Sequence[Encoder],
-    folder: str | Path,
-    *,
-    bytes_per_face: int,
-    batch_size: int,
-    num_processes: int,
-    num_workers: int,
-    vae_dtype: torch.dtype,
-) -> EncodingPlan:
-    """Count what encoding would take; what is there is measured, what is not is assumed.
+def plan_precompute(job: Any, folder: str | Path, num_processes: int = 1) -> EncodingPlan | str:
+    """Say what a job of `scripts/precompute.py` would take, without a GPU.
 
     Args:
-        pictures: where the faces are read from; it may be missing yet.
-        codec: the VAE, which may be on the meta device; its weights are looked for at its source.
-        encoders: what else encodes each photo.
-        folder: where the store is to be.
-        bytes_per_face: size of a face's arrays in the store.
-        batch_size: faces in one pass.
-        num_processes: processes that encode together, each with a device of its own.
-        num_workers: processes that read pictures for each of them.
-        vae_dtype: what the encoders compute in.
+        job: The job; one that encodes nothing says it itself, by its `plan`.
+        folder: Where its store is to be.
+        num_processes: Processes that work together, each with a device of its own.
 
     Returns:
         The plan.
     """
+    if isinstance(job, LatentEncoding):
+        return plan_encoding(job, folder, num_processes)
+    return job.plan(folder, num_processes)
+
+
+def plan_encoding(job: LatentEncoding, folder: str | Path, num_processes: int = 1) -> EncodingPlan:
+    """Count what encoding would take; what is there is measured, what is not is assumed.
+
+    Args:
+        job: What is encoded; its pictures and its weights may be missing yet.
+        folder: Where the store is to be.
+        num_processes: Processes that encode together, each with a device of its own.
+
+    Returns:
+        The plan.
+    """
+    pictures, batch_size = job.pictures, job.batch_size
+    codec, encoders = LatentCodec(meta_vae(str(job.vae)), str(job.vae)), list(job.encoders.values())
+    vae_dtype = getattr(torch, job.vae_dtype)
+    bytes_per_face = sum(array.num_bytes for array in job.arrays(codec).values())
     size = pictures.size()
     encoded = " and ".join(["of a face: its photo", *(kind.name for kind in pictures.kinds())])
-    num_faces, caption_bytes, notes = _faces_of(pictures, num_workers)
+    num_faces, caption_bytes, notes = _faces_of(pictures, job.num_workers)
     pictures_per_face = 1 + len(pictures.kinds())
     other_flops = num_faces * sum(each.flops(size) for each in encoders)
     flops = float(num_faces * pictures_per_face * codec.flops(size)) + other_flops

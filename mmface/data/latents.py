@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmface.conditions import ConditionKind
 from mmface.core.processes import joined_processes
-from mmface.data.encoding_cost import EncodingPlan, plan_encoding
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
-from mmface.encoders import Encoder, Feature, LatentCodec, Vae, meta_vae
+from mmface.encoders import Encoder, Feature, LatentCodec, Vae
 
 IMAGE = "image"
 """Column of the photo; a condition's column has its kind's name."""
@@ -173,26 +172,12 @@ class LatentEncoding:
 
         write_store(folder, spec, entries, process_index, num_processes)
 
-    def plan(self, folder: str | Path, num_processes: int = 1) -> EncodingPlan:
-        """Count what `write` would take, without a GPU; the arguments are its own."""
-        codec = LatentCodec(meta_vae(str(self.vae)), str(self.vae))
-        return plan_encoding(
-            self.pictures,
-            codec,
-            list(self.encoders.values()),
-            folder,
-            bytes_per_face=sum(array.num_bytes for array in self._arrays(codec).values()),
-            batch_size=self.batch_size,
-            num_processes=num_processes,
-            num_workers=self.num_workers,
-            vae_dtype=getattr(torch, self.vae_dtype),
-        )
-
     @property
     def _columns(self) -> tuple[str, ...]:
         return (IMAGE, *(kind.name for kind in self.pictures.kinds()))
 
-    def _arrays(self, codec: LatentCodec) -> dict[str, ArraySpec]:
+    def arrays(self, codec: LatentCodec) -> dict[str, ArraySpec]:
+        """Give the store's columns with the shape and dtype of one face."""
         size = self.pictures.size()
         latents = codec.gives(size)["mean"].shape
         names = (*self._columns, *((POSTERIOR_STD,) if self.posterior == "moments" else ()))
@@ -225,7 +210,7 @@ class LatentEncoding:
             }
         return StoreSpec(
             num_items=num_items,
-            arrays=self._arrays(codec),
+            arrays=self.arrays(codec),
             texts=("captions",),
             made_by=made_by,
             shard_size=self.shard_size,

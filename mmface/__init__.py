@@ -13,7 +13,7 @@ from mmface.core.sources import builtin_pipelines, unknown_builtin
 
 if TYPE_CHECKING:
     from mmface.model.transformer import MMFaceDiT
-    from mmface.pipeline import MMFacePipeline
+    from mmface.sampling.pipeline import MMFacePipeline
 
 __version__ = "0.1.0"
 __all__ = ["MMFaceDiT", "MMFacePipeline", "__version__", "builtin"]
@@ -43,7 +43,7 @@ def builtin(name: str) -> Path:
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for: importing torch and diffusers takes seconds.
     if name == "MMFacePipeline":
-        from mmface.pipeline import MMFacePipeline
+        from mmface.sampling.pipeline import MMFacePipeline
 
         return MMFacePipeline
     if name == "MMFaceDiT":

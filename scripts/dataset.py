@@ -66,7 +66,7 @@ def doctor(
     list_: Annotated[bool, typer.Option("--list", help="Say what it can find.")] = False,
 ) -> int:
     """Say what is wrong with a data set; status 1 if training would fail or learn wrong."""
-    from mmface.data import doctor
+    from mmface import doctor
 
     if list_:
         typer.echo(doctor.kinds_table())

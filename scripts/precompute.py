@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     with ending():
         job = instantiate(config.job, _convert_="all")
         if config.plan:
-            from mmface.data.encoding_cost import plan_precompute
+            from mmface.planning.encoding import plan_precompute
 
             plan = plan_precompute(job, config.output_dir, state.num_processes)
             state.on_main_process(print)(plan)

@@ -13,7 +13,7 @@ import typer
 
 from mmface.core.light_imports import hide_optional_libraries
 from mmface.core.mistakes import run_app
-from mmface.sampling_settings import (
+from mmface.generation.settings import (
     Draws,
     ModelChoice,
     Option,
@@ -35,12 +35,12 @@ def main(**values: Any) -> int:
     # Loading torch takes seconds, which `--help` need not wait for.
     if not any(values[name] for name in ("lora", "quantize", "rerun")):
         hide_optional_libraries()
-    from mmface import sampling
+    from mmface.generation import sample as sampling
 
     chosen = [from_options(group, values) for group in GROUPS]
     sampling.quiet()
     if values["plan"]:
-        from mmface.sampling_plan import plan_command
+        from mmface.planning.sampling import plan_command
 
         typer.echo(plan_command(*chosen))
         return 0

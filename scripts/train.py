@@ -29,7 +29,7 @@ def run(config: DictConfig) -> int:
     from mmface.core.processes import STOPPED_STATUS
 
     if config.plan:
-        from mmface.planner import plan
+        from mmface.planning.training import plan
 
         with torch.device("meta"):
             network = instantiate(config.model, _convert_="all")

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mmface.conditions import colorize
-from mmface.data.rendered import render_face
+from mmface.rendered import render_face
 
 
 def bad_files(folder: Path) -> dict[str, Path]:

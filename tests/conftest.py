@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E
 
 from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
 from mmface.model.transformer import MMFaceDiT  # noqa: E402
-from mmface.pipeline import MMFacePipeline  # noqa: E402
+from mmface.sampling.pipeline import MMFacePipeline  # noqa: E402
 
 TEXT_DIM = 12
 MAX_TOKENS = 16

@@ -10,8 +10,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from mmface.conditions import LABEL_FORMATS, LABELS
-from mmface.data.rendered import render_face
-from mmface.data.rendered.face import RenderedFace
+from mmface.rendered import render_face
+from mmface.rendered.face import RenderedFace
 
 SIZE = 64
 

@@ -14,7 +14,6 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from training_runs import face_trainer
 
 import mmface
-from mmface.face_diffusion import FaceDiffusion
 from mmface.model.ablations import (
     CrossAttentionBlock,
     SinCosMMFaceDiT,
@@ -23,7 +22,8 @@ from mmface.model.ablations import (
     sincos_table,
 )
 from mmface.model.transformer import MMFaceDiT
-from mmface.pipeline import MMFacePipeline
+from mmface.sampling.pipeline import MMFacePipeline
+from mmface.training.face_diffusion import FaceDiffusion
 
 VARIANTS = [UnimodalDiT, SingleStreamDiT, SinCosMMFaceDiT]
 TINY = {"hidden_size": 32, "depth": 2, "num_heads": 2, "text_dim": 8}

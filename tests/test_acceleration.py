@@ -17,19 +17,19 @@ from test_lora import inputs, write_lora
 from test_modulations import build, fused, outputs
 from torch import Tensor, nn
 
-from mmface import acceleration
-from mmface.acceleration import (
+from mmface.benchmarks.measuring import relative_error
+from mmface.benchmarks.subjects import randomize
+from mmface.generation.sample import acceleration
+from mmface.model.lora import load_lora
+from mmface.model.packed_modulations import PackedModulations
+from mmface.model.transformer import MMFaceDiT
+from mmface.sampling.acceleration import (
     CapturedDenoise,
     accelerate_pipeline,
     check_compiler,
     restore_pipeline,
 )
-from mmface.benchmarks.measuring import relative_error
-from mmface.benchmarks.subjects import randomize
-from mmface.model.lora import load_lora
-from mmface.model.packed_modulations import PackedModulations
-from mmface.model.transformer import MMFaceDiT
-from mmface.pipeline import MMFacePipeline
+from mmface.sampling.pipeline import MMFacePipeline
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "released_layout_public.safetensors"
@@ -248,16 +248,16 @@ def test_a_lora_of_the_modulations_keeps_them_apart(tmp_path: Path):
 FAST = """
 import sys, torch
 from pathlib import Path
-from mmface import sampling
-from mmface.sampling_recipe import read_recipe
-from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
+from mmface.generation import sample as sampling
+from mmface.generation.provenance import read_provenance
+from mmface.generation.settings import Draws, ModelChoice, Run, Settings
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 asked = Settings("a face", conditions={"mask": str(folder / "mask.png")}, steps=2)
 choice = ModelChoice(str(folder), fast=True)
 sampling.sample(asked, Draws(), choice, Run(str(folder / "fast.png")))
-assert read_recipe(folder / "fast.png")[0].model.fast
+assert read_provenance(folder / "fast.png")[0].model.fast
 sampling.sample(Settings(), Draws(), ModelChoice(), Run(str(folder / "again.png"),
     rerun=str(folder / "fast.png")))
 assert (folder / "again.png").read_bytes() == (folder / "fast.png").read_bytes()

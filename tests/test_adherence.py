@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from script_runs import load_script
 
-from mmface.adherence import measure_adherence
 from mmface.conditions import colorize
-from mmface.data.rendered import render_face
 from mmface.encoders.face_parser import TINY_PARSER, FaceParser
+from mmface.generation.adherence import measure_adherence
+from mmface.rendered import render_face
 
 
 @pytest.fixture(scope="module")

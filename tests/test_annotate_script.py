@@ -17,8 +17,8 @@ from mmface.annotation.caption_prompts import PROMPTS
 from mmface.annotation.captions import PictureCaptioner
 from mmface.annotation.outputs import Item, write_captions
 from mmface.data.manifest import Manifest, Record
-from mmface.data.rendered import render_face
 from mmface.encoders.face_parser import TINY_PARSER
+from mmface.rendered import render_face
 
 annotate = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "annotate.py"))["run"]
 

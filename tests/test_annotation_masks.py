@@ -10,8 +10,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers import SegformerImageProcessorPil as SegformerProcessor
 
 from mmface.conditions import LABELS
-from mmface.data.rendered import render_face
 from mmface.encoders.face_parser import TINY_PARSER, FaceParser
+from mmface.rendered import render_face
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mmface.annotation.sketches import PencilSketch, U2NetPortrait
 from mmface.annotation.u2net import U2Net
-from mmface.data.rendered import render_face
+from mmface.rendered import render_face
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from mmface.app.painting import from_data_url  # noqa: E402
 from mmface.app.server import served  # noqa: E402
 from mmface.conditions import LABEL_INDEX, PALETTE  # noqa: E402
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
-from mmface.model_loading import open_model  # noqa: E402
-from mmface.sampling_recipe import read_recipe  # noqa: E402
-from mmface.sampling_settings import ModelChoice  # noqa: E402
+from mmface.generation.models import open_model  # noqa: E402
+from mmface.generation.provenance import read_provenance  # noqa: E402
+from mmface.generation.settings import ModelChoice  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -167,7 +167,7 @@ def test_from_example_to_faces(open_page, screenshots, tmp_path, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     url = page.locator("#faces img").first.get_attribute("src")
     (tmp_path / "face.png").write_bytes(page.request.get(url).body())
-    recipe, picture = read_recipe(tmp_path / "face.png")
+    recipe, picture = read_provenance(tmp_path / "face.png")
     assert picture.size == (128, 128)
     assert recipe.rows[0].prompt == page.input_value("#prompt textarea")
 

@@ -13,8 +13,8 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[a
 from mmface.app import painting
 from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, colorize, label_format_named, load_mask
-from mmface.data.rendered import render_face
 from mmface.encoders.face_parser import FaceParser
+from mmface.rendered import render_face
 
 SIZE = (64, 64)
 

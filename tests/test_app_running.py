@@ -21,11 +21,11 @@ from mmface.conditions import (  # noqa: E402
     registered,
 )
 from mmface.conditions.pixels import image_pixels  # noqa: E402
-from mmface.data.rendered import render_face  # noqa: E402
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
-from mmface.model_loading import OpenedModel, open_model  # noqa: E402
-from mmface.sampling_recipe import read_recipe  # noqa: E402
-from mmface.sampling_settings import ModelChoice  # noqa: E402
+from mmface.generation.models import OpenedModel, open_model  # noqa: E402
+from mmface.generation.provenance import read_provenance  # noqa: E402
+from mmface.generation.settings import ModelChoice  # noqa: E402
+from mmface.rendered import render_face  # noqa: E402
 
 PROMPT = "a woman with red hair"
 
@@ -55,7 +55,7 @@ def request_(face_labels) -> FaceRequest:
 def test_a_run_writes_its_pictures_with_their_recipes_and_packs_them(maker, request_):
     run = maker.run(request_)
     for place, path in enumerate(run.pictures):
-        recipe, picture = read_recipe(path)
+        recipe, picture = read_provenance(path)
         assert (recipe.seeds, recipe.picture) == ((5, 6), place)
         assert (recipe.rows[0].prompt, recipe.rows[0].guidance) == (PROMPT, 3.0)
         assert picture.size == (32, 32)

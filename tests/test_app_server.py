@@ -18,10 +18,10 @@ from gradio_client.utils import Status  # noqa: E402
 
 from mmface.app.server import credentials, served  # noqa: E402
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
-from mmface.model_loading import OpenedModel, open_model  # noqa: E402
-from mmface.sampling_recipe import read_recipe  # noqa: E402
-from mmface.sampling_rows import prepare_request, sample_requests  # noqa: E402
-from mmface.sampling_settings import ModelChoice, Settings  # noqa: E402
+from mmface.generation.models import OpenedModel, open_model  # noqa: E402
+from mmface.generation.provenance import read_provenance  # noqa: E402
+from mmface.generation.requests import prepare_request, sample_requests  # noqa: E402
+from mmface.generation.settings import ModelChoice, Settings  # noqa: E402
 
 PROMPT = "a woman with red hair"
 
@@ -65,7 +65,7 @@ def test_the_endpoint_gives_the_pipelines_own_pixels(client, model, mask_file):
     wanted = sample_requests(model.pipeline, [row], [[7, 8]])[0]
     for path, picture in zip(faces, wanted, strict=True):
         assert (np.array(Image.open(path)) == np.array(picture)).all()
-    recipe, _ = read_recipe(faces[0])
+    recipe, _ = read_provenance(faces[0])
     assert recipe.rows[0].prompt == PROMPT
     assert 0 <= adherence[0]["mean_iou"] <= 1
 

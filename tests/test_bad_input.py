@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mmface.blending import load_image, load_region
 from mmface.conditions import colorize, load_mask, load_sketch
-from mmface.sampling_jobs import read_jobs
-from mmface.sampling_recipe import SamplingRecipe, read_recipe
-from mmface.sampling_settings import ModelChoice, Settings
+from mmface.generation.jobs import read_jobs
+from mmface.generation.provenance import Provenance, read_provenance
+from mmface.generation.settings import ModelChoice, Settings
+from mmface.sampling.blending import load_image, load_region
 
 SIZE = (16, 16)
 PICTURES_PER_FORMAT = 170
@@ -32,13 +32,13 @@ READERS: dict[str, Callable[[Path], object]] = {
     "sketch": lambda path: load_sketch(path, SIZE),
     "image": lambda path: load_image(path, SIZE),
     "region": lambda path: load_region(path, SIZE, "The region"),
-    "recipe": read_recipe,
+    "recipe": read_provenance,
 }
 
 
-def recipe() -> SamplingRecipe:
+def recipe() -> Provenance:
     settings = Settings(prompt="a face", height=24, width=24, steps=2, guidance=3.0)
-    return SamplingRecipe(ModelChoice(), "0", (settings,), (1,), 0, {}, {"torch": "2"})
+    return Provenance(ModelChoice(), "0", (settings,), (1,), 0, {}, {"torch": "2"})
 
 
 def sources() -> dict[str, bytes]:
@@ -234,7 +234,7 @@ def test_recipes_of_broken_json_are_refused():
     random, sound, taken = np.random.default_rng(5), recipe().json.encode(), 0
     for _ in range(600):
         with contextlib.suppress(ValueError):
-            SamplingRecipe.from_json(mutated(sound, random).decode("latin-1"))
+            Provenance.from_json(mutated(sound, random).decode("latin-1"))
             taken += 1
     assert taken < 200
 

@@ -17,10 +17,10 @@ from mmface.conditions import (
 )
 from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
-from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.held_out import nearest_colour
-from mmface.pipeline import MMFacePipeline
+from mmface.rendered import CLOTHES_COLORS, render_face
+from mmface.sampling.pipeline import MMFacePipeline
 
 ASSETS = Path(mmface.__file__).parent / "assets"
 

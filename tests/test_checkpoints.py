@@ -24,8 +24,8 @@ from training_runs import (
     weights,
 )
 
-from mmface.checkpoints import Checkpoints, check_settings, flattened
-from mmface.recipe import Cadence
+from mmface.training.checkpoints import Checkpoints, check_settings, flattened
+from mmface.training.recipe import Cadence
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EVERY_SECOND = Cadence(log_every=1, checkpoint_every=2, checkpoint_limit=2)
@@ -227,7 +227,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_says_so(tmp_path, m
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr("mmface.checkpoints.save_file", fail_at_step_4)
+    monkeypatch.setattr("mmface.training.checkpoints.save_file", fail_at_step_4)
     with pytest.raises(OSError, match=r"step 4 .*No space left.*goes on from step-00000002"):
         line_trainer(tmp_path, cadence=EVERY_SECOND).train()
     assert names_in(tmp_path / "checkpoints") == ["step-00000002"]

@@ -5,18 +5,18 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from mmface.component_tasks import (
+from mmface.data.keyed import keyed_generator
+from mmface.data.pictures import RenderedPictures
+from mmface.data.samples import AutoencoderSamples, CaptionedPictures, ParsingSamples
+from mmface.encoders import LatentCodec
+from mmface.encoders.face_parser import FaceParser
+from mmface.training.components import (
     Autoencoding,
     Contrasting,
     Parsing,
     tokenizer_from_store,
     train_tokenizer,
 )
-from mmface.data.keyed import keyed_generator
-from mmface.data.pictures import RenderedPictures
-from mmface.data.samples import AutoencoderSamples, CaptionedPictures, ParsingSamples
-from mmface.encoders import LatentCodec
-from mmface.encoders.face_parser import FaceParser
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from PIL import Image
 from script_runs import load_script
 from training_runs import FaceSamples, face_task, face_trainer
 
-from mmface.adherence import measure_adherence
 from mmface.conditions import condition_kinds, draw_conditions, load_mask, registered
-from mmface.guidance import ConditionControl
-from mmface.pipeline import MMFacePipeline
-from mmface.sampling_jobs import read_jobs
-from mmface.sampling_recipe import read_recipe
+from mmface.generation.adherence import measure_adherence
+from mmface.generation.jobs import read_jobs
+from mmface.generation.provenance import read_provenance
+from mmface.sampling.guidance import ConditionControl
+from mmface.sampling.pipeline import MMFacePipeline
 
 run = load_script("sample")
 FAST = {"num_inference_steps": 2, "seed": 3, "output_type": "np"}
@@ -106,7 +106,7 @@ def test_a_step_of_training_is_taken_on_it(depth, tiny_pipeline_folder, tmp_path
 def test_the_command_line_has_it(folder, capsys):
     common = ["--pipeline", "pipeline", "--prompt", "a", "--steps", "2"]
     assert run([*common, "--depth", "depth.png", "--mask", "mask.png", "--out", "a.png"]) == 0
-    (row,) = read_recipe("a.png")[0].rows
+    (row,) = read_provenance("a.png")[0].rows
     assert row.conditions == {"mask": "mask.png", "depth": "depth.png"}
     capsys.readouterr()
     assert run(["--rerun", "a.png", "--out", "again.png"]) == 0

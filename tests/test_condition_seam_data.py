@@ -14,8 +14,8 @@ from depth_plugin import DepthKind
 from diffusers.optimization import get_constant_schedule
 from PIL import Image
 
+from mmface import doctor
 from mmface.conditions import registered
-from mmface.data import doctor
 from mmface.data.importers import import_faces, importer_of
 from mmface.data.keyed import keyed_generator
 from mmface.data.latents import LatentEncoding
@@ -23,9 +23,9 @@ from mmface.data.manifest import Manifest, merge
 from mmface.data.pictures import ManifestPictures
 from mmface.data.samples import LatentSamples
 from mmface.data.store import close_store
-from mmface.face_diffusion import FaceDiffusion
-from mmface.recipe import Recipe
-from mmface.training import Trainer
+from mmface.training.face_diffusion import FaceDiffusion
+from mmface.training.recipe import Recipe
+from mmface.training.trainer import Trainer
 
 PX = 32
 

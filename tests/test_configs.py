@@ -14,7 +14,7 @@ from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
 from mmface.model.recomputation import num_recomputed
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.objective import objective_named
-from mmface.planner import TRAINING_IMAGES
+from mmface.planning.training import TRAINING_IMAGES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))

@@ -14,11 +14,11 @@ from mmface.conditions import (
 )
 from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
-from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.held_out import nearest_colour
-from mmface.guidance import ConditionControl, Guidance
-from mmface.pipeline import MMFacePipeline
+from mmface.rendered import CLOTHES_COLORS, render_face
+from mmface.sampling.guidance import ConditionControl, Guidance
+from mmface.sampling.pipeline import MMFacePipeline
 
 FACES = [render_face(HELD_OUT_SEED + 700 + i, 128) for i in range(8)]
 TRUTH = np.stack([face.image for face in FACES]).astype(np.int64)

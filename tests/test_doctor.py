@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmface import builtin
+from mmface import builtin, doctor
 from mmface.conditions import LABELS, colorize
-from mmface.data import doctor
-from mmface.data.doctor.face_checks import is_no_text
 from mmface.data.importers import import_faces, importer_of
 from mmface.data.manifest import Manifest, Record
 from mmface.data.perceptual_hash import hashes_of, lowest_frequencies, near_pairs
 from mmface.data.pictures import ManifestPictures
 from mmface.data.store import StoreSpec, close_store, write_store
+from mmface.doctor.face_checks import is_no_text
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "dataset.py"
 NUMBERS = [*range(23), *range(40, 60)]
@@ -355,7 +354,7 @@ def test_near_duplicates_are_found_among_many_without_comparing_all():
 
 @pytest.mark.slow
 def test_processes_find_the_same(broken, diagnosis, monkeypatch):
-    monkeypatch.setattr("mmface.data.doctor.examination._FEW", 1)
+    monkeypatch.setattr("mmface.doctor.examination._FEW", 1)
     again = doctor.examine(broken[0], num_workers=2)
     assert found(again) == found(diagnosis)
 

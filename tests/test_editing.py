@@ -6,9 +6,9 @@ import torch
 from conftest import IMAGE_SIZE, build_pipeline
 from PIL import Image
 
-from mmface.blending import FEATHER_PX, feathered, load_image, load_region
 from mmface.conditions.pixels import to_uint8
 from mmface.objectives.solvers import TRANSLATIONS
+from mmface.sampling.blending import FEATHER_PX, feathered, load_image, load_region
 
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 FAST = {"num_inference_steps": 4, "seed": 2}

@@ -11,13 +11,13 @@ from torch import nn
 
 from mmface.conditions.pixels import image_pixels
 from mmface.core.digests import values_sha256
-from mmface.data.encoding_cost import plan_encoding
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import RenderedPictures, StoredPictures
 from mmface.data.store import close_store
 from mmface.encoders import VAES, Encoder, Feature, LatentCodec, TextEncoder, meta_vae
 from mmface.encoders.encoder import count_flops, num_parameters, peak_bytes
 from mmface.encoders.face_parser import TINY_PARSER, FaceParser
+from mmface.planning.encoding import plan_encoding
 
 PX = 32
 

@@ -135,7 +135,7 @@ def test_two_processes_leave_the_bytes_of_one(done, tiny_pipeline_folder, tmp_pa
 
 def killed_run(folder, pipeline, at):
     """A whole run that is killed when it is about to give a file its name."""
-    from mmface.evaluation import parted_work
+    from mmface.core import journal as parted_work
 
     replace = Path.replace
 

@@ -19,9 +19,9 @@ from mmface.conditions import (
     mean_iou,
     pixel_accuracy,
 )
-from mmface.data.rendered import CLOTHES_COLORS, render_face
 from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.held_out import Tally, as_table, nearest_colour
+from mmface.rendered import CLOTHES_COLORS, render_face
 
 
 @pytest.fixture(scope="module")

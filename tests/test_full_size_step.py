@@ -5,9 +5,9 @@ import torch
 from conftest import build_tokenizer
 
 from mmface.encoders import LatentCodec, TextEncoder, meta_text_model, meta_vae
-from mmface.face_diffusion import FaceDiffusion
 from mmface.model.transformer import MMFaceDiT
-from mmface.planner import TEXT_TOKENS
+from mmface.planning.training import TEXT_TOKENS
+from mmface.training.face_diffusion import FaceDiffusion
 
 BATCH, SIDE = 2, 256
 FROZEN = {

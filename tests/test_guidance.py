@@ -7,8 +7,8 @@ from conftest import IMAGE_SIZE
 
 from mmface.conditions import MASK, SKETCH, colorize, load_mask, load_sketch
 from mmface.conditions.pixels import image_pixels
-from mmface.guidance import ConditionControl, Guidance
 from mmface.model.transformer import MMFaceDiT
+from mmface.sampling.guidance import ConditionControl, Guidance
 
 STEPS = 4
 FAST = {"num_inference_steps": STEPS, "output_type": "latent", "seed": 3}

@@ -23,8 +23,6 @@ from transformers import get_constant_schedule
 
 from mmface.conditions import MASK, SKETCH, colorize, load_mask, open_picture
 from mmface.conditions.pixels import image_pixels
-from mmface.data import encoding_cost
-from mmface.data.encoding_cost import plan_encoding
 from mmface.data.importers import LAYOUTS, import_faces, importer_of, parse_split
 from mmface.data.keyed import keyed_generator
 from mmface.data.latents import LatentEncoding, check_store, posterior_noise
@@ -40,8 +38,10 @@ from mmface.data.samples import LatentSamples
 from mmface.data.store import Store, close_store
 from mmface.encoders import LatentCodec, meta_vae
 from mmface.encoders.encoder import peak_bytes
-from mmface.recipe import Recipe
-from mmface.training import Trainer
+from mmface.planning import encoding as encoding_cost
+from mmface.planning.encoding import plan_encoding
+from mmface.training.recipe import Recipe
+from mmface.training.trainer import Trainer
 
 PX = 32
 NUMBERS = range(6)

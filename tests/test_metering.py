@@ -11,8 +11,9 @@ from PIL import Image
 from training_runs import FaceSamples, face_task
 
 from mmface.data.keyed import keyed_generator
-from mmface.loss_curve import draw_loss_curve, save_loss_curve, smoothed
-from mmface.metering import (
+from mmface.model.transformer import MMFaceDiT
+from mmface.training.loss_curve import draw_loss_curve, save_loss_curve, smoothed
+from mmface.training.metering import (
     LossMeter,
     MetricsFile,
     Throughput,
@@ -21,7 +22,6 @@ from mmface.metering import (
     time_buckets,
     training_flops,
 )
-from mmface.model.transformer import MMFaceDiT
 
 
 def test_time_buckets_part_a_batch():

@@ -11,7 +11,6 @@ from PIL import Image, ImageFilter
 from transformers import CLIPModel, CLIPTokenizer
 
 import mmface
-from mmface.data.rendered import render_face
 from mmface.metrics.backbones import ClipBackbone
 from mmface.metrics.caption_agreement import clip_scores
 from mmface.metrics.condition_agreement import confusion_matrices, edge_agreements, mask_agreement
@@ -23,6 +22,7 @@ from mmface.metrics.feature_sets import (
 )
 from mmface.metrics.picture_similarity import PerceptualNetwork, structural_similarity
 from mmface.metrics.preprocessing import PillowBicubic
+from mmface.rendered import render_face
 
 COUNT = 32
 TINY_CLIP = Path(mmface.__file__).parent / "assets" / "tiny-clip"

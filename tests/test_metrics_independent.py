@@ -11,11 +11,11 @@ from pytorch_msssim import ms_ssim, ssim
 from skimage import metrics as skimage_metrics
 from torch import Tensor
 
-from mmface.data.rendered import render_face
 from mmface.metrics.picture_similarity import (
     multiscale_structural_similarity,
     structural_similarity,
 )
+from mmface.rendered import render_face
 
 SIZE_PX = 192
 Pictures = UInt8[Tensor, "batch 3 height width"]

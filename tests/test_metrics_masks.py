@@ -12,7 +12,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 import mmface
 from mmface.conditions import LABELS, edge_agreement, flip_labels
 from mmface.data.pictures import ManifestPictures
-from mmface.data.rendered import render_face
 from mmface.encoders.face_parser import FaceParser
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.metrics.condition_agreement import (
@@ -24,6 +23,7 @@ from mmface.metrics.condition_agreement import (
     pooled_accuracy,
     pooled_mean_iou,
 )
+from mmface.rendered import render_face
 
 PARSER = Path(mmface.__file__).parent / "assets" / "tiny-parser"
 

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 import mmface
-from mmface.data.rendered import render_face
 from mmface.metrics.backbones import ClipBackbone
 from mmface.metrics.caption_agreement import (
     VisionLanguageJudge,
@@ -36,6 +35,7 @@ from mmface.metrics.picture_similarity import (
     multiscale_structural_similarity,
     structural_similarity,
 )
+from mmface.rendered import render_face
 
 ASSETS = Path(mmface.__file__).parent / "assets"
 

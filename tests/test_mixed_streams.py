@@ -23,7 +23,7 @@ from training_runs import (
 from mmface.data.keyed import KeyedDataset
 from mmface.data.mixed import MixedSamples, SeparateStreams, StreamOrder, collated, keyed_loader
 from mmface.objectives.losses import summed
-from mmface.training_task import TrainingTask
+from mmface.training.task import TrainingTask
 
 
 class Questions:

@@ -8,7 +8,7 @@ from conftest import build_transformer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from mmface.optimization import (
+from mmface.training.optimization import (
     ExponentialAverage,
     adamw_8bit,
     optimizer_bytes,

@@ -16,9 +16,9 @@ import mmface
 from mmface.conditions import MASK, colorize, load_mask
 from mmface.conditions.pixels import image_pixels
 from mmface.encoders import LatentCodec
-from mmface.guidance import Guidance
 from mmface.objectives.objective import OBJECTIVES
-from mmface.pipeline import MMFacePipeline
+from mmface.sampling.guidance import Guidance
+from mmface.sampling.pipeline import MMFacePipeline
 
 FAST = {"num_inference_steps": 3, "output_type": "latent"}
 

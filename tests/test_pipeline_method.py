@@ -14,9 +14,9 @@ from hydra.utils import instantiate
 from mmface.core.digests import folder_sha256
 from mmface.evaluation.methods import PipelineMethod, ReleasedMethod
 from mmface.evaluation.references import HeldOutPictures, References
-from mmface.guidance import Guidance
-from mmface.pipeline import MMFacePipeline
-from mmface.step_cache import FirstBlockCache, TaylorSeer
+from mmface.sampling.guidance import Guidance
+from mmface.sampling.pipeline import MMFacePipeline
+from mmface.sampling.step_cache import FirstBlockCache, TaylorSeer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OPTIONS = {"solver": "unipc", "guidance_interval": [0.0, 0.5], "cache": TaylorSeer(2, 1, 1)}

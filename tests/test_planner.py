@@ -11,13 +11,13 @@ import bitsandbytes
 import pytest
 import torch
 
-from mmface import planner
 from mmface.encoders import meta_text_model, meta_vae
 from mmface.model import linear
 from mmface.model.ablations import SingleStreamDiT
 from mmface.model.recomputation import SELECTIVE, recompute_blocks
 from mmface.model.transformer import MMFaceDiT
-from mmface.planner import Activations, activation_peak, kept_bytes, meta_inputs, plan
+from mmface.planning import training as planner
+from mmface.planning.training import Activations, activation_peak, kept_bytes, meta_inputs, plan
 
 ROOT = Path(__file__).parent.parent
 TINY = {"latent_channels": 4, "hidden_size": 64, "num_heads": 2, "text_dim": 64}
@@ -35,7 +35,7 @@ def on_meta(depth=4, variant=MMFaceDiT, **sizes):
 def settings(**hardware):
     return {
         "task": {"image_size": IMAGE_SIZE, "vae": "sd2"},
-        "optimizer": {"_target_": "mmface.optimization.adamw_8bit"},
+        "optimizer": {"_target_": "mmface.training.optimization.adamw_8bit"},
         "hardware": {"mixed_precision": "bf16", "gradient_checkpointing": False, **hardware},
         "trainer": {
             "recipe": {"total_steps": 500, "global_batch_size": 8, "micro_batch_size": 2},

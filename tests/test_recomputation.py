@@ -16,7 +16,7 @@ from mmface.model.recomputation import (
     recompute_blocks,
 )
 from mmface.model.transformer import MMFaceDiT
-from mmface.planner import meta_inputs
+from mmface.planning.training import meta_inputs
 
 TINY = {"latent_channels": 4, "hidden_size": 64, "num_heads": 2, "text_dim": 64}
 IMAGE_SIZE = 64

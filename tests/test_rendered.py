@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmface.conditions import LABEL_INDEX, LABELS
-from mmface.data.rendered import (
+from mmface.rendered import (
     BACKGROUND_COLORS,
     CLOTHES_COLORS,
     EYE_COLORS,

@@ -16,13 +16,13 @@ from PIL import Image, ImageFont
 from safetensors.torch import save_file
 
 from mmface.conditions import edge_agreement, load_mask, load_sketch
-from mmface.data.examples import read_examples, write_examples
-from mmface.data.rendered import render_face
-from mmface.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
+from mmface.generation.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
+from mmface.generation.provenance import Provenance, check_output, read_provenance, write_pictures
+from mmface.generation.requests import photo_conditions
+from mmface.generation.settings import ModelChoice, Settings, option_values
 from mmface.model.transformer import MMFaceDiT
-from mmface.sampling_conditions import photo_conditions
-from mmface.sampling_recipe import SamplingRecipe, check_output, read_recipe, write_pictures
-from mmface.sampling_settings import ModelChoice, Settings, option_values
+from mmface.rendered import render_face
+from mmface.rendered.examples import read_examples, write_examples
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "sample.py"
 
@@ -143,7 +143,7 @@ def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, 
     assert changed("plain.png", "controlled.png") > 0.01
     field = str(options[0])[2:].replace("-", "_")
     controlled, plain = (
-        option_values(read_recipe(name)[0].rows[0]).get(field)
+        option_values(read_provenance(name)[0].rows[0]).get(field)
         for name in ("controlled.png", "plain.png")
     )
     assert controlled != plain
@@ -159,7 +159,7 @@ def test_with_a_cache_a_face_is_its_seeds_all_the_same(run, mask_file):
     assert changed("plain/seed_1.png", "cached/seed_1.png") > 0.01
     assert run(*base, *faces["cached"], "--seed", 1, "--out", "alone.png", steps=8).exit_code == 0
     assert changed("alone.png", "cached/seed_1.png") == 0
-    assert read_recipe("alone.png")[0].rows[0].cache == "taylor-seer"
+    assert read_provenance("alone.png")[0].rows[0].cache == "taylor-seer"
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_photo_gives_mask_and_sketch(run, files):
         assert run(*base, "--from-photo", wanted, "--out", f"{wanted}.png").exit_code == 0
     assert changed("both.png", "mask.png") > 0.01
     assert changed("mask.png", "sketch.png") > 0.01
-    recipe, _ = read_recipe("both.png")
+    recipe, _ = read_provenance("both.png")
     assert recipe.files == {str(files["PHOTO"]): sha256(files["PHOTO"].read_bytes()).hexdigest()}
 
 
@@ -240,7 +240,7 @@ def test_the_authors_layout_is_opened(run, tiny_pipeline, mask_file, tmp_path):
     asked = ("--prompt", "a", "--mask", mask_file, "--height", 32, "--width", 32)
     result = run(*asked, "--released", folder, "--checkpoint", checkpoint)
     assert result.exit_code == 0, result.stderr
-    recipe, picture = read_recipe("faces.png")
+    recipe, picture = read_provenance("faces.png")
     assert (recipe.model.released, recipe.model.checkpoint) == (str(folder), checkpoint)
     assert picture.size == (32, 32)
     result = run(*asked, "--released", folder, "--quantize", "4bit")
@@ -334,7 +334,7 @@ def test_output_in_the_way_is_refused(tmp_path):
 def test_a_failed_write_leaves_nothing(tmp_path):
     picture = Image.new("RGB", (4, 4))
     settings = Settings(prompt="a" * 19_000, negative="a" * 19_000, solver="a" * 19_000)
-    recipe = SamplingRecipe(ModelChoice(), "", (settings, settings), (0,), None, {}, {})
+    recipe = Provenance(ModelChoice(), "", (settings, settings), (0,), None, {}, {})
     with pytest.raises(ValueError, match=r"c\.jpg has no room"):
         write_pictures(
             {tmp_path / "a.png": (picture, recipe), tmp_path / "c.jpg": (picture, recipe)}

@@ -11,9 +11,9 @@ from PIL import Image
 from script_runs import load_script
 from training_runs import FORK, in_two_processes
 
-from mmface import sampling_jobs
-from mmface.sampling_jobs import MAX_LINE_BYTES, read_jobs
-from mmface.sampling_recipe import read_recipe
+from mmface.generation import jobs as sampling_jobs
+from mmface.generation.jobs import MAX_LINE_BYTES, read_jobs
+from mmface.generation.provenance import read_provenance
 
 run = load_script("sample")
 
@@ -125,7 +125,7 @@ def test_results_say_what_was_made_of_what(folder, tiny_pipeline_folder, tiny_pi
     ]
     assert (lines[0]["mask"], lines[0]["prompt"]) == ("mask.png", "face 4")
     for line in lines:
-        recipe, picture = read_recipe(f"out/{line['image']}")
+        recipe, picture = read_provenance(f"out/{line['image']}")
         assert json.loads(recipe.json) == line["recipe"]
         assert picture.size == (line["recipe"]["rows"][0]["width"], 32)
     expected = tiny_pipeline(
@@ -148,7 +148,7 @@ def test_only_what_changed_is_made_again(folder, tiny_pipeline_folder):
     assert run(arguments(tiny_pipeline_folder, "out")) == 0
     now = {p.name: p.stat().st_mtime_ns for p in Path("out/images").iterdir()}
     assert {name for name in now if now[name] != times[name]} == {"m1.png", "m3.png"}
-    assert read_recipe("out/images/m1.png")[0].rows[0].prompt == "another face"
+    assert read_provenance("out/images/m1.png")[0].rows[0].prompt == "another face"
 
 
 @pytest.mark.slow

@@ -13,17 +13,15 @@ from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
 
 from mmface import builtin
-from mmface.data.examples import read_examples
 from mmface.encoders import meta_text_model, meta_vae
-from mmface.live_memory import KernelRules, LiveBytes
+from mmface.generation.models import open_model
+from mmface.generation.requests import PreparedRequest, call_arguments, located, prepare_request
+from mmface.generation.sample import sample
+from mmface.generation.settings import Draws, ModelChoice, Run, Settings
 from mmface.model.released import WEIGHTS_NAME
 from mmface.model.transformer import MMFaceDiT
-from mmface.model_loading import open_model
-from mmface.pipeline import MMFacePipeline
-from mmface.planner import DEVICE_CONTEXT
-from mmface.sampling import sample
-from mmface.sampling_conditions import located
-from mmface.sampling_plan import (
+from mmface.planning.live_memory import KernelRules, LiveBytes
+from mmface.planning.sampling import (
     DECODING,
     DENOISING,
     ENCODING,
@@ -35,8 +33,9 @@ from mmface.sampling_plan import (
     plan_sampling,
     stored_bytes,
 )
-from mmface.sampling_rows import PreparedRequest, call_arguments, prepare_request
-from mmface.sampling_settings import Draws, ModelChoice, Run, Settings
+from mmface.planning.training import DEVICE_CONTEXT
+from mmface.rendered.examples import read_examples
+from mmface.sampling.pipeline import MMFacePipeline
 
 ASKED = Settings(
     prompt="a man with black hair", conditions={"mask": "mmface:examples/mask_0.png"}, steps=2
@@ -283,7 +282,7 @@ def test_what_is_no_pipeline_is_said(tmp_path):
 @pytest.mark.slow
 def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loaded = "mmface.model_loading.open_model"
+    loaded = "mmface.generation.models.open_model"
     monkeypatch.setattr(loaded, lambda *_: pytest.fail("weights were loaded"))
     choice, draws = ModelChoice(pipeline="tiny-flow"), Draws(num=3)
     run = Run(plan=True, memory=16.0)

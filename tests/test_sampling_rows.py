@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from mmface.conditions.pixels import to_uint8
-from mmface.sampling_rows import prepare_request, sample_requests
-from mmface.sampling_settings import Settings
+from mmface.generation.requests import prepare_request, sample_requests
+from mmface.generation.settings import Settings
 
 SEEDS = [[1, 2], [3, 4]]
 

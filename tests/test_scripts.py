@@ -181,7 +181,9 @@ def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(trained, run, 
     def stop_at_the_first_preview(self, trained, folder, step):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("mmface.face_diffusion.FaceDiffusion.preview", stop_at_the_first_preview)
+    monkeypatch.setattr(
+        "mmface.training.face_diffusion.FaceDiffusion.preview", stop_at_the_first_preview
+    )
     arguments = ("run_name=stopped", "trainer.cadence.preview_every=1")
     with pytest.raises(SystemExit) as ended:
         run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, *arguments)

@@ -6,11 +6,11 @@ import torch
 from conftest import build_pipeline, build_transformer
 
 from mmface import builtin
-from mmface.guidance import ConditionControl, Guidance
 from mmface.model.ablations import SingleStreamDiT
 from mmface.model.transformer import MMFaceDiT
-from mmface.pipeline import MMFacePipeline
-from mmface.step_cache import (
+from mmface.sampling.guidance import ConditionControl, Guidance
+from mmface.sampling.pipeline import MMFacePipeline
+from mmface.sampling.step_cache import (
     CACHES,
     ComputedBlocks,
     FirstBlockCache,

@@ -24,9 +24,9 @@ from training_runs import (
 from transformers import get_constant_schedule
 
 from mmface.model.transformer import MMFaceDiT
-from mmface.pipeline import MMFacePipeline
-from mmface.recipe import Cadence, Hardware, Recipe
-from mmface.training import Trainer
+from mmface.sampling.pipeline import MMFacePipeline
+from mmface.training.recipe import Cadence, Hardware, Recipe
+from mmface.training.trainer import Trainer
 
 # 50 steps of rectified flow at the smallest size, in float32 on one thread; every fifth loss. A
 # change that should not alter numbers must leave it as it is.

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import get_constant_schedule
 
 from mmface.data.keyed import keyed_generator
-from mmface.face_diffusion import FaceDiffusion
 from mmface.model.transformer import MMFaceDiT
-from mmface.recipe import Cadence, Recipe
-from mmface.training import Trainer
-from mmface.training_task import TrainingTask
+from mmface.training.face_diffusion import FaceDiffusion
+from mmface.training.recipe import Cadence, Recipe
+from mmface.training.task import TrainingTask
+from mmface.training.trainer import Trainer
 
 FORK = multiprocessing.get_context("fork")
 

@@ -1,1 +1,5 @@
-"""The web page: paint a mask or a sketch, write a prompt, and see the faces come."""
+"""The web page: paint a mask or a sketch, write a prompt, and see the faces come.
+
+`server.serve` is the entry point; `page.py` lays it out, `handlers.py` answers it, `running.py`
+samples. What a request means is in `generation`.
+"""

@@ -17,8 +17,8 @@ from mmface.app import painting, reporting
 from mmface.app.canvas import CANVAS_PX
 from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
 from mmface.conditions import condition_kind, condition_kinds, flat_rgb
-from mmface.data.examples import read_examples
 from mmface.encoders.face_parser import FaceParser
+from mmface.rendered.examples import read_examples
 
 REMEMBERED_RUNS = 8
 """Runs of one visitor that can be compared."""

@@ -12,8 +12,8 @@ from mmface.app.canvas import paint_canvas
 from mmface.app.handlers import Handlers
 from mmface.app.painting import PAINTED, class_colors, kinds_of
 from mmface.app.running import MAX_GUIDANCE, MAX_PICTURES, MAX_SEED, MAX_STEPS, MAX_STRENGTH
-from mmface.blending import VARIATION_STRENGTH
 from mmface.conditions import condition_kinds
+from mmface.sampling.blending import VARIATION_STRENGTH
 
 STYLE = Path(__file__).with_name("theme.css")
 MAX_WAITING = 32

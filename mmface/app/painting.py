@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
-from mmface.adherence import Parser
 from mmface.annotation.sketches import PencilSketch
 from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import (
@@ -23,6 +22,7 @@ from mmface.conditions import (
     load_mask,
     load_sketch,
 )
+from mmface.generation.adherence import Parser
 
 MAX_UPLOAD_PIXELS = 16_000_000
 """Larger uploads are refused before they are decompressed; a phone's photo has 12 million."""

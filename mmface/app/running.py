@@ -19,24 +19,24 @@ from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
-from mmface.adherence import Adherence, measure_adherence
-from mmface.blending import checked_strength
 from mmface.conditions import Parser, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.core.mistakes import check_number, check_whole
-from mmface.data.rendered import render_face
 from mmface.encoders import LatentCodec
-from mmface.model_loading import OpenedModel
-from mmface.objectives.solvers import RECTIFIED_FLOW
-from mmface.sampling_recipe import write_pictures
-from mmface.sampling_rows import (
+from mmface.generation.adherence import Adherence, measure_adherence
+from mmface.generation.models import OpenedModel
+from mmface.generation.provenance import write_pictures
+from mmface.generation.requests import (
     PreparedRequest,
     prepare_request,
-    recipe_of,
+    provenance_of,
     sample_requests,
     seeds_from,
 )
-from mmface.sampling_settings import Settings, check_text
+from mmface.generation.settings import Settings, check_text
+from mmface.objectives.solvers import RECTIFIED_FLOW
+from mmface.rendered import render_face
+from mmface.sampling.blending import checked_strength
 
 MAX_PICTURES = 4
 MAX_STEPS = 100
@@ -352,7 +352,7 @@ class FaceMaker:
         faces: list[Image.Image],
     ) -> FaceRun:
         """Write the pictures with their recipes, measure them, and pack them."""
-        recipe = recipe_of(self.model, [prepared], seeds)
+        recipe = provenance_of(self.model, [prepared], seeds)
         files = {folder / f"seed_{seed}.png": face for seed, face in zip(seeds, faces, strict=True)}
         write_pictures(
             {path: (face, recipe.of_picture(k)) for k, (path, face) in enumerate(files.items())}

@@ -13,10 +13,10 @@ from mmface.app.handlers import Handlers
 from mmface.app.page import MAX_WAITING, STYLE, Page, theme
 from mmface.app.running import FaceMaker
 from mmface.encoders.face_parser import FaceParser
-from mmface.model_loading import OpenedModel, open_model
-from mmface.sampling import quiet
-from mmface.sampling_conditions import open_parser
-from mmface.sampling_settings import ModelChoice
+from mmface.generation.models import OpenedModel, open_model
+from mmface.generation.requests import open_parser
+from mmface.generation.sample import quiet
+from mmface.generation.settings import ModelChoice
 
 HOST = "127.0.0.1"
 MAX_UPLOAD = "10mb"

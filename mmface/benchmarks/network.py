@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from mmface.acceleration import CapturedDenoise
 from mmface.benchmarks.measuring import relative_error, seconds
 from mmface.benchmarks.subjects import (
     Bench,
@@ -27,7 +26,8 @@ from mmface.model.linear import Linear
 from mmface.model.recomputation import selective_checkpoint
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.objective import RectifiedFlow
-from mmface.optimization import ExponentialAverage
+from mmface.sampling.acceleration import CapturedDenoise
+from mmface.training.optimization import ExponentialAverage
 
 GRADIENT_CLIP = 0.5
 

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmface.acceleration import accelerate_pipeline
 from mmface.benchmarks.measuring import in_turn, relative_error
 from mmface.benchmarks.network import ways_of_running
 from mmface.benchmarks.subjects import Bench, twin
 from mmface.conditions import LABELS, MASK, colorize
 from mmface.conditions.pixels import image_pixels
 from mmface.encoders import TextFeatures
-from mmface.guidance import Guidance
 from mmface.model.transformer import MMFaceDiT
-from mmface.pipeline import MMFacePipeline
+from mmface.sampling.acceleration import accelerate_pipeline
+from mmface.sampling.guidance import Guidance
+from mmface.sampling.pipeline import MMFacePipeline
 
 GUIDANCE_SCALE = 7.5
 PROMPT = "a smiling woman with long red hair"

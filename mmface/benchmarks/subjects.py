@@ -20,7 +20,7 @@ from mmface.benchmarks.measuring import Report, Work, flops, in_turn, write_trac
 from mmface.encoders import VAES
 from mmface.model.packed_modulations import fuse_modulations
 from mmface.model.transformer import MMFaceDiT
-from mmface.pipeline import MMFacePipeline
+from mmface.sampling.pipeline import MMFacePipeline
 
 TEXT_TOKENS = 77
 

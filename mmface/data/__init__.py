@@ -1,1 +1,5 @@
-"""Data: rendered faces, the stores that hold what training reads, and their samples."""
+"""What training reads: manifests of faces, their pictures, stores of latents, and keyed samples.
+
+`Manifest` and `LatentEncoding` are the entry points, `importers` read data sets as they are found.
+Condition kinds are in `conditions`, and what looks a data set over is in `doctor`.
+"""

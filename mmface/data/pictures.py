@@ -26,8 +26,8 @@ from mmface.conditions import (
 )
 from mmface.core.digests import file_sha256
 from mmface.data.manifest import Manifest, Record
-from mmface.data.rendered import render_face
 from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
+from mmface.rendered import render_face
 
 HELD_OUT_SEED = 1_000_000
 """Faces with this seed and above are never trained on; evaluation takes them from here up."""

@@ -12,7 +12,7 @@ from mmface.conditions import LABEL_INDEX, LABELS, PALETTE
 from mmface.core.files import write_bytes
 from mmface.evaluation.generation import Pictures
 from mmface.evaluation.references import References
-from mmface.grid import GridRow, labelled_grid
+from mmface.generation.grid import GridRow, labelled_grid
 from mmface.metrics.metric import columns
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmface.conditions import flat_rgb, open_picture
 from mmface.core.files import write_bytes
+from mmface.core.journal import PartedWork, as_json, count_rows
 from mmface.core.processes import Processes
 from mmface.evaluation.methods import (
     RESULTS_FILE,
@@ -30,7 +31,6 @@ from mmface.evaluation.methods import (
     Picture,
     PipelineMethod,
 )
-from mmface.evaluation.parted_work import PartedWork, as_json, count_rows
 from mmface.evaluation.references import References
 
 IMAGES = "images"

@@ -27,16 +27,16 @@ from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.core.files import write_text
 from mmface.core.mistakes import check_different, check_whole
 from mmface.data.pictures import HELD_OUT_SEED
-from mmface.data.rendered import (
+from mmface.encoders import LatentCodec
+from mmface.encoders.face_parser import FaceParser
+from mmface.rendered import (
     BACKGROUND_COLORS,
     CLOTHES_COLORS,
     HAIR_COLORS,
     RenderedFace,
     render_face,
 )
-from mmface.encoders import LatentCodec
-from mmface.encoders.face_parser import FaceParser
-from mmface.pipeline import MMFacePipeline
+from mmface.sampling.pipeline import MMFacePipeline
 
 MIN_REGION_PX = 40
 """Regions smaller than this are not asked for their colour."""

@@ -20,11 +20,11 @@ from PIL import Image
 
 from mmface.core.digests import folder_sha256
 from mmface.evaluation.references import References
-from mmface.guidance import Guidance
+from mmface.generation.provenance import PICTURE_SUFFIXES
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
-from mmface.pipeline import MMFacePipeline
-from mmface.sampling_recipe import PICTURE_SUFFIXES
-from mmface.step_cache import StepCache
+from mmface.sampling.guidance import Guidance
+from mmface.sampling.pipeline import MMFacePipeline
+from mmface.sampling.step_cache import StepCache
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 RESULTS_FILE = "results.jsonl"

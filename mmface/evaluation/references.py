@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 from mmface.conditions import MASK, SKETCH, ConditionKind, condition_kind, condition_kinds
+from mmface.core.journal import as_json
 from mmface.core.mistakes import check_whole
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
-from mmface.data.rendered import render_face
-from mmface.evaluation.parted_work import as_json
 from mmface.metrics.metric import AnswerOrder, PictureOrder
+from mmface.rendered import render_face
 
 _CACHED_FACES = 1024
 """Faces kept in memory; at 256 pixels each is 0.5 MB."""

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmface.core.files import write_bytes
+from mmface.core.journal import PartedWork, as_json
 from mmface.core.processes import Processes
 from mmface.evaluation.generation import Answers, Pictures
-from mmface.evaluation.parted_work import PartedWork, as_json
 from mmface.evaluation.references import References
 from mmface.evaluation.tables import Measured
 from mmface.metrics.backbones import Backbone

@@ -1,0 +1,5 @@
+"""From noise to a face: the pipeline and its mathematics.
+
+`MMFacePipeline` (`pipeline.py`) is the entry point; `guidance.py` says what a step computes and how
+predictions add up. Command lines, files of requests and recipes of pictures are in `generation`.
+"""

@@ -1,0 +1,264 @@
+"""The fast form of a pipeline: the first call compiles, later calls take less time on a GPU.
+
+Results differ by rounding only. The modulations become one layer, the blocks are compiled (once a
+kind of block and shape), the VAE's weights are stored channels-last, and on a GPU a step is one
+CUDA graph instead of separate kernel launches.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmface.model.packed_modulations import fuse_modulations, unfuse_modulations
+from mmface.model.transformer import MMFaceDiT
+from mmface.sampling.pipeline import MMFacePipeline
+
+MAX_GRAPHS = 8
+"""CUDA graphs kept, one a shape; the least recently used is dropped."""
+
+MAX_SHAPES = 64
+"""Shapes for which blocks are compiled in one process; the compiler's own limit is 8."""
+
+
+class Recording(Protocol):
+    """A recorded function that runs again on the current contents of its inputs.
+
+    Attributes:
+        output: The result of the last run.
+    """
+
+    output: Tensor
+
+    def replay(self) -> None:
+        """Run again, and write into `output`."""
+
+
+Record = Callable[[Callable[[], Tensor], Any], Recording]
+"""Records a function; the second argument is a recording to share memory with, or None."""
+
+
+class CudaRecording:
+    """A run of a function as a CUDA graph.
+
+    Attributes:
+        output: The result of the last run.
+        graph: The graph; it refers to the memory of all that the function reads.
+    """
+
+    def __init__(self, run: Callable[[], Tensor], beside: "CudaRecording | None") -> None:
+        """Run a function three times, then record it.
+
+        Args:
+            run: The function. It must not wait for the GPU.
+            beside: A recording whose memory for intermediate results is shared, so the two must
+                never run at the same time; None for memory of its own.
+
+        Raises:
+            ValueError: If the function does not run on a GPU.
+        """
+        # Warm-up: compiling, caches and set-up of libraries must not happen during capture.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.output = run()
+        if self.output.device.type != "cuda":
+            raise ValueError("A CUDA graph needs a model on a GPU; call restore_pipeline first.")
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        pool = None if beside is None else beside.graph.pool()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.output = run()
+
+    def replay(self) -> None:
+        """Run again, and write into `output`."""
+        self.graph.replay()
+
+
+class Captured(NamedTuple):
+    """A recorded step and its input tensors.
+
+    Attributes:
+        recording: The step.
+        inputs: Noisy latents, condition latents and text.
+        modulations: All modulations, concatenated.
+    """
+
+    recording: Recording
+    inputs: list[Tensor]
+    modulations: Tensor
+
+
+class ModelIdentity:
+    """Identity of the modules, weights and adapters that a recording has captured."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.adapters: list[Any] = [each for each in self.modules if "lora_A" in each._modules]
+        self.captured = self._identity()
+
+    def has_changed(self) -> bool:
+        """Whether anything was replaced or moved; new values in the same memory do not count."""
+        return self._identity() != self.captured
+
+    def _identity(self) -> list[Any]:
+        identity: list[Any] = []
+        for module in self.modules:
+            identity += module._modules.values()
+            identity += [None if p is None else p.data_ptr() for p in module._parameters.values()]
+            identity.append(is_hooked(module))
+        return identity + [
+            (dict(each.scaling), each.active_adapters, each.merged) for each in self.adapters
+        ]
+
+
+class CapturedDenoise:
+    """`MMFaceDiT.denoise` as one recording a shape, for inference.
+
+    Inputs are copied into the recording's own tensors. When weights, modules or adapters are
+    replaced or moved, recordings are dropped and the next call records again. Autocast is off.
+    """
+
+    def __init__(
+        self, model: MMFaceDiT, record: Record = CudaRecording, max_graphs: int = MAX_GRAPHS
+    ) -> None:
+        """Wrap the method of a model; its blocks may be compiled.
+
+        Args:
+            model: The model, neither offloaded, quantized nor hooked.
+            record: Makes a recording.
+            max_graphs: Recordings kept, one a shape.
+        """
+        check_plain(model)
+        self.model, self.record, self.max_graphs = model, record, max_graphs
+        self.captured: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
+        self.identity = ModelIdentity(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the recordings, which belong to this model's weights."""
+        return {**vars(self), "captured": OrderedDict(), "identity": None}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        noisy_latents: Float[Tensor, "batch channels height width"],
+        condition_latents: Float[Tensor, "batch channels height width"],
+        text: Float[Tensor, "batch text_tokens dim"],
+        modulations: list[Tensor],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Replay the recording for these shapes, made at their first call."""
+        if self.identity is None or self.identity.has_changed():
+            self.captured.clear()
+            check_plain(self.model)
+            self.identity = ModelIdentity(self.model)
+        inputs = [noisy_latents, condition_latents, text]
+        key = tuple((x.shape, x.dtype) for x in (*inputs, *modulations))
+        if key not in self.captured:
+            while len(self.captured) >= self.max_graphs:
+                self.captured.popitem(last=False)
+            self.captured[key] = self._capture(inputs, modulations)
+        self.captured.move_to_end(key)
+        recording, own, own_modulations = self.captured[key]
+        torch._foreach_copy_(own, inputs)
+        torch.cat(modulations, dim=-1, out=own_modulations)  # in one kernel
+        recording.replay()
+        return recording.output.clone()
+
+    def _capture(self, inputs: Sequence[Tensor], modulations: Sequence[Tensor]) -> Captured:
+        own, own_modulations = [x.clone() for x in inputs], torch.cat(tuple(modulations), dim=-1)
+        parts = own_modulations.split([x.shape[-1] for x in modulations], dim=-1)
+
+        def run() -> Tensor:
+            with torch.autocast(own[0].device.type, enabled=False):
+                return type(self.model).denoise(self.model, own[0], own[1], own[2], list(parts))
+
+        beside = next((each.recording for each in self.captured.values()), None)
+        return Captured(self.record(run, beside), own, own_modulations)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks, such as those of offloading or a cache."""
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def check_plain(model: MMFaceDiT) -> None:
+    """Raise ValueError if a model is offloaded, hooked or quantized."""
+    if any(type(p) is not nn.Parameter or not p.is_floating_point() for p in model.parameters()):
+        raise ValueError(
+            "The fast form does not support a quantized or sharded transformer; load plain "
+            "weights, in bfloat16 to save memory."
+        )
+    for name, module in model.named_modules():
+        if is_hooked(module):
+            raise ValueError(
+                f"The transformer has a hook ({name or 'on itself'}), by offloading or a cache, "
+                "which the fast form would skip; load the pipeline without offloading, and call "
+                "disable_cache() first."
+            )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError if torch.compile lacks a C++ compiler, or Triton for a GPU."""
+    # Seconds of imports that only this needs.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if device.type == "cuda" and not has_triton():
+        raise ValueError("Compiling for this GPU needs Triton, which is not there: install triton.")
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ValueError("Compiling needs a C++ compiler such as g++, and none is here.") from None
+
+
+def accelerate_pipeline(
+    pipeline: MMFacePipeline, compile_blocks: bool = True, capture: bool | None = None
+) -> None:
+    """Put a pipeline into its fast form, for many calls of few shapes; undo: `restore_pipeline`.
+
+    Blocks are compiled at the first call with each shape (number of rows, which guidance doubles,
+    picture size, text length): seconds to a minute, whatever the depth. On a CPU there is little to
+    gain. Calling this again replaces the arguments. Move the pipeline to its device and load LoRAs
+    before.
+
+    Args:
+        pipeline: The pipeline, changed in place.
+        compile_blocks: Whether to compile.
+        capture: Whether to record steps as CUDA graphs; None means on a GPU.
+
+    Raises:
+        ValueError: If the transformer is offloaded, hooked or quantized, or a compiler or the GPU
+            is missing; the pipeline is not changed then.
+    """
+    transformer, device = pipeline.transformer, pipeline.transformer.device
+    check_plain(transformer)
+    capture = device.type == "cuda" if capture is None else capture
+    if capture and device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a GPU, and the transformer is on the {device.type}.")
+    if compile_blocks:
+        check_compiler(device)
+    restore_pipeline(pipeline)
+    fuse_modulations(transformer)  # does nothing if a LoRA changes them
+    transformer.eval()
+    pipeline.vae.to(memory_format=torch.channels_last)
+    if compile_blocks:
+        # One graph a shape and kind of block; torch stops compiling at 8 by default.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    if capture:
+        transformer.__dict__["denoise"] = CapturedDenoise(transformer)
+
+
+def restore_pipeline(pipeline: MMFacePipeline) -> None:
+    """Undo `accelerate_pipeline`, to train, adapt or move the pipeline; eval mode stays."""
+    pipeline.transformer.__dict__.pop("denoise", None)
+    for module in pipeline.transformer.modules():
+        module.__dict__.pop("_compiled_call_impl", None)
+    unfuse_modulations(pipeline.transformer)
+    pipeline.vae.to(memory_format=torch.contiguous_format)

@@ -1,0 +1,185 @@
+"""Pictures as starting points: variations, and regions outside of which nothing changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmface.conditions import Picture, flat_rgb, open_picture, picture_name
+from mmface.conditions.pixels import image_pixels
+from mmface.core.mistakes import check_number
+from mmface.sampling.inputs import one_each
+
+VARIATION_STRENGTH = 0.6
+"""Default fraction of the steps that a variation runs."""
+
+FEATHER_PX = 4
+"""Width of the soft edge, inside the region that is changed."""
+
+Map = Float32[Tensor, "height width"]
+
+
+def checked_strength(image: object | None, strength: float | None, region: object | None) -> float:
+    """Give the fraction of the steps that a call runs, in (0, 1].
+
+    Args:
+        image: The picture to start from, or None.
+        strength: The requested fraction, or None.
+        region: The part of the picture that may change, or None.
+
+    Returns:
+        The fraction; 1 without a picture.
+
+    Raises:
+        ValueError: If a strength or a region is given without a picture, or is out of range.
+    """
+    if image is None:
+        for name, value in (("strength", strength), ("region", region)):
+            if value is not None:
+                raise ValueError(f"{name} is given without an image; give the image too.")
+        return 1.0
+    if strength is None:
+        return VARIATION_STRENGTH if region is None else 1.0
+    check_number("strength", strength, 0, 1)
+    if strength == 0:
+        raise ValueError("strength must be above 0: at 0 the image would come back as it is.")
+    return strength
+
+
+def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 height width"]:
+    """Read a picture, crop its middle to the aspect ratio of `size`, and resize it.
+
+    Args:
+        source: A picture; transparent pixels become white.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        Pixels in [-1, 1], unchanged if the picture has this size already.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no picture.
+    """
+    picture = Image.fromarray(flat_rgb(open_picture(source), "white"))
+    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
+    return image_pixels(np.array(fitted))
+
+
+def load_region(source: Picture, size: tuple[int, int], name: str) -> Map:
+    """Read a region: white is inside, black and transparent are outside, grey is partly inside.
+
+    Args:
+        source: A picture, or an array of bools or of 0..255.
+        size: Height and width of the result in pixels, to which the middle is cropped.
+        name: Its name in error messages.
+
+    Returns:
+        How far each pixel is inside, in [0, 1].
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no picture, all black, or whole numbers of 0 and 1.
+    """
+    if isinstance(source, np.ndarray) and source.dtype == bool:
+        source = source.astype(np.uint8) * 255
+    rgb = flat_rgb(open_picture(source), "black")
+    where = f"{name} ({picture_name(source)})"
+    if rgb.max() == 0:
+        raise ValueError(f"{where} is all black; paint the part that may change white.")
+    if rgb.max() == 1:
+        raise ValueError(f"{where} has no value above 1 of 255; give bools, or 255 for inside.")
+    grey = Image.fromarray(rgb).convert("L")
+    fitted = ImageOps.fit(grey, (size[1], size[0]), Image.Resampling.BILINEAR)
+    region = torch.from_numpy(np.array(fitted)).float() / 255
+    if not region.any():
+        raise ValueError(f"{where} is all black after the crop to the model's aspect ratio.")
+    return region
+
+
+def covered(region: Map, factor: int) -> Float32[Tensor, "latent_height latent_width"]:
+    """Average a region over each latent pixel, in [0, 1]."""
+    return F.avg_pool2d(region[None], factor)[0]
+
+
+def feathered(
+    regions: Float32[Tensor, "batch 1 height width"], width_px: int = FEATHER_PX
+) -> Float32[Tensor, "batch 1 height width"]:
+    """Soften regions' edges inwards: 0 at the edge, 1 from `width_px` inside."""
+    mean, eroded = torch.zeros_like(regions), (regions > 0).float()
+    for _ in range(width_px):
+        mean = mean + eroded / width_px
+        eroded = -F.max_pool2d(-eroded, 3, stride=1, padding=1)
+    return regions * mean
+
+
+@dataclass(frozen=True)
+class KeptPicture:
+    """The given pictures of a call, and where they may change.
+
+    Attributes:
+        pixels: The given pictures, in [-1, 1].
+        regions: Where each may change, in [0, 1]; None for everywhere.
+    """
+
+    pixels: Float32[Tensor, "prompts 3 height width"]
+    regions: Float32[Tensor, "prompts 1 height width"] | None
+
+    @classmethod
+    def load(
+        cls,
+        image: Picture | Sequence[Picture],
+        region: Picture | Sequence[Picture] | None,
+        count: int,
+        size: tuple[int, int],
+    ) -> "KeptPicture":
+        """Read the pictures and the regions of a call.
+
+        Args:
+            image: One for all prompts, or one a prompt.
+            region: One for all prompts, or one a prompt; None for everywhere.
+            count: Number of prompts.
+            size: Height and width in pixels.
+
+        Returns:
+            A picture a prompt.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: As for `load_image` and `load_region`.
+        """
+        pixels = torch.stack([load_image(each, size) for each in one_each("image", image, count)])
+        if region is None:
+            return cls(pixels, None)
+        regions = [
+            load_region(each, size, "The region") for each in one_each("region", region, count)
+        ]
+        return cls(pixels, torch.stack(regions).unsqueeze(1))
+
+    def blend(
+        self,
+        latents: Float32[Tensor, "pictures channels latent_height latent_width"],
+        kept: Float32[Tensor, "pictures channels latent_height latent_width"],
+    ) -> Float32[Tensor, "pictures channels latent_height latent_width"]:
+        """Put the kept latents back wherever no pixel may change (arXiv 2206.02779)."""
+        if self.regions is None:
+            return latents
+        factor = self.pixels.shape[-1] // latents.shape[-1]
+        is_open = F.max_pool2d(self.regions, factor) > 0
+        is_open = is_open.repeat_interleave(len(latents) // len(is_open), dim=0)
+        return torch.where(is_open.to(latents.device), latents, kept)
+
+    def composite(
+        self, made: Float32[Tensor, "pictures 3 height width"]
+    ) -> Float32[Tensor, "pictures 3 height width"]:
+        """Paste the made pictures into the given ones, which stay exact outside the regions."""
+        if self.regions is None:
+            return made
+        each = len(made) // len(self.pixels)
+        opacity = feathered(self.regions).repeat_interleave(each, dim=0).to(made.device)
+        pixels = self.pixels.repeat_interleave(each, dim=0).to(made.device)
+        return torch.where(opacity > 0, pixels + opacity * (made - pixels), pixels)

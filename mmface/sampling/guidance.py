@@ -1,0 +1,399 @@
+"""How a picture's predictions add up: guidance on text and condition, strength, several conditions.
+
+With a text x (the prompt t, or the negative prompt n) and a condition c (or zeros, as condition
+dropout trained it), the model predicts e(x, c). A call adds such predictions up linearly:
+
+    E(x) = e(x, 0) + sum over conditions k of  S_k (e(x, c_k) - e(x, 0))
+    prediction = e(n, 0) + s_c (E(n) - e(n, 0)) + s_t (E(t) - E(n))
+
+S_k is the strength of a condition: a number, 0 outside its steps, or a map over the latents where
+the condition binds only in a region. The model itself is only ever fed what it has seen: one whole
+condition or none. Terms whose factor is 0 are not computed: without any of this, one prediction a
+step; with guidance on the text alone, two.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from mmface.conditions import Picture, condition_kind
+from mmface.core.mistakes import check_interval, check_number
+from mmface.encoders import TextFeatures
+from mmface.model.transformer import MMFaceDiT
+from mmface.sampling.blending import covered, load_region
+from mmface.sampling.inputs import CONTROL_SUFFIX, ConditionedPrompt
+from mmface.sampling.step_cache import ComputedBlocks, StepCache
+
+Weights = Float32[Tensor, "rows 1 _ _"]
+Predictions = Float32[Tensor, "rows channels height width"]
+_NEGLIGIBLE = 1e-9  # what is left of 1 - s + s in floating point
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv 2207.12598) on the text and on the condition.
+
+    Attributes:
+        scale: Scale on the text, 0 or more, 1 for none; None takes the model's.
+        condition_scale: Scale on the condition, 0 or more, 1 for none (as arXiv 2211.09800).
+        start: Share of the steps, in [0, 1), before which both scales are 1 (arXiv 2404.07724).
+        end: Share of the steps, above `start`, from which on both scales are 1 again.
+        rescale: How far the guided prediction is brought back to the standard deviation of the
+            prediction without guidance, in [0, 1] (arXiv 2305.08891, section 3.4).
+    """
+
+    scale: float | None = None
+    condition_scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless these are numbers that can be sampled with."""
+        if self.scale is not None:
+            check_number("guidance_scale", self.scale, 0)
+        check_number("condition_scale", self.condition_scale, 0)
+        check_number("guidance rescale", self.rescale, 0, 1)
+        check_interval("guidance", self.start, self.end)
+
+    @classmethod
+    def merged(
+        cls, scale: float | None, guidance: "Guidance | None", default_scale: float
+    ) -> "Guidance":
+        """Bring the two ways to give guidance together.
+
+        Args:
+            scale: The scale on the text alone, or None.
+            guidance: All of guidance, or None.
+            default_scale: The scale on the text where neither says one.
+
+        Returns:
+            Guidance with a scale.
+
+        Raises:
+            ValueError: If both say a scale.
+        """
+        guidance = guidance or cls()
+        if scale is not None and guidance.scale is not None:
+            raise ValueError(
+                f"guidance_scale is {scale} and guidance.scale {guidance.scale}; give one of them."
+            )
+        own = guidance.scale if scale is None else scale
+        return replace(guidance, scale=default_scale if own is None else own)
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionControl:
+    """How strongly a condition binds, when and where.
+
+    Attributes:
+        strength: 0 or more: 0 for no condition, 1 as trained, above it exaggerated. Conditions
+            that are given together all bind at 1.
+        start: Share of the steps, in [0, 1), before which the condition is left out.
+        end: Share of the steps, above `start`, from which on it is left out.
+        region: A picture, white where the condition binds and black where nothing is asked; None
+            for everywhere.
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    region: Picture | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless these are numbers that can be sampled with."""
+        check_number("condition strength", self.strength, 0)
+        check_interval("condition", self.start, self.end)
+
+
+class Term(NamedTuple):
+    """One of a picture's predictions: a text, and the condition that it is heard with."""
+
+    prompt: str
+    modality: int  # index of the condition's kind
+    condition: int  # row of the table of conditions; row 0 is none
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the model computes in one call, and how that adds up to one prediction a picture.
+
+    Attributes:
+        pictures: The picture of each row.
+        texts: Each row's place in `Composition.texts`.
+        conditions: Each row's condition; 0 is none.
+        weights: Each row's factor in the sum.
+        plain_weights: Each row's factor in the prediction without guidance.
+        starts: Bounds of the runs of rows, in which every picture occurs at most once.
+        rescale: See `Guidance`.
+    """
+
+    pictures: Int[Tensor, " rows"]
+    texts: Int[Tensor, " rows"]
+    conditions: Int[Tensor, " rows"]
+    weights: Weights
+    plain_weights: Weights
+    starts: tuple[int, ...]
+    rescale: float
+
+    def combine(
+        self, predictions: Predictions
+    ) -> Float32[Tensor, "pictures channels height width"]:
+        """Add the rows up, one prediction a picture; the order of the sum is always the same."""
+        guided = self._sum(self.weights * predictions)
+        if not self.rescale:
+            return guided
+        plain = self._sum(self.plain_weights * predictions)
+        axes = (1, 2, 3)
+        ratio = plain.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
+        return guided * (self.rescale * ratio + (1 - self.rescale))
+
+    def _sum(self, weighted: Predictions) -> Float32[Tensor, "pictures channels height width"]:
+        total = torch.zeros_like(weighted[: self.starts[1]])
+        for first, last in pairwise(self.starts):
+            total[self.pictures[first:last]] += weighted[first:last]
+        return total
+
+
+class Composition:
+    """All that the pictures of a call ask of the model, at any of its steps."""
+
+    def __init__(
+        self,
+        prompts: Sequence[ConditionedPrompt],
+        num_images_per_prompt: int,
+        guidance: Guidance,
+        controls: Mapping[str, ConditionControl],
+        conditions: Sequence[Sequence[int]],
+        size: tuple[int, int],
+        downscale_factor: int,
+    ) -> None:
+        """Take up what a call was given.
+
+        Args:
+            prompts: What is asked for.
+            num_images_per_prompt: Pictures of each prompt.
+            guidance: Guidance, with the scale filled in.
+            controls: How conditions bind, by the name of their kind; the others as trained.
+            conditions: Of each prompt, the row of each of its conditions; row 0 is none.
+            size: Height and width in pixels.
+            downscale_factor: How much smaller the latents are.
+
+        Raises:
+            ValueError: If a control is given for a condition that no prompt has, or if its region
+                is none.
+        """
+        regions = {}
+        given = {name: ConditionControl() for prompt in prompts for name in prompt.conditions}
+        for name, control in controls.items():
+            title = name + CONTROL_SUFFIX
+            if name not in given:
+                raise ValueError(f"{title} is given, but no {name}; give the {name} too.")
+            if control.region is not None:
+                region = load_region(control.region, size, f"The region of {title}")
+                regions[name] = covered(region, downscale_factor)
+        self.prompts = prompts
+        self.num_images_per_prompt = num_images_per_prompt
+        self.guidance = guidance
+        self.controls = {**given, **controls}
+        self.regions = regions
+        self.conditions = conditions
+        self.texts: dict[tuple[str, int], int] = {}
+        """Place of each prompt and modality's index that some row has; filled as rows are made."""
+        self._rows: dict[tuple[bool, ...], Rows] = {}
+
+    def rows(self, share: float, device: torch.device) -> Rows:
+        """Make the rows of a step; steps that ask for the same share theirs.
+
+        Args:
+            share: How many of the steps lie before this one, in [0, 1).
+            device: Where the model computes.
+
+        Returns:
+            The rows.
+        """
+        guided = self.guidance.start <= share < self.guidance.end
+        active = {name: each.start <= share < each.end for name, each in self.controls.items()}
+        key = (guided, *active.values())
+        if key not in self._rows:
+            self._rows[key] = self._make_rows(guided, active, device)
+        return self._rows[key]
+
+    def _make_rows(self, guided: bool, active: Mapping[str, bool], device: torch.device) -> Rows:
+        each = self.num_images_per_prompt
+        runs: list[list[tuple[int, Term, Tensor, Tensor]]] = []
+        for number, asked in enumerate(self.prompts):
+            pictures = range(number * each, (number + 1) * each)
+            plain = self._of_text(asked.prompt, number, active)
+            for place, (term, weight) in enumerate(self._terms(number, guided, active).items()):
+                runs += [[]] if place == len(runs) else []
+                plain_weight = plain.get(term, torch.zeros(1, 1))
+                runs[place] += [(picture, term, weight, plain_weight) for picture in pictures]
+        rows = [row for run in runs for row in run]
+        starts = [sum(map(len, runs[:place])) for place in range(len(runs) + 1)]
+        texts = [(term.prompt, term.modality) for _, term, _, _ in rows]
+
+        def column(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, device=device)
+
+        def maps(weights: Sequence[Tensor]) -> Tensor:
+            return torch.stack(torch.broadcast_tensors(*weights)).unsqueeze(1).to(device)
+
+        return Rows(
+            pictures=column([picture for picture, _, _, _ in rows]),
+            texts=column([self.texts.setdefault(text, len(self.texts)) for text in texts]),
+            conditions=column([term.condition for _, term, _, _ in rows]),
+            weights=maps([weight for _, _, weight, _ in rows]),
+            plain_weights=maps([weight for _, _, _, weight in rows]),
+            starts=tuple(starts),
+            rescale=self.guidance.rescale if guided else 0.0,
+        )
+
+    def _terms(self, number: int, guided: bool, active: Mapping[str, bool]) -> dict[Term, Tensor]:
+        """Give the terms of a prompt's prediction, with their factors."""
+        asked, guidance = self.prompts[number], self.guidance
+        text_scale = guidance.scale if guided and guidance.scale is not None else 1.0
+        condition_scale = guidance.condition_scale if guided else 1.0
+        none = Term(asked.negative_prompt, _first_modality(asked), 0)
+        total: dict[Term, Tensor] = {}
+        for factor, terms in (
+            (text_scale, self._of_text(asked.prompt, number, active)),
+            (condition_scale - text_scale, self._of_text(asked.negative_prompt, number, active)),
+            (1 - condition_scale, {none: torch.ones(1, 1)}),
+        ):
+            for term, weight in terms.items():
+                total[term] = total.get(term, torch.zeros(1, 1)) + factor * weight
+        # To be brought back to, the prediction without guidance is needed even at a factor of 0.
+        plain = self._of_text(asked.prompt, number, active) if guidance.rescale else {}
+        return {term: each for term, each in total.items() if _matters(each) or term in plain}
+
+    def _of_text(self, text: str, number: int, active: Mapping[str, bool]) -> dict[Term, Tensor]:
+        """Give the terms of E(x) for the text x of a prompt, with their factors."""
+        asked = self.prompts[number]
+        rest, terms = torch.ones(1, 1), {}
+        for name, condition in zip(asked.conditions, self.conditions[number], strict=True):
+            strength = self.controls[name].strength if active[name] else 0.0
+            weight = torch.full((1, 1), float(strength))
+            weight = weight * self.regions[name] if name in self.regions else weight
+            terms[Term(text, condition_kind(name).index, condition)] = weight
+            rest = rest - weight
+        terms[Term(text, _first_modality(asked), 0)] = rest
+        return {term: weight for term, weight in terms.items() if _matters(weight)}
+
+
+def _first_modality(asked: ConditionedPrompt) -> int:
+    return condition_kind(next(iter(asked.conditions))).index
+
+
+def _matters(weight: Float[Tensor, "_ _"]) -> bool:
+    return bool(weight.abs().max() > _NEGLIGIBLE)
+
+
+class Denoiser:
+    """Predicts for the pictures of a call, at each of its steps."""
+
+    def __init__(
+        self,
+        transformer: MMFaceDiT,
+        text: TextFeatures,
+        modalities: Sequence[int],
+        timesteps: Float32[Tensor, " calls"],
+        conditions: Float32[Tensor, "conditions channels height width"],
+        max_batch: int | None,
+        shares: Sequence[float],
+        cache: StepCache | None,
+    ) -> None:
+        """Embed each text once, and compute the modulations of all calls as one batch.
+
+        Args:
+            transformer: The model.
+            text: The features of each text that some row has.
+            modalities: The index of the kind of condition with which each of them is heard.
+            timesteps: What the model hears as time at each call, in [0, 1000).
+            conditions: The latents of each condition that some row has; row 0 is none.
+            max_batch: The most rows that are computed at once; None for no limit.
+            shares: Of each call, the share of the way's steps before it, in [0, 1).
+            cache: What leaves blocks out of the calls inside `caching`; None computes all.
+        """
+        if hasattr(transformer, "_hf_hook"):
+            # Model offloading waits for `forward`, which is not called here.
+            transformer._hf_hook.pre_forward(transformer)
+        dtype, sizes = transformer.dtype, (len(timesteps), len(modalities))
+        modality = torch.tensor(list(modalities), device=timesteps.device)
+        global_condition = transformer.global_condition(
+            timesteps.repeat_interleave(sizes[1]),
+            text.pooled.to(dtype).repeat(sizes[0], 1),
+            modality.repeat(sizes[0]),
+        )
+        self.transformer = transformer
+        self.max_batch = max_batch
+        self.shares = shares
+        self.cache = cache
+        self.conditions = conditions.to(dtype)
+        self.text = transformer.text_embedder(text.tokens.to(dtype))  # [texts, L, D]
+        tables = transformer.modulations(global_condition)
+        self.widths = [table.shape[-1] for table in tables]
+        # One table, from which a step takes its rows in one kernel: [calls, texts, 12 D of all].
+        self.modulations = torch.cat(tables, dim=-1).unflatten(0, sizes)
+        self._num_rows = 0
+        self._cached: Rows | None = None  # what the cache's memory is of
+        self._computed: ComputedBlocks | None = None
+
+    @property
+    def evaluations(self) -> float:
+        """Rows computed so far; one that went through some of the blocks only counts for less."""
+        return self._num_rows if self._computed is None else self._computed.evaluations
+
+    @contextmanager
+    def caching(self) -> Iterator[None]:
+        """Let the cache, if there is one, leave blocks out of the calls that are made inside."""
+        if self.cache is None:
+            yield
+            return
+        with self.cache.enabled(self.transformer) as self._computed:
+            yield
+
+    def __call__(
+        self,
+        call: int,
+        rows: Rows,
+        noisy_latents: Float32[Tensor, "pictures channels height width"],
+    ) -> Float32[Tensor, "pictures channels height width"]:
+        """Predict the velocity or the noise, whichever the model was trained for.
+
+        Args:
+            call: Number of the call.
+            rows: What to compute, and how it adds up.
+            noisy_latents: At unit variance.
+
+        Returns:
+            One prediction a picture.
+        """
+        if self.cache is not None and rows is not self._cached:
+            # Guidance or a condition began or ended: what is remembered is of other rows.
+            self.cache.restart(self.transformer, self.shares[call:])
+            self._cached = rows
+        noisy_latents, predictions = noisy_latents.to(self.transformer.dtype), []
+        numbers = torch.arange(len(rows.pictures), device=noisy_latents.device)
+        self._num_rows += len(numbers)
+        for place, part in enumerate(numbers.split(self.max_batch or len(numbers))):
+            texts = rows.texts[part]
+            with self._context(place):
+                prediction = self.transformer.denoise(
+                    noisy_latents[rows.pictures[part]],
+                    self.conditions[rows.conditions[part]],
+                    self.text[texts],
+                    list(self.modulations[call, texts].split(self.widths, dim=-1)),
+                )
+            predictions.append(prediction.float())
+        return rows.combine(torch.cat(predictions))
+
+    def _context(self, part: int) -> AbstractContextManager[None]:
+        """Say to the cache which part of the rows is computed: each has a memory of its own."""
+        return nullcontext() if self.cache is None else self.transformer.cache_context(str(part))

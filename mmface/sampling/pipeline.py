@@ -1,0 +1,437 @@
+"""MMFacePipeline: faces from a mask, a sketch or another condition plus a prompt.
+
+A call checks its inputs, encodes prompts and conditions once each, draws the noise of each picture
+from its own seed, follows a solver with guidance, and decodes. What the predictions of a step are
+and how they add up is said in `mmface.sampling.guidance`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float32
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+# diffusers loads the classes that a folder names only from modules that are imported already.
+import mmface.ablations
+import mmface.transformer  # noqa: F401
+from mmface.conditions import Picture, condition_kind
+from mmface.conditions.pixels import to_uint8
+from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
+from mmface.model.transformer import MMFaceDiT
+from mmface.objectives.solvers import Trajectory, Translation, translation_named
+from mmface.sampling.blending import KeptPicture, checked_strength
+from mmface.sampling.guidance import Composition, Denoiser, Guidance
+from mmface.sampling.inputs import (
+    ConditionedPrompt,
+    check_latents,
+    check_numbers,
+    distinct_pixels,
+    picture_generators,
+    split_keywords,
+)
+from mmface.sampling.released_folder import released_checkpoint, released_components
+from mmface.sampling.step_cache import StepCache
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class MMFacePipelineOutput(BaseOutput):
+    """What a call of the pipeline returns.
+
+    Attributes:
+        images: "pil": a list of pictures; "np": float32 [N, H, W, 3] in [0, 1]; "pt": float32
+            [N, 3, H, W] in [0, 1]; "latent": normalised float32 latents [N, C, h, w].
+        seeds: The seed of each picture; None where generators were given.
+        evaluations: How often the network was evaluated for a picture, on average: the rows of all
+            batches, over the pictures. Where a cache left blocks out, what share of them was
+            computed counts.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    seeds: list[int] | None
+    evaluations: float
+
+
+def as_output_type(
+    pixels: Float32[Tensor, "batch 3 height width"], output_type: str
+) -> list[Image.Image] | np.ndarray | Tensor:
+    """Give decoded pictures as a call was asked for them.
+
+    Args:
+        pixels: Pictures in [-1, 1].
+        output_type: "pil", "np" or "pt".
+
+    Returns:
+        The pictures; see `MMFacePipelineOutput`.
+    """
+    if output_type == "pil":
+        return [Image.fromarray(picture) for picture in to_uint8(pixels)]
+    pixels = (pixels + 1) / 2
+    return pixels if output_type == "pt" else pixels.movedim(1, -1).cpu().numpy()
+
+
+class MMFacePipeline(DiffusionPipeline):
+    """Sample faces from a mask, a sketch or both plus a prompt (MMFace-DiT, arXiv 2603.29029)."""
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+    def __init__(
+        self,
+        vae: Vae,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        transformer: MMFaceDiT,
+        scheduler: SchedulerMixin | None,
+        image_size: int = 256,
+        guidance_scale: float = 7.5,
+    ) -> None:
+        """Put a pipeline together.
+
+        Args:
+            vae: The frozen VAE; its config carries the normalisation of its latents.
+            text_encoder: The frozen CLIP text tower.
+            tokenizer: Its tokenizer.
+            transformer: The model; its config names the objective that it was trained with.
+            scheduler: A diffusers scheduler for that objective; None takes the objective's own.
+            image_size: Side in pixels of the square pictures that the model was trained on.
+            guidance_scale: The scale of guidance that suits the model; a call's default.
+
+        Raises:
+            ValueError: If the sizes of the components do not fit together.
+        """
+        super().__init__()
+        codec_channels, text_dim = LatentCodec(vae).channels, text_encoder.config.hidden_size
+        config = transformer.config
+        if (config.latent_channels, config.text_dim) != (codec_channels, text_dim):
+            raise ValueError(
+                f"The transformer was built for {config.latent_channels} latent channels and text "
+                f"of width {config.text_dim}, but the VAE has {codec_channels} channels and the "
+                f"text encoder width {text_dim}; use the ones that it was trained with."
+            )
+        if scheduler is None:
+            scheduler = translation_named(config.objective).scheduler()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+            scheduler=scheduler,
+        )
+        self.register_to_config(image_size=image_size, guidance_scale=guidance_scale)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "MMFacePipeline":
+        """Load a saved pipeline from a folder or by its hub id; weights as safetensors only.
+
+        Args:
+            pretrained_model_name_or_path: What `save_pretrained` wrote, or a hub id.
+            **kwargs: As for `DiffusionPipeline.from_pretrained`; `dtype` (or `torch_dtype`, its
+                former name) is float32 if not given, whatever the files hold.
+
+        Returns:
+            The pipeline.
+        """
+        # Said in so many words, or each component comes in the dtype of its own file.
+        dtype = kwargs.pop("torch_dtype", torch.float32)
+        options = {"use_safetensors": True, "dtype": dtype} | kwargs
+        return super().from_pretrained(str(pretrained_model_name_or_path), **options)
+
+    @classmethod
+    def from_released(
+        cls,
+        folder: str | Path,
+        checkpoint: str | None = None,
+        objective: str | None = None,
+        image_size: int | None = None,
+        num_heads: int = 16,
+        dtype: torch.dtype = torch.float32,
+    ) -> "MMFacePipeline":
+        """Load the authors' weights from a copy of their hub repository.
+
+        Args:
+            folder: The copy: `VAE/`, `stable-diffusion-2-1-base/` and checkpoint folders, as
+                `hf download BharathK333/MMFace-DiT-Models --local-dir FOLDER` makes it.
+            checkpoint: The checkpoint's folder inside it; None if there is one only.
+            objective: Name of the objective; None reads it from the folder's name (`-rfm`).
+            image_size: Side of the pictures in pixels; None reads it from the folder's name.
+            num_heads: Number of attention heads, which the weights do not tell.
+            dtype: The dtype of all weights.
+
+        Returns:
+            The pipeline.
+        """
+        found = released_checkpoint(Path(folder), checkpoint, objective, image_size)
+        components = released_components(Path(folder), found, num_heads, dtype)
+        return cls(**components, scheduler=None, image_size=found.image_size)
+
+    @property
+    def codec(self) -> LatentCodec:
+        """The VAE with its normalisation."""
+        return LatentCodec(self.vae)
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder with its tokenizer."""
+        return TextEncoder(self.text_encoder, self.tokenizer)
+
+    @property
+    def translation(self) -> Translation:
+        """What translates between the transformer, by its objective, and a scheduler."""
+        return translation_named(self.transformer.config.objective)
+
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str],
+        conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
+        negative_prompt: str | Sequence[str],
+        size: tuple[int, int],
+        output_type: str,
+    ) -> list[ConditionedPrompt]:
+        """Check what a call was given, and sort it by its prompts.
+
+        Args:
+            prompt: As for a call.
+            conditions: As for a call, by the name of their kind.
+            negative_prompt: As for a call.
+            size: Height and width in pixels.
+            output_type: As for a call.
+
+        Returns:
+            Each prompt with what belongs to it.
+
+        Raises:
+            ValueError: If anything does not fit; the message names it and the remedy.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError("prompt must be a string or a non-empty list of strings.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be in {OUTPUT_TYPES}, got {output_type!r}.")
+        multiple = self.codec.downscale_factor * self.transformer.config.patch_size
+        if any(side < 1 or side % multiple for side in size):
+            raise ValueError(
+                f"height and width must be positive multiples of {multiple}, got {size}."
+            )
+        num_modalities = self.transformer.config.get("num_modalities", math.inf)
+        for name in conditions:
+            if (index := condition_kind(name).index) >= num_modalities:
+                raise ValueError(
+                    f"The model was not trained with a {name}: its modality table has "
+                    f"{num_modalities} rows, and a {name} needs row {index}."
+                )
+        return ConditionedPrompt.each_of(prompts, negative_prompt, conditions)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts, each distinct one once.
+
+        Args:
+            prompts: Any number of prompts; the empty one is the unconditional one.
+
+        Returns:
+            The features of each prompt.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        index = [distinct.index(text) for text in prompts]
+        pooled, tokens = self.text(distinct)
+        return TextFeatures(pooled[index], tokens[index])
+
+    def encode_condition(
+        self,
+        prompts: Sequence[ConditionedPrompt],
+        size: tuple[int, int],
+        max_batch: int | None = None,
+    ) -> tuple[Float32[Tensor, "conditions channels height width"], list[list[int]]]:
+        """Encode conditions, each distinct one once, by the VAE's posterior mean.
+
+        Args:
+            prompts: The prompts whose conditions are wanted.
+            size: Height and width in pixels.
+            max_batch: As for a call.
+
+        Returns:
+            A table of normalised latents whose row 0 is zeros, which is no condition; and the rows
+            that each prompt has.
+        """
+        pixels, rows = distinct_pixels(prompts, size)
+        latents = self._encode(pixels, max_batch)
+        table = torch.cat((torch.zeros_like(latents[:1]), latents))
+        return table, [[row + 1 for row in own] for own in rows]
+
+    def prepare_latents(
+        self,
+        generators: Sequence[torch.Generator],
+        size: tuple[int, int],
+        latents: Tensor | None = None,
+    ) -> Float32[Tensor, "batch channels height width"]:
+        """Draw each picture's noise from its own generator, on the generator's device.
+
+        Args:
+            generators: One a picture; on the CPU the noise is the same on every machine.
+            size: Height and width in pixels.
+            latents: Noise to be taken instead, one a generator; None to draw it.
+
+        Returns:
+            Standard normal noise.
+
+        Raises:
+            ValueError: If the given noise has another shape or is not finite.
+        """
+        codec, device = self.codec, self._execution_device
+        shape = (codec.channels, *(side // codec.downscale_factor for side in size))
+        if latents is not None:
+            return check_latents(latents, (len(generators), *shape)).to(device)
+        noise = [randn_tensor(shape, one, device, torch.float32) for one in generators]
+        return torch.stack(noise)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        mask: Picture | Sequence[Picture | None] | None = None,
+        sketch: Picture | Sequence[Picture | None] | None = None,
+        negative_prompt: str | Sequence[str] = "",
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        *,
+        guidance: Guidance | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        region: Picture | Sequence[Picture] | None = None,
+        latents: Tensor | None = None,
+        solver: str | None = None,
+        max_batch: int | None = None,
+        cache: StepCache | None = None,
+        **conditions: Any,
+    ) -> MMFacePipelineOutput:
+        """Sample faces; all of a call's pictures are one batch.
+
+        Picture k of the call, counted through all pictures of the first prompt, then those of the
+        second, has the seed `seed + k`. A seed gives the same picture in whatever batch it is, if
+        there is no cache.
+
+        Args:
+            prompt: One prompt or several.
+            mask: One mask for all prompts or one a prompt, as `load_mask` takes it. Each prompt has
+                one condition at least: in lists, None marks the places without.
+            sketch: The same for sketches, as `load_sketch` takes them.
+            negative_prompt: What guidance leads away from; one for all prompts or one a prompt.
+            num_inference_steps: Steps of the solver, at least 1.
+            guidance_scale: Scale of guidance on the text, 1 for none; None takes the model's.
+            num_images_per_prompt: Pictures of each prompt.
+            height: Height in pixels; None takes the model's `image_size`.
+            width: Width in pixels; None takes the model's `image_size`.
+            seed: The first picture's seed, or one a picture; None draws one at random.
+            generator: Instead of a seed: one generator for all pictures, or one a picture.
+            output_type: "pil", "np", "pt" or "latent"; see `MMFacePipelineOutput`.
+            callback_on_step_end: Called after each step with the pipeline, the step's index, its
+                timestep and `{"latents": ...}`; returns a dict that may hold other latents.
+            guidance: More of guidance than its scale.
+            image: A picture to start from; one for all prompts or one a prompt.
+            strength: Share of the steps that are taken from the picture on, in (0, 1]; 1 starts
+                from noise alone. None is 1 with a region and `VARIATION_STRENGTH` without.
+            region: The part of the picture that is made anew, in white; outside, every pixel stays
+                as it is. One for all prompts or one a prompt.
+            latents: Instead of a seed: standard normal noise, one a picture.
+            solver: One of `Translation.solvers`; None takes the pipeline's scheduler.
+            max_batch: The most predictions, or pictures to encode or decode, that are computed at
+                once; None for no limit. It changes the memory that is needed, not the pictures.
+            cache: What leaves blocks out where a step before said nearly the same; a picture then
+                depends on the batch that it is in. None computes all.
+            **conditions: Conditions of other registered kinds by the kind's name; and by
+                `mask_control`, `sketch_control` and so on a `ConditionControl`: how strongly the
+                conditions of a kind bind, when and where.
+
+        Returns:
+            The pictures, their seeds, and how often the network was evaluated.
+        """
+        side = self.config.image_size
+        size = (side if height is None else height, side if width is None else width)
+        check_numbers(num_inference_steps, num_images_per_prompt, max_batch)
+        given, controls = split_keywords({"mask": mask, "sketch": sketch, **conditions})
+        prompts = self.check_inputs(prompt, given, negative_prompt, size, output_type)
+        strength = checked_strength(image, strength, region)
+        scheduler = self.translation.fitting(solver, self.scheduler)
+        guidance = Guidance.merged(guidance_scale, guidance, self.config.guidance_scale)
+        count = len(prompts) * num_images_per_prompt
+        generators, seeds = picture_generators(seed, generator, count, latents)
+        noise = self.prepare_latents(generators, size, latents)
+        table, owned = self.encode_condition(prompts, size, max_batch)
+        each, factor = num_images_per_prompt, self.codec.downscale_factor
+        composition = Composition(prompts, each, guidance, controls, owned, size, factor)
+        kept, original = None, None
+        if image is not None:
+            kept = KeptPicture.load(image, region, len(prompts), size)
+            original = self._encode(kept.pixels, max_batch).repeat_interleave(each, dim=0)
+
+        way = Trajectory(self.translation, scheduler, num_inference_steps, strength, noise.device)
+        rows = [composition.rows(share, noise.device) for share in way.shares]
+        denoiser = Denoiser(
+            self.transformer,
+            self.encode_prompt([text for text, _ in composition.texts]),
+            [modality for _, modality in composition.texts],
+            way.model_timesteps,
+            table,
+            max_batch,
+            way.shares,
+            cache,
+        )
+        latents = way.start(noise, original)  # [pictures, C, h, w]
+        with denoiser.caching(), self.progress_bar(total=len(rows)) as progress:
+            for index, timestep in enumerate(way.timesteps):
+                prediction = denoiser(index, rows[index], way.model_input(latents, index))
+                latents = way.step(prediction, latents, index)
+                if kept is not None and original is not None:
+                    latents = kept.blend(latents, way.noisy(original, noise, index + 1))
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, index, timestep, {"latents": latents})
+                    latents = changed.get("latents", latents)
+                progress.update()
+
+        images = self._finish(latents, output_type, kept, max_batch)
+        self.maybe_free_model_hooks()
+        return MMFacePipelineOutput(images, seeds, denoiser.evaluations / count)
+
+    def _encode(
+        self, pixels: Float32[Tensor, "batch 3 _ _"], max_batch: int | None
+    ) -> Float32[Tensor, "batch channels height width"]:
+        """Encode pictures by the VAE's posterior mean, `max_batch` at once."""
+        parts = pixels.split(max_batch or len(pixels))
+        return torch.cat([self.codec.encode(part) for part in parts])
+
+    def _finish(
+        self,
+        latents: Float32[Tensor, "batch channels height width"],
+        output_type: str,
+        kept: KeptPicture | None,
+        max_batch: int | None,
+    ) -> list[Image.Image] | np.ndarray | Tensor:
+        """Decode latents, `max_batch` at once, into the wanted type."""
+        if output_type == "latent":
+            return latents
+        parts = latents.split(max_batch or len(latents))
+        pixels = torch.cat([self.codec.decode(part) for part in parts])
+        if kept is not None:
+            pixels = kept.composite(pixels)
+        return as_output_type(pixels, output_type)

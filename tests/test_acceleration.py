@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from mmface.benchmarks.measuring import relative_error
 from mmface.benchmarks.subjects import randomize
-from mmface.generation.sample import acceleration
 from mmface.model.lora import load_lora
 from mmface.model.packed_modulations import PackedModulations
 from mmface.model.transformer import MMFaceDiT
+from mmface.sampling import acceleration
 from mmface.sampling.acceleration import (
     CapturedDenoise,
     accelerate_pipeline,

@@ -27,6 +27,7 @@ from mmface.core.files import locked, sweep, written_aside
 from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.keyed import Samples
 from mmface.data.mixed import keyed_loader
+from mmface.training import checkpoints
 from mmface.training.checkpoints import gather_average, gather_moments, gather_weights, restore
 from mmface.training.loss_curve import save_loss_curve
 from mmface.training.metering import (
@@ -47,7 +48,6 @@ from mmface.training.optimization import (
 )
 from mmface.training.recipe import Cadence, Hardware, Recipe
 from mmface.training.task import RunFacts, TrainingTask
-from mmface.training.trainer import checkpoints
 
 EVERY_20_STEPS = Cadence()
 PLAIN_HARDWARE = Hardware()

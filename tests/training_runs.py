@@ -176,6 +176,7 @@ def _as_rank(rank: int, size: int, port: int, environment: dict, work: Callable[
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
+        "OMP_NUM_THREADS": "1",  # as launchers set it
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         **environment,

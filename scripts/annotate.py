@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mmface.core.mistakes import run_app
+from mmface.core.command_line import run_app
 
 Kind = StrEnum("Kind", ["masks", "sketches", "captions"])
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mmface.core.mistakes import run_app
+from mmface.core.command_line import run_app
 
 
 def main(

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mmface.core.mistakes import run_app
+from mmface.core.command_line import run_app
 
 Out = Annotated[Path, typer.Option(help="The manifest to write.")]
 app = typer.Typer(add_completion=False, no_args_is_help=True)

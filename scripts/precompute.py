@@ -11,7 +11,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from mmface.core.mistakes import ending
+from mmface.core.command_line import ending
 
 
 @hydra.main(config_path="../configs", config_name="precompute", version_base="1.3")

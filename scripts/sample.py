@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmface.core.light_imports import hide_optional_libraries
-from mmface.core.mistakes import run_app
+from mmface.core.command_line import hide_optional_libraries, run_app
 from mmface.generation.settings import (
     Draws,
     ModelChoice,

@@ -10,7 +10,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mmface.core.mistakes import ending
+from mmface.core.command_line import ending
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")

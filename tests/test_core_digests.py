@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmface.core.digests import (
+from mmface.core.files import (
     file_sha256,
     folder_sha256,
     model_sha256,

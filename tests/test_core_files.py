@@ -139,7 +139,6 @@ def test_a_long_host_name_stays_its_own(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from mmface.core.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -12,7 +12,7 @@ import torch
 from dead_writers import killed_while_writing
 
 from mmface.conditions import LABELS, flip_labels
-from mmface.core.digests import values_sha256
+from mmface.core.files import values_sha256
 from mmface.data.keyed import (
     GlobalBatchSampler,
     KeyedDataset,

@@ -10,7 +10,7 @@ from conftest import build_text_model, build_tokenizer, build_vae
 from torch import nn
 
 from mmface.conditions.pixels import image_pixels
-from mmface.core.digests import values_sha256
+from mmface.core.files import values_sha256
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import RenderedPictures, StoredPictures
 from mmface.data.store import close_store

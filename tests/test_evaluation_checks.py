@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from mmface.conditions import LABELS, PALETTE
-from mmface.core.mistakes import check_different, check_whole
+from mmface.core.command_line import check_different, check_whole
 from mmface.evaluation.figures import class_iou_bars, guidance_plot, write_figure
 from mmface.evaluation.held_out import HeldOutEvaluation
 from mmface.evaluation.methods import FolderMethod

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from mmface.core.digests import folder_sha256
+from mmface.core.files import folder_sha256
 from mmface.evaluation.methods import PipelineMethod, ReleasedMethod
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.sampling.guidance import Guidance

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from script_runs import load_script
 
-from mmface.core.digests import model_sha256
+from mmface.core.files import model_sha256
 from mmface.generation.provenance import (
     MAX_RECIPE_CHARACTERS,
     Provenance,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmface.annotation.u2net import U2Net
 from mmface.conditions import SKETCH_POLARITIES
-from mmface.core.digests import file_sha256
+from mmface.core.files import file_sha256
 
 POLARITY = SKETCH_POLARITIES[0]
 """How every sketch of this module is drawn, as a manifest records it."""

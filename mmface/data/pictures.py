@@ -24,7 +24,7 @@ from mmface.conditions import (
     open_picture,
     released_mask_rgb,
 )
-from mmface.core.digests import file_sha256
+from mmface.core.files import file_sha256
 from mmface.data.manifest import Manifest, Record
 from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
 from mmface.rendered import render_face

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, BaseImageProcessor, SegformerForSemanticSegmentation
 
 from mmface.conditions import LABELS
-from mmface.core.digests import values_sha256
+from mmface.core.files import values_sha256
 from mmface.core.sources import ASSETS, opened
 from mmface.encoders.encoder import Feature, count_flops
 

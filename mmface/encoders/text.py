@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mmface.core.digests import values_sha256
+from mmface.core.files import values_sha256
 from mmface.core.sources import opened
 from mmface.encoders.encoder import Feature, count_flops, execution_device
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from mmface.core.digests import values_sha256
+from mmface.core.files import values_sha256
 from mmface.core.sources import opened
 from mmface.encoders.encoder import Feature, count_flops, execution_device
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmface.conditions.pixels import image_pixels, to_uint8
-from mmface.core.digests import folder_sha256
+from mmface.core.files import folder_sha256
 from mmface.encoders import VAES, LatentCodec
 from mmface.evaluation.methods import (
     GeneratingMethod,

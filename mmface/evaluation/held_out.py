@@ -24,8 +24,8 @@ from mmface.conditions import (
     pixel_accuracy,
 )
 from mmface.conditions.pixels import image_pixels, to_uint8
+from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import write_text
-from mmface.core.mistakes import check_different, check_whole
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser

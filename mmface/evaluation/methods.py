@@ -18,7 +18,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from mmface.core.digests import folder_sha256
+from mmface.core.files import folder_sha256
 from mmface.evaluation.references import References
 from mmface.generation.provenance import PICTURE_SUFFIXES
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from mmface.conditions import MASK, SKETCH, ConditionKind, condition_kind, condition_kinds
+from mmface.core.command_line import check_whole
 from mmface.core.journal import as_json
-from mmface.core.mistakes import check_whole
 from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
 from mmface.metrics.metric import AnswerOrder, PictureOrder
 from mmface.rendered import render_face

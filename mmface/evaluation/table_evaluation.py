@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from mmface.core.mistakes import check_different, check_whole
+from mmface.core.command_line import check_different, check_whole
 from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.evaluation.controls import RealPictures

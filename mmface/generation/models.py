@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from diffusers import BitsAndBytesConfig
 
-from mmface.core.digests import model_sha256
+from mmface.core.files import model_sha256
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.generation.settings import ModelChoice
 from mmface.model.lora import load_lora

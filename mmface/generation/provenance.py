@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import mmface
 from mmface.conditions import open_picture
+from mmface.core.command_line import check_whole
 from mmface.core.files import written_aside
-from mmface.core.mistakes import check_whole
 from mmface.generation.settings import (
     ModelChoice,
     Settings,

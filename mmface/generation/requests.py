@@ -17,8 +17,8 @@ import mmface
 from mmface.annotation.rewriting import cap_to_tokens
 from mmface.annotation.sketches import PencilSketch
 from mmface.conditions import condition_kinds, flat_rgb, load_mask, load_sketch, open_picture
-from mmface.core.digests import file_sha256
-from mmface.core.mistakes import check_whole
+from mmface.core.command_line import check_whole
+from mmface.core.files import file_sha256
 from mmface.encoders.face_parser import FaceParser
 from mmface.generation.models import OpenedModel
 from mmface.generation.provenance import MAX_PICTURES, Provenance, current_versions

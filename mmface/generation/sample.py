@@ -14,9 +14,8 @@ import transformers
 from PIL import Image
 
 from mmface.conditions import condition_kind, condition_kinds, draw_conditions
-from mmface.core.digests import file_sha256
-from mmface.core.files import write_text
-from mmface.core.mistakes import check_whole
+from mmface.core.command_line import check_whole
+from mmface.core.files import file_sha256, write_text
 from mmface.generation.adherence import Adherence, check_measurable, measure_adherence
 from mmface.generation.grid import GridRow, labelled_grid
 from mmface.generation.jobs import run_jobs

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
-from mmface.core.digests import weights_sha256
+from mmface.core.files import weights_sha256
 from mmface.core.sources import opened
 from mmface.metrics.inception import NUM_FEATURES, FidInception
 from mmface.metrics.metric import Skipped, or_skipped

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
 from mmface.conditions import LABELS, confusion_matrix, edge_agreement
-from mmface.core.digests import weights_sha256
+from mmface.core.files import weights_sha256
 from mmface.encoders.face_parser import FaceParser
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
 from mmface.metrics.preprocessing import check_pictures

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.conditions import condition_kinds
-from mmface.core.mistakes import check_number
+from mmface.core.command_line import check_number
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.encoders import VAES, Vae
 from mmface.generation.requests import PreparedRequest, call_arguments, prepare_request

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmface.conditions import Picture, flat_rgb, open_picture, picture_name
 from mmface.conditions.pixels import image_pixels
-from mmface.core.mistakes import check_number
+from mmface.core.command_line import check_number
 from mmface.sampling.inputs import one_each
 
 VARIATION_STRENGTH = 0.6

@@ -23,7 +23,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from mmface.conditions import Picture, condition_kind
-from mmface.core.mistakes import check_interval, check_number
+from mmface.core.command_line import check_interval, check_number
 from mmface.encoders import TextFeatures
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.blending import covered, load_region

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.conditions.pixels import image_pixels
-from mmface.core.mistakes import check_whole
+from mmface.core.command_line import check_whole
 from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 
 CONTROL_SUFFIX = "_control"

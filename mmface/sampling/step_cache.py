@@ -17,7 +17,7 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor, nn
 
-from mmface.core.mistakes import check_number, check_whole
+from mmface.core.command_line import check_number, check_whole
 from mmface.model.ablations import CrossAttentionBlock
 from mmface.model.transformer import Block, FinalBlock, MMFaceDiT
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mmface.core.mistakes import check_whole
+from mmface.core.command_line import check_whole
 
 
 @dataclass(frozen=True)

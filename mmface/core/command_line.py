@@ -1,7 +1,8 @@
-"""A user's mistake: how a setting is found to be one, and how a command then ends.
+"""A command: how it starts light, how what a person typed is checked, and how it ends.
 
-A mistake is a ValueError or an OSError that says what, where, and what to do. A command ends with
-it as one line on stderr and status 2; anything else is a fault of the program and shows its stack.
+A mistake of the user's is a ValueError or an OSError that says what, where, and what to do. A
+command ends with it as one line on stderr and status 2; anything else is a fault of the program and
+shows its stack.
 """
 
 import math
@@ -16,6 +17,26 @@ if TYPE_CHECKING:
     import typer
 
 MISTAKE_STATUS = 2
+
+_FOUND_BY_DIFFUSERS = ("bitsandbytes", "peft", "scipy", "torchvision")
+_FOUND_BY_TRANSFORMERS = ("scipy", "sklearn", "torchvision")
+
+
+def hide_optional_libraries() -> None:
+    """Hide the optional libraries that diffusers and transformers load unasked.
+
+    They take three of the seven seconds before a picture that needs none of them. For a process
+    that has imported neither yet, and will ask for no LoRA and no quantized weights; elsewhere it
+    changes nothing.
+    """
+    if {"diffusers", "transformers"} & sys.modules.keys():
+        return
+    from diffusers.utils import import_utils
+
+    flags = dict.fromkeys((f"_{library}_available" for library in _FOUND_BY_DIFFUSERS), False)
+    if flags.keys() <= vars(import_utils).keys():  # otherwise an unknown version of diffusers
+        vars(import_utils).update(flags)
+        sys.modules.update(dict.fromkeys(_FOUND_BY_TRANSFORMERS))  # type: ignore[arg-type]
 
 
 def check_whole(name: str, value: Any, lowest: int, highest: int | None = None) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import typer
 
-from mmface.core.mistakes import check_number, check_whole, ending, run_app
+from mmface.core.command_line import check_number, check_whole, ending, run_app
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "3", None, 0, 11])

@@ -113,7 +113,7 @@ def test_the_package_knows_nothing_of_hydra_wandb_or_torchvision(path):
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, mmface; assert 'torch' not in sys.modules; print(mmface.__version__)"
+    code = "import sys, mmface.conditions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -16,13 +16,13 @@ from mmface.conditions import (
     condition_kind,
     condition_kinds,
     draw_conditions,
+    kind,
     load_mask,
     load_sketch,
-    pictures,
     register,
     released_mask_rgb,
 )
-from mmface.conditions.pixels import image_pixels, to_uint8
+from mmface.encoders.vae import image_pixels, to_uint8
 
 SIZE = (64, 64)
 
@@ -180,7 +180,7 @@ def test_bad_files_are_named(load, tmp_path, monkeypatch):
     cut.write_bytes(whole.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut.png cannot be read"):
         load(cut, SIZE)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 200 * 199)
+    monkeypatch.setattr(kind, "MAX_PIXELS", 200 * 199)
     with pytest.raises(ValueError, match=r"whole.png is larger than"):
         load(whole, SIZE)
 
@@ -191,7 +191,7 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(path)
     for limit in (60_000, 1_000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        monkeypatch.setattr(pictures, "MAX_PIXELS", limit)
+        monkeypatch.setattr(kind, "MAX_PIXELS", limit)
         with pytest.raises(ValueError, match=r"bomb.png is larger"):
             load_mask(path, SIZE)
 

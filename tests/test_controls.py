@@ -12,9 +12,9 @@ from mmface.conditions import (
     mean_iou,
     pixel_accuracy,
 )
-from mmface.conditions.pixels import image_pixels
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders.face_parser import FaceParser
+from mmface.encoders.vae import image_pixels
 from mmface.evaluation.held_out import nearest_colour
 from mmface.rendered import CLOTHES_COLORS, render_face
 from mmface.sampling.guidance import ConditionControl, Guidance

@@ -6,7 +6,7 @@ import torch
 from conftest import IMAGE_SIZE, build_pipeline
 from PIL import Image
 
-from mmface.conditions.pixels import to_uint8
+from mmface.encoders.vae import to_uint8
 from mmface.objectives.solvers import TRANSLATIONS
 from mmface.sampling.blending import FEATHER_PX, feathered, load_image, load_region
 

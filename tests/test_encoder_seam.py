@@ -9,7 +9,6 @@ import torch
 from conftest import build_text_model, build_tokenizer, build_vae
 from torch import nn
 
-from mmface.conditions.pixels import image_pixels
 from mmface.core.files import values_sha256
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import RenderedPictures, StoredPictures
@@ -17,6 +16,7 @@ from mmface.data.store import close_store
 from mmface.encoders import VAES, Encoder, Feature, LatentCodec, TextEncoder, meta_vae
 from mmface.encoders.encoder import count_flops, num_parameters, peak_bytes
 from mmface.encoders.face_parser import TINY_PARSER, FaceParser
+from mmface.encoders.vae import image_pixels
 from mmface.planning.encoding import plan_encoding
 
 PX = 32

@@ -6,7 +6,7 @@ import torch
 from conftest import IMAGE_SIZE
 
 from mmface.conditions import MASK, SKETCH, colorize, load_mask, load_sketch
-from mmface.conditions.pixels import image_pixels
+from mmface.encoders.vae import image_pixels
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.guidance import ConditionControl, Guidance
 

@@ -22,7 +22,6 @@ from training_runs import face_task
 from transformers import get_constant_schedule
 
 from mmface.conditions import MASK, SKETCH, colorize, load_mask, open_picture
-from mmface.conditions.pixels import image_pixels
 from mmface.data.importers import LAYOUTS, import_faces, importer_of, parse_split
 from mmface.data.keyed import keyed_generator
 from mmface.data.latents import LatentEncoding, check_store, posterior_noise
@@ -38,6 +37,7 @@ from mmface.data.samples import LatentSamples
 from mmface.data.store import Store, close_store
 from mmface.encoders import LatentCodec, meta_vae
 from mmface.encoders.encoder import peak_bytes
+from mmface.encoders.vae import image_pixels
 from mmface.planning import encoding as encoding_cost
 from mmface.planning.encoding import plan_encoding
 from mmface.training.recipe import Recipe

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 import mmface
 from mmface.conditions import MASK, colorize, load_mask
-from mmface.conditions.pixels import image_pixels
 from mmface.encoders import LatentCodec
+from mmface.encoders.vae import image_pixels
 from mmface.objectives.objective import OBJECTIVES
 from mmface.sampling.guidance import Guidance
 from mmface.sampling.pipeline import MMFacePipeline

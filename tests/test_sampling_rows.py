@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmface.conditions.pixels import to_uint8
+from mmface.encoders.vae import to_uint8
 from mmface.generation.requests import prepare_request, sample_requests
 from mmface.generation.settings import Settings
 

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmface.conditions import Parser, condition_kind, condition_kinds, kinds_in_words
-from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.core.command_line import check_number, check_whole
 from mmface.encoders import LatentCodec
+from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.generation.adherence import Adherence, measure_adherence
 from mmface.generation.models import OpenedModel
 from mmface.generation.provenance import write_pictures

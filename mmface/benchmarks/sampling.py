@@ -13,8 +13,8 @@ from mmface.benchmarks.measuring import in_turn, relative_error
 from mmface.benchmarks.network import ways_of_running
 from mmface.benchmarks.subjects import Bench, twin
 from mmface.conditions import LABELS, MASK, colorize
-from mmface.conditions.pixels import image_pixels
 from mmface.encoders import TextFeatures
+from mmface.encoders.vae import image_pixels
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.acceleration import accelerate_pipeline
 from mmface.sampling.guidance import Guidance

@@ -1,18 +1,23 @@
 """The spatial conditions that people bring: how each kind is read, drawn, mirrored and compared.
 
 A kind of condition is one class, registered by name (`kind.py`); masks and sketches are built in.
-Nothing here loads torch: `pixels.py`, which turns pictures to tensors and back, stands apart.
+Nothing here loads torch; `mmface.encoders.vae` turns pictures into the pixels of a VAE.
 """
 
 from mmface.conditions.kind import (
+    MAX_PIXELS,
     ConditionKind,
     LoadedCondition,
     Parser,
+    Picture,
     Reading,
     condition_kind,
     condition_kinds,
     draw_conditions,
+    flat_rgb,
     kinds_in_words,
+    open_picture,
+    picture_name,
     register,
     registered,
 )
@@ -38,7 +43,6 @@ from mmface.conditions.mask import (
     released_mask_rgb,
 )
 from mmface.conditions.palette import LABEL_INDEX, LABELS, LEFT_RIGHT_PAIRS, PALETTE
-from mmface.conditions.pictures import MAX_PIXELS, Picture, flat_rgb, open_picture, picture_name
 from mmface.conditions.sketch import (
     SKETCH,
     SKETCH_POLARITIES,

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmface.conditions.face_anatomy import Part, Relation, parts_of, relations_of
-from mmface.conditions.palette import LABEL_INDEX, LABELS, PALETTE
-from mmface.conditions.pictures import (
+from mmface.conditions.kind import (
     Color,
     Picture,
     flat_rgb,
@@ -21,6 +20,7 @@ from mmface.conditions.pictures import (
     open_picture,
     picture_name,
 )
+from mmface.conditions.palette import LABEL_INDEX, LABELS, PALETTE
 
 COLOR_TOLERANCE = 24.0
 """RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""

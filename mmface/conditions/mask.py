@@ -14,7 +14,20 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mmface.conditions.kind import ConditionKind, LoadedCondition, Parser, Reading, register
+from mmface.conditions.kind import (
+    Color,
+    ConditionKind,
+    LoadedCondition,
+    Parser,
+    Picture,
+    Reading,
+    centre_crop,
+    flat_rgb,
+    nearest_colors,
+    open_picture,
+    picture_name,
+    register,
+)
 from mmface.conditions.label_formats import (
     COLOR_TOLERANCE,
     LABEL_FORMATS,
@@ -24,15 +37,6 @@ from mmface.conditions.label_formats import (
     label_format_named,
 )
 from mmface.conditions.palette import LABELS, LEFT_RIGHT_PAIRS, PALETTE
-from mmface.conditions.pictures import (
-    Color,
-    Picture,
-    centre_crop,
-    flat_rgb,
-    nearest_colors,
-    open_picture,
-    picture_name,
-)
 
 _EDGE_WIDTH_PX = 6  # off-palette colours farther than this from all others are no soft edge
 _MAX_FOREIGN_FRACTION = 0.002

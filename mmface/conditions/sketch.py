@@ -7,13 +7,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
-from mmface.conditions.kind import ConditionKind, LoadedCondition, Reading, register
-from mmface.conditions.pictures import (
+from mmface.conditions.kind import (
+    ConditionKind,
+    LoadedCondition,
     Picture,
+    Reading,
     centre_crop,
     flat_rgb,
     open_picture,
     picture_name,
+    register,
 )
 
 SKETCH_POLARITIES = ("dark_on_white", "white_on_dark")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mmface.conditions import LABELS, condition_kind, condition_kinds, flip_labels
-from mmface.conditions.pixels import image_pixels
 from mmface.data.latents import POSTERIOR_STD
 from mmface.data.pictures import picture_column
 from mmface.data.store import Store
+from mmface.encoders.vae import image_pixels
 
 
 def _coin(generator: torch.Generator, probability: float) -> bool:

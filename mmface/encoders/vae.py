@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from mmface.core.files import values_sha256
@@ -338,3 +339,16 @@ class LatentCodec:
 
 def _channel_vector(values: Sequence[float]) -> Float32[Tensor, "1 channels 1 1"]:
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def image_pixels(rgb: UInt8[np.ndarray, "height width 3"]) -> Float32[Tensor, "3 height width"]:
+    """Turn an RGB picture into the pixels that a VAE reads, in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_uint8(
+    pixels: Float[Tensor, "*batch 3 height width"],
+) -> UInt8[np.ndarray, "*batch height width 3"]:
+    """Turn pixels in [-1, 1] into RGB pictures, rounded; what lies outside is clamped."""
+    scaled = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()

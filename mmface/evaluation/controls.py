@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.core.files import folder_sha256
 from mmface.encoders import VAES, LatentCodec
+from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.evaluation.methods import (
     GeneratingMethod,
     Picture,

@@ -23,12 +23,12 @@ from mmface.conditions import (
     mean_iou,
     pixel_accuracy,
 )
-from mmface.conditions.pixels import image_pixels, to_uint8
 from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import write_text
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
+from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.rendered import (
     BACKGROUND_COLORS,
     CLOTHES_COLORS,

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmface.conditions import Picture, flat_rgb, open_picture, picture_name
-from mmface.conditions.pixels import image_pixels
 from mmface.core.command_line import check_number
+from mmface.encoders.vae import image_pixels
 from mmface.sampling.inputs import one_each
 
 VARIATION_STRENGTH = 0.6

@@ -9,8 +9,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
-from mmface.conditions.pixels import image_pixels
 from mmface.core.command_line import check_whole
+from mmface.encoders.vae import image_pixels
 from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 
 CONTROL_SUFFIX = "_control"

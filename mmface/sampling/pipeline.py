@@ -26,8 +26,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import mmface.ablations
 import mmface.transformer  # noqa: F401
 from mmface.conditions import Picture, condition_kind
-from mmface.conditions.pixels import to_uint8
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
+from mmface.encoders.vae import to_uint8
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.solvers import Trajectory, Translation, translation_named
 from mmface.sampling.blending import KeptPicture, checked_strength

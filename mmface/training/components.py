@@ -26,9 +26,9 @@ from transformers import (
 from transformers import SegformerForSemanticSegmentation as SegformerModel
 
 from mmface.conditions import LABELS
-from mmface.conditions.pixels import image_pixels
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
+from mmface.encoders.vae import image_pixels
 from mmface.objectives.losses import summed
 from mmface.training.task import TrainingTask, cast_copy
 

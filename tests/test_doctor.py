@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import layouts
 import numpy as np
@@ -36,7 +37,7 @@ def data_set(folder, numbers=NUMBERS, label_format="celebamask_hq"):
         layouts.save(folder / f"{number}.png", face.image)
         layouts.save(folder / f"{number}_mask.png", layouts.drawn_mask(face.labels, label_format))
         layouts.save(folder / f"{number}_sketch.png", face.sketch)
-        paths = {kind: f"{number}_{kind}.png" for kind in ("mask", "sketch")}
+        paths: dict[str, Any] = {kind: f"{number}_{kind}.png" for kind in ("mask", "sketch")}
         size = (layouts.SIZE, layouts.SIZE)
         words = face.captions[:2]
         records.append(Record(f"f/{number}", f"{number}.png", words, "train", *size, **paths))

@@ -4,6 +4,7 @@ import runpy
 import socket
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from matplotlib.container import BarContainer
+from matplotlib.patches import Patch
 from PIL import Image
 from training_runs import FORK
 
@@ -214,13 +217,14 @@ def test_every_method_of_a_chart_has_its_colour_and_its_place_in_the_legend():
     figure = class_iou_bars(values)
     (axes,), (legend,) = figure.axes, figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
-    bars = [container.patches for container in axes.containers]
+    bars = [cast(BarContainer, container).patches for container in axes.containers]
     assert [[bar.get_height() for bar in each] for each in bars] == [
         [pytest.approx(values[name]["hair"])] for name in names
     ]
     colours = [each[0].get_facecolor() for each in bars]
     assert len(set(colours)) == 9
-    assert [handle.get_facecolor() for handle in legend.legend_handles] == colours
+    handles = [cast(Patch, handle) for handle in legend.legend_handles]
+    assert [handle.get_facecolor() for handle in handles] == colours
     places = boxes(figure, [*legend.get_texts(), legend.get_title(), axes, *axes.get_xticklabels()])
     for index, one in enumerate(places):
         assert one.x0 >= 0
@@ -237,12 +241,13 @@ def test_bars_of_all_classes_do_not_write_over_each_other():
     ious = dict.fromkeys(LABELS, 0.5)
     figure = class_iou_bars({"a": ious, "b": ious, "c": ious})
     (axes,) = figure.axes
-    bars = [bar.get_bbox() for container in axes.containers for bar in container.patches]
+    containers = [cast(BarContainer, container) for container in axes.containers]
+    bars = [bar.get_bbox() for container in containers for bar in container.patches]
     for index, one in enumerate(bars):
         assert not any(one.overlaps(other) for other in bars[index + 1 :])
     assert len(bars) == 3 * len(LABELS)
     assert [label.get_text() for label in axes.get_xticklabels()] == list(LABELS)
-    swatches = axes.collections[0].get_facecolors()[:, :3]
+    swatches = np.asarray(axes.collections[0].get_facecolor())[:, :3]
     np.testing.assert_allclose(swatches * 255, PALETTE, atol=1e-6)
 
 
@@ -257,14 +262,14 @@ def test_a_plot_needs_a_curve_and_draws_it_whole(tmp_path):
     figure = guidance_plot(curves)
     (axes,), (legend,) = figure.axes, figure.legends
     first, second = axes.get_lines()
-    assert first.get_xydata().tolist() == [[1.0, 3.0], [2.0, 2.0]]
-    assert second.get_xydata().tolist() == [[1.0, 4.0], [2.0, 4.0]]
+    assert np.asarray(first.get_xydata()).tolist() == [[1.0, 3.0], [2.0, 2.0]]
+    assert np.asarray(second.get_xydata()).tolist() == [[1.0, 4.0], [2.0, 4.0]]
     assert first.get_color() != second.get_color()
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
     low, high = axes.get_ylim()
     assert low < 2
     assert high > 4
-    title, panel, heading = boxes(figure, [legend, axes, axes._left_title])
+    title, panel, heading = boxes(figure, [legend, axes, vars(axes)["_left_title"]])
     assert not title.overlaps(panel)
     assert not title.overlaps(heading)
     for name in ("one", "two"):

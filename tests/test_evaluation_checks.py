@@ -4,7 +4,7 @@ import runpy
 import socket
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from mmface.evaluation.methods import FolderMethod
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
 from mmface.evaluation.tables import TABLES
-from mmface.metrics.metric import build_metrics
+from mmface.metrics.metric import SetMetric, build_metrics
 
 ROOT = Path(__file__).parent.parent
 FACES = HeldOutPictures(3, 32)
@@ -53,7 +53,7 @@ FACES = HeldOutPictures(3, 32)
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
-    given = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {})}
+    given: dict[str, Any] = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {})}
     given |= {"methods": {"a": FolderMethod("CD", None)}} | settings
     with pytest.raises(ValueError, match=said):
         TableEvaluation(output_dir=tmp_path, **given).run()
@@ -100,19 +100,21 @@ def test_a_second_evaluation_in_one_folder_ends_with_a_line_that_names_the_first
     process.start()
     assert ready.wait(60)
     methods = {"a": RealPictures("truth")}
-    second = {
+    evaluations: dict[str, TableEvaluation | HeldOutEvaluation] = {
         "table": TableEvaluation(1, "mask", Protocol(FACES, {}), methods, tmp_path),
         "held out": HeldOutEvaluation(ROOT, ROOT, output),
-    }[kind]
+    }
     named = rf"is in use by process {process.pid} on {socket.gethostname()}"
     with pytest.raises(BlockingIOError, match=named):
-        second.run()
+        evaluations[kind].run()
     over.set()
     process.join(60)
 
 
 def test_too_few_pictures_for_their_features_are_warned_of():
-    fid = build_metrics(["fid"], {"inception": None})["fid"]
+    inception: Any = None  # its features are given
+    fid = build_metrics(["fid"], {"inception": inception})["fid"]
+    assert isinstance(fid, SetMetric)
     (line,) = fid.shortage(torch.zeros(8, 8))
     assert line.startswith("FID of 8 pictures says little, as its features are 8 wide")
     assert fid.shortage(torch.zeros(9, 8)) == []

@@ -11,6 +11,7 @@ from PIL import Image
 gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 
 from mmface.app import reporting, running  # noqa: E402
+from mmface.app.guard import FileQuota  # noqa: E402
 from mmface.app.handlers import Handlers  # noqa: E402
 from mmface.app.page import Page  # noqa: E402
 from mmface.app.running import FaceMaker, FaceRequest, FaceRun, LatentPreview  # noqa: E402
@@ -121,8 +122,9 @@ def test_closing_a_stream_ends_its_run(maker, request_):
 
 @pytest.mark.slow
 def test_old_runs_are_cleaned_away(maker, request_, monkeypatch):
-    monkeypatch.setattr(running, "KEPT_RUNS", 2)
     short = FaceRequest(**dict(vars(request_)) | {"steps": 1, "num": 1})
+    size = sum(file.stat().st_size for file in maker.run(short).archive.parent.iterdir())
+    monkeypatch.setattr(maker, "quota", FileQuota(maker.folder, int(2.5 * size)))
     runs = [maker.run(short) for _ in range(4)]
     assert [each.archive.exists() for each in runs] == [False, False, True, True]
     handlers = Handlers(maker, maker.parser)

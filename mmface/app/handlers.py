@@ -10,13 +10,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image, ImageOps
 
 from mmface.app import painting, reporting
 from mmface.app.canvas import CANVAS_PX
-from mmface.app.running import MAX_SEED, FaceMaker, FaceRequest, FaceRun, StoppedRunError
+from mmface.app.running import (
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_STRENGTH,
+    FaceMaker,
+    FaceRequest,
+    FaceRun,
+    StoppedRunError,
+)
 from mmface.conditions import condition_kind, condition_kinds, flat_rgb
+from mmface.core.command_line import check_number
 from mmface.encoders.face_parser import FaceParser
 from mmface.rendered.examples import read_examples
 
@@ -78,6 +86,12 @@ class Handlers:
         self.maker, self.parser = maker, parser
         self.examples = read_examples()
         self._stops: dict[str, threading.Event] = {}
+
+    def close(self) -> None:
+        """Stop all runs, and wait until none writes files any more."""
+        for stop in list(self._stops.values()):
+            stop.set()
+        self.maker.close()
 
     @told
     def take_example(self, event: gr.SelectData) -> tuple[Any, ...]:
@@ -208,13 +222,8 @@ class Handlers:
         values = {
             "prompt": prompt,
             "negative": negative,
-            "steps": int(steps),
-            "guidance": guidance,
-            "condition_strength": condition_strength,
-            "num": int(num),
-            "seed": int(seed if seed is not None else 0),
             "strength": start[1] if start[0] is not None else None,
-        }
+        } | _numbers(steps, guidance, condition_strength, 0 if seed is None else seed, num)
         wanted = self.request(mode, given, values, start[0], start[2])
         if cut := self.maker.unheard(prompt):
             gr.Warning(f"The prompt is longer than the model reads; this end is not heard: {cut}")
@@ -301,14 +310,16 @@ class Handlers:
         prompt: str,
         files: Mapping[str, str | None],
         negative: str,
-        steps: float,
-        guidance: float | None,
-        condition_strength: float,
-        seed: float,
-        num: float,
+        steps: Any,
+        guidance: Any,
+        condition_strength: Any,
+        seed: Any,
+        num: Any,
         request: gr.Request,
     ) -> tuple[list[str], list[dict[str, Any] | None]]:
         """Sample faces from a mask, a sketch or another condition plus a prompt.
+
+        Numbers come as a caller wrote them, of any type, and are checked here.
 
         Args:
             prompt: What the face should look like.
@@ -333,11 +344,7 @@ class Handlers:
                 if path is not None
             },
             negative=negative,
-            steps=_whole("Steps", steps),
-            guidance=guidance,
-            condition_strength=condition_strength,
-            seed=_whole("Seed", seed),
-            num=_whole("The number of pictures", num),
+            **_numbers(steps, guidance, condition_strength, seed, num),
         )
         with self._stoppable(request) as stop:
             run = self.maker.run(wanted, stop)
@@ -345,8 +352,22 @@ class Handlers:
         return [str(path) for path in run.pictures], found
 
 
-def _whole(name: str, value: float | None) -> int:
-    """Give a number that came over the wire as a whole one."""
-    if value is None or not np.isfinite(value) or value != int(value):
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
-    return int(value)
+def _numbers(
+    steps: Any, guidance: Any, condition_strength: Any, seed: Any, num: Any
+) -> dict[str, Any]:
+    """Check numbers that came over the wire, of any type; whole ones may be written as 7.0."""
+    check_number("Condition strength", condition_strength, 0, MAX_STRENGTH)
+    if guidance is not None:
+        check_number("Guidance", guidance, 0, MAX_GUIDANCE)
+    whole = {"Steps": steps, "Seed": seed, "The number of pictures": num}
+    for name, value in whole.items():
+        check_number(name, value, 0)
+        if value != int(value):
+            raise ValueError(f"{name} must be a whole number, got {value!r:.60}.")
+    return {
+        "steps": int(steps),
+        "guidance": guidance,
+        "condition_strength": condition_strength,
+        "seed": int(seed),
+        "num": int(num),
+    }

@@ -6,7 +6,6 @@ import secrets
 import shutil
 import threading
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
+from mmface.app.guard import FileQuota
 from mmface.conditions import Parser, condition_kind, condition_kinds, kinds_in_words
 from mmface.core.command_line import check_number, check_whole
 from mmface.encoders import LatentCodec
@@ -44,8 +44,8 @@ MAX_GUIDANCE = 20.0
 MAX_STRENGTH = 2.0
 MAX_SEED = 2**32 - 1
 MAX_PROMPT = 2000
-KEPT_RUNS = 100
-"""Folders of runs that the server keeps; older ones are removed."""
+MAX_RUN_BYTES = 256 * 2**20
+"""Of all runs' files; the oldest runs go first."""
 
 NUM_PREVIEWS = 8
 
@@ -222,8 +222,9 @@ class FaceMaker:
         self.size: int = model.pipeline.config.image_size
         model.pipeline.set_progress_bar_config(disable=True)
         self.preview = LatentPreview(model.pipeline.codec)
+        self.quota = FileQuota(folder, MAX_RUN_BYTES)
         self._lock = threading.Lock()
-        self._folders: deque[Path] = deque()
+        self._closed = False
 
     def unheard(self, prompt: str) -> str:
         """Give the end of a prompt that is beyond what the text encoder reads, or ""."""
@@ -250,23 +251,29 @@ class FaceMaker:
             StoppedRunError: If it was stopped; it leaves no files.
         """
         folder = self.folder / f"run_{secrets.token_hex(8)}"
-        folder.mkdir(parents=True)
         try:
             with self._lock:
+                if self._closed:
+                    raise StoppedRunError
+                folder.mkdir(parents=True)
                 settings = request.write(folder)
                 prepared = prepare_request(
                     settings, self.model.pipeline, lambda _, path: folder / path, request.steps
                 )
                 seeds = seeds_from(request.seed, request.num)
                 faces = self._sample(prepared, seeds, stop or threading.Event(), on_step)
-            finished = self._finish(folder, request, prepared, seeds, faces)
+                finished = self._finish(folder, request, prepared, seeds, faces)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._folders.append(folder)
-        while len(self._folders) > KEPT_RUNS:
-            shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+        self.quota.make_room(0, min_age=0)
         return finished
+
+    def close(self) -> None:
+        """Wait for the run that works, and refuse any other."""
+        self._closed = True
+        with self._lock:
+            pass
 
     def stream(self, request: FaceRequest, stop: threading.Event) -> Iterator[StepReport | FaceRun]:
         """Make faces and tell of it on the way.

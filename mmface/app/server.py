@@ -1,6 +1,8 @@
 """Serves the page to this machine alone, with a folder of its own that goes with it."""
 
 import os
+import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -8,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from mmface.app.guard import FileQuota, Guard
 from mmface.app.handlers import Handlers
 from mmface.app.page import MAX_WAITING, STYLE, Page, theme
 from mmface.app.running import FaceMaker
@@ -23,17 +27,7 @@ MAX_UPLOAD = "10mb"
 
 
 def credentials(password: str | None) -> tuple[str, str] | None:
-    """Read `USER:PASS`.
-
-    Args:
-        password: The words of the command line, or None for an open page.
-
-    Returns:
-        The user and the password.
-
-    Raises:
-        ValueError: If one of them is missing.
-    """
+    """Split `USER:PASS`, or raise ValueError if one of them is missing; None is an open page."""
     if password is None:
         return None
     user, _, secret = password.partition(":")
@@ -67,11 +61,14 @@ def served(
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         blocks: gr.Blocks | None = None
+        handlers: Handlers | None = None
         try:
             maker = FaceMaker(model, parser, Path(folder) / "runs")
             name = Path(model.choice.released or model.choice.pipeline).name
-            blocks = Page(Handlers(maker, parser), name).blocks
-            blocks.queue(max_size=MAX_WAITING, status_update_rate=1)
+            handlers = Handlers(maker, parser)
+            blocks = Page(handlers, name).blocks
+            blocks.queue(max_size=MAX_WAITING, status_update_rate=1, api_open=False)
+            quota = FileQuota(Path(folder) / "cache")
             _, address, _ = blocks.launch(
                 server_name=HOST,
                 server_port=port,
@@ -85,11 +82,14 @@ def served(
                 footer_links=["api"],
                 theme=theme(),
                 css_paths=STYLE,
+                app_kwargs={"middleware": [Middleware(Guard, quota=quota)]},
             )
             yield address
         finally:
             if blocks is not None:
                 blocks.close(verbose=False)
+            if handlers is not None:
+                handlers.close()
             os.environ.pop("GRADIO_TEMP_DIR")
             if before is not None:
                 os.environ["GRADIO_TEMP_DIR"] = before
@@ -103,26 +103,19 @@ def serve(
     port: int | None,
     password: str | None,
 ) -> None:
-    """Open a model and serve the page until Ctrl+C.
-
-    Args:
-        pipeline: Built-in name, folder or hub id.
-        released: Copy of the authors' repository instead, or None.
-        checkpoint: Checkpoint folder in it, or None.
-        parser: As for `FaceParser.from_pretrained`.
-        port: As for `served`.
-        password: As for `served`.
-
-    Raises:
-        ValueError: If there is no such model, or the password is malformed.
-        OSError: If the port is taken.
-    """
+    """Open a model and serve the page until a signal; the arguments are `scripts/app.py`'s."""
     credentials(password)
     quiet()
     choice = ModelChoice(pipeline=pipeline, released=released, checkpoint=checkpoint)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     with served(open_model(choice), open_parser(parser), port, password) as address:
         print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return
+        threading.Event().wait()
+
+
+def _end(number: int, _: object) -> None:
+    """End the process by an exception, so that its folder is removed on the way out."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(0 if number == signal.SIGINT else 128 + number)

@@ -44,15 +44,18 @@ def check_whole(name: str, value: Any, lowest: int, highest: int | None = None) 
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or int(value) < lowest or (highest is not None and int(value) > highest):
         wanted = f"from {lowest} up" if highest is None else f"in {lowest}..{highest}"
-        raise ValueError(f"{name} must be a whole number {wanted}, got {value!r}.")
+        raise ValueError(f"{name} must be a whole number {wanted}, got {value!r:.60}.")
 
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise ValueError unless `value` is a finite number in this range."""
-    number = float(value) if isinstance(value, Real) else math.nan
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # a whole number beyond any float
+        number = math.inf
     if isinstance(value, bool) or not (math.isfinite(number) and lowest <= number <= highest):
         wanted = f"in {lowest}..{highest}" if highest < math.inf else f"{lowest} or more"
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+        raise ValueError(f"{name} must be {wanted}, got {value!r:.60}.")
 
 
 def check_interval(name: str, start: float, end: float) -> None:

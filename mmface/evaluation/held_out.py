@@ -41,6 +41,17 @@ from mmface.sampling.pipeline import MMFacePipeline
 MIN_REGION_PX = 40
 """Regions smaller than this are not asked for their colour."""
 
+COLUMNS = {
+    "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mIoU",
+    "hair_colour": "hair",
+    "clothes_colour": "clothes",
+    "background_colour": "background",
+    "edge_agreement": "edges",
+    "edge_agreement_shuffled": "edges, shuffled",
+}
+"""How the numbers of a kind of picture are headed."""
+
 
 def nearest_colour(
     image: np.ndarray, region: np.ndarray, colours: Mapping[str, tuple[int, int, int]]
@@ -236,18 +247,9 @@ class HeldOutEvaluation:
 
 def as_table(results: dict[str, dict[str, Any]]) -> str:
     """Lay results out as a plain-text table, one row for each kind of picture."""
-    columns = {
-        "pixel_accuracy": "pixel acc",
-        "mean_iou": "mIoU",
-        "hair_colour": "hair",
-        "clothes_colour": "clothes",
-        "background_colour": "backgr.",
-        "edge_agreement": "edges",
-        "edge_agreement_shuffled": "(shuffled)",
-    }
     width = max(len(name) for name in results)
-    lines = [" " * width + "".join(f"{title:>11}" for title in columns.values())]
+    lines = [" " * width + "".join(f"{title:>17}" for title in COLUMNS.values())]
     for name, row in results.items():
-        cells = "".join(f"{row.get(key, float('nan')):>11.3f}" for key in columns)
+        cells = "".join(f"{row.get(key, float('nan')):>17.3f}" for key in COLUMNS)
         lines.append(f"{name:<{width}}{cells}")
     return "\n".join(lines)

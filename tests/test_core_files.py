@@ -4,18 +4,29 @@ import errno
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from dead_writers import killed_while_writing
 
 from mmface.core import files
-from mmface.core.files import locked, remove_folder, sweep, write_text, written_aside
+from mmface.core.files import (
+    check_room,
+    locked,
+    remove_folder,
+    sweep,
+    write_bytes,
+    write_text,
+    written_aside,
+)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -96,6 +107,31 @@ def test_a_full_disk_names_the_path(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_a_full_disk_says_how_much_room_is_needed(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 500_000))
+    full = OSError(errno.ENOSPC, "No space left")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=full))
+    said = (
+        r"face\.png cannot be written: No space left; 2\.5 MB or more are needed, 0\.5 MB are free"
+    )
+    with pytest.raises(OSError, match=said):
+        write_bytes(tmp_path / "deep" / "face.png", bytes(2_500_000))
+    monkeypatch.undo()
+    with pytest.raises(OSError, match=r"has no room: 9,000,000,000,000\.0 MB are needed"):
+        check_room(tmp_path / "not" / "yet", 9 * 10**18)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    said = r"(out|inner) cannot be a folder: \S+/out is a file"
+    with pytest.raises(OSError, match=said), locked(tmp_path / "out"):
+        pass
+    for name in ("x", "inner/x"):
+        with pytest.raises(OSError, match=said):
+            write_bytes(tmp_path / "out" / name, b"")
+
+
 def test_a_folder_that_cannot_be_written_names_the_path(tmp_path):
     (tmp_path / "a").write_text("a file")
     with pytest.raises(OSError, match="a"):
@@ -139,6 +175,7 @@ def test_a_long_host_name_stays_its_own(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
+from mmface.core.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -1,8 +1,12 @@
 """Stores, keyed draws, and the order of data."""
 
 import json
+import os
 import pickle
+import random
 import shutil
+import subprocess
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +165,54 @@ def test_a_damaged_shard_is_named(tmp_path, kept):
         Store(tmp_path)
 
 
+def test_a_flipped_byte_is_found_wherever_it_is(tmp_path):
+    write_store(tmp_path, number_spec(), number_rows)
+    path = shard_path(tmp_path, 1)
+    sound = path.read_bytes()
+    for place in random.Random(0).sample(range(len(sound)), 40):
+        flipped = bytearray(sound)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        os.utime(path, ns=(place, place))  # a file of the same time and size is read once
+        with pytest.raises(ValueError, match=r"shard-00001\.arrow is damaged.*delete it"):
+            Store(tmp_path)
+    path.unlink()
+    write_store(tmp_path, number_spec(), number_rows)
+    assert path.read_bytes() == sound
+    assert len(close_store(tmp_path)) == 10
+
+
+def test_digests_are_those_of_sha256sum_and_older_stores_have_none(tmp_path):
+    write_store(tmp_path, number_spec(), number_rows)
+    checked = subprocess.run(
+        ["sha256sum", "-c", *(p.name for p in tmp_path.glob("*.sha256"))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert checked.stdout.count("OK") == 4
+    for digest in tmp_path.glob("*.sha256"):
+        digest.unlink()
+    assert len(Store(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"num_items": 10}', '{"num_it'])
+def test_a_damaged_description_is_named(tmp_path, content):
+    write_store(tmp_path, number_spec(), number_rows)
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(ValueError, match=r"store\.json"):
+        Store(tmp_path)
+
+
+def test_a_store_that_does_not_fit_is_refused_before_it_is_begun(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 50, 50))
+    with pytest.raises(OSError, match=rf"{tmp_path} has no room: 0\.0 MB are needed, 0\.0 MB are"):
+        write_store(tmp_path, number_spec(), number_rows)
+    assert not list(tmp_path.glob("shard*"))
+
+
 MIXED = {
     "halves": ArraySpec((3, 5), "float16"),
     "coarse": ArraySpec((7,), "bfloat16"),
@@ -269,7 +321,8 @@ def test_a_shard_of_other_sizes_is_named(tmp_path, wrong):
     spec = StoreSpec(10, {"numbers": array}, ("words",), {}, 3)
     rows = ([number_row(i) | {"numbers": np.ones(array.shape)} for i in r] for r in (range(6, 9),))
     write_store(tmp_path / "other", spec, lambda shards: rows, 2, 4)
-    shutil.copy(shard_path(tmp_path / "other", 2), shard_path(tmp_path / "right", 2))
+    for name in ("shard-00002.arrow", "digest-00002.sha256"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "right" / name)
     store = Store(tmp_path / "right")
     assert store.row(5, ("numbers",))["numbers"].tolist() == [5, 25]
     assert store.row(7, ("id",)) == {"id": "7"}

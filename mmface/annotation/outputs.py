@@ -1,10 +1,10 @@
 """Annotations on disk: made once, complete or absent, by any number of processes."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from mmface.annotation.captions import PictureCaptioner
 from mmface.conditions import open_picture
-from mmface.core.files import sweep, write_text, written_aside
-
-DESCRIPTION_FILE = "made_by.json"
+from mmface.core.files import sweep, written_aside
+from mmface.core.journal import KEY_FILE, Lines, agree_on, complete_lines
 
 
 class Item(NamedTuple):
@@ -83,7 +82,7 @@ def write_pictures(
     Raises:
         ValueError: if the folder holds the work of another annotator.
     """
-    _agree_on_description(folder, annotator.made_by)
+    agree_on(folder / KEY_FILE, annotator.made_by)
     for each in {picture_output(folder, item.id).parent for item in items}:
         sweep(each)
     missing = [item for item in items if not picture_output(folder, item.id).exists()]
@@ -119,18 +118,15 @@ def write_captions(
     Raises:
         ValueError: if the folder holds the work of another captioner, or a broken line.
     """
-    _agree_on_description(folder, captioner.made_by)
-    path = folder / f"captions-{shard[0]:05d}-of-{shard[1]:05d}.jsonl"
-    _drop_torn_line(path)
+    agree_on(folder / KEY_FILE, captioner.made_by)
+    lines = Lines(folder / f"captions-{shard[0]:05d}-of-{shard[1]:05d}.jsonl")
     done = read_captions(folder)
     missing = [item for item in items if item.id not in done]
     outcome = Outcome(num_skipped=len(items) - len(missing))
-    with path.open("a", encoding="utf-8") as lines:
-        for batch, pictures in _read_batches(missing, num_pictures, folder.name, outcome):
-            for record in captioner.caption([item.id for item in batch], pictures):
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-                outcome.num_made += 1
-            lines.flush()
+    for batch, pictures in _read_batches(missing, num_pictures, folder.name, outcome):
+        records = list(captioner.caption([item.id for item in batch], pictures))
+        lines.append(records)
+        outcome.num_made += len(records)
     return outcome
 
 
@@ -148,8 +144,7 @@ def read_captions(folder: Path) -> dict[str, list[str]]:
     """
     captions: dict[str, list[str]] = {}
     for path in sorted(folder.glob("captions-*-of-*.jsonl")):
-        complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        for number, line in enumerate(complete.split("\n") if complete else [], start=1):
+        for number, line in complete_lines(path):
             try:
                 record = json.loads(line)
                 captions[record["id"]] = record["captions"]
@@ -178,33 +173,3 @@ def _read_batches(
             batch, pictures = [], []
     if batch:
         yield batch, pictures
-
-
-def _agree_on_description(folder: Path, made_by: Mapping[str, Any]) -> None:
-    """Write what makes the folder's files, or check that it is the same as before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / DESCRIPTION_FILE
-    wanted = json.loads(json.dumps(made_by))
-    if not path.exists():
-        write_text(path, json.dumps(wanted, indent=1))
-        return
-    found = json.loads(path.read_text())
-    if found != wanted:
-        names = sorted(found.keys() | wanted.keys())
-        differing = {
-            n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)
-        }
-        raise ValueError(
-            f"{folder} holds what was made otherwise (found, wanted): {differing}. Give another "
-            "folder, or delete this one to make it anew."
-        )
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off the line that a stopped run left unfinished."""
-    if path.exists():
-        content = path.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            with path.open("r+b") as lines:
-                lines.truncate(complete)

@@ -43,7 +43,7 @@ def _aside_of(path: Path) -> Path:
 
 
 @contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def written_aside(path: str | Path, num_bytes: int = 0) -> Iterator[Path]:
     """Give the name to write a file or a folder under; at the end of the block it gets its own.
 
     The folder above is made. A folder replaces the one that is there. If the block raises, what it
@@ -51,17 +51,18 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: the file or folder to write.
+        num_bytes: its size, as far as it is known; a full disk's message says it.
 
     Yields:
         The path to write to; nothing is there yet.
 
     Raises:
-        OSError: if it cannot be written, on a full disk for example; the message names `path`.
+        OSError: if it cannot be written; the message names `path`.
     """
     path = Path(path)
     aside = _aside_of(path)
+    _make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _delete(aside)
         yield aside
         _sync(aside)
@@ -73,11 +74,13 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         else:
             aside.replace(path)
     except OSError as error:
-        _delete(aside)
         foreign = error.filename is not None and not str(error.filename).startswith(str(aside))
         if error.strerror is None or foreign:
+            _delete(aside)
             raise
-        raise _naming(path, error) from error
+        told = naming(path, error, max(num_bytes, _size(aside)))
+        _delete(aside)
+        raise told from error
     except BaseException:
         _delete(aside)
         raise
@@ -85,7 +88,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file that is complete or absent."""
-    with written_aside(path) as aside:
+    with written_aside(path, len(content)) as aside:
         aside.write_bytes(content)
 
 
@@ -141,12 +144,12 @@ def locked(folder: str | Path, work: str = "") -> Iterator[None]:
     folder = Path(folder)
     path = folder.resolve() / f".{work}{'.' if work else ''}lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         descriptor = _acquire(path, folder)
-    except BlockingIOError:
+    except (BlockingIOError, FileExistsError):
         raise
     except OSError as error:
-        raise _naming(folder, error) from error
+        raise naming(folder, error) from error
     _held.add(path)
     try:
         os.ftruncate(descriptor, 0)
@@ -190,10 +193,50 @@ def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _naming(path: Path, error: OSError) -> OSError:
-    told = type(error)(f"{path} cannot be written: {error.strerror}")
+def naming(path: Path, error: OSError, num_bytes: int = 0) -> OSError:
+    """Say of an error in writing where it was and, of a full disk, how much room is needed."""
+    words = f"{path} cannot be written: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        words += f"; {_megabytes(num_bytes)} or more are needed, {_megabytes(_free(path))} are free"
+    told = type(error)(words)
     told.errno = error.errno
     return told
+
+
+def check_room(folder: str | Path, num_bytes: int) -> None:
+    """Raise OSError unless the disk of a folder, which need not be there, has room for so much."""
+    free = _free(Path(folder))
+    if free < num_bytes:
+        full = OSError(
+            f"{folder} has no room: {_megabytes(num_bytes)} are needed, {_megabytes(free)} are "
+            "free; make room, or give a folder on another disk"
+        )
+        full.errno = errno.ENOSPC
+        raise full
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(each for each in (folder, *folder.parents) if each.is_file())
+        raise FileExistsError(
+            f"{folder} cannot be a folder: {file} is a file; give another folder"
+        ) from None
+
+
+def _free(path: Path) -> int:
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _size(path: Path) -> int:
+    inner = path.rglob("*") if path.is_dir() else (path,)
+    return sum(each.stat().st_size for each in inner if each.is_file())
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,14 +1,15 @@
-"""Work on numbered items that may be stopped at any time and shared between processes.
+"""Resumable work: what made a folder's files, lines that outlive a kill, and numbered parts.
 
-The items are divided into parts once, whatever the number of processes; a part's file is written
-aside and renamed, so that it is complete or absent. Whoever comes later does what is absent.
-Batches are therefore the same in one process, in two, and after an interruption, and so is every
-byte. No item is done twice to fill a batch, which would bias a distance between sets. A part that
-a full disk or a loss of power left broken counts as absent.
+`agree_on` keeps the work of two makers apart. `Lines` appends to a file of JSON lines. `PartedWork`
+divides numbered items into parts, whatever the number of processes; a part's file is complete or
+absent, and whoever comes later does what is absent. Batches, and so all bytes, are therefore the
+same in one process, in two, and after an interruption. No item is done twice to fill a batch, which
+would bias a distance between sets. A part that a loss of power left broken counts as absent.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import starmap
@@ -17,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmface.core.files import locked, sweep, write_bytes
+from mmface.core.files import locked, naming, sweep, write_bytes, write_text
 from mmface.core.processes import Processes
 
 KEY_FILE = "made_by.json"
@@ -35,6 +36,96 @@ def count_rows(content: bytes) -> int:
     except ValueError:
         return 0
     return len(rows) if content.endswith(b"\n") else 0
+
+
+def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows as JSON lines, keys as they come."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def agree_on(path: Path, made_by: Mapping[str, Any]) -> None:
+    """Write down what makes the files of a folder, or check that it is the same as before.
+
+    Args:
+        path: the file that says it, in that folder.
+        made_by: whatever decides the files, in plain values.
+
+    Raises:
+        ValueError: if the folder holds what was made otherwise; names each setting that differs.
+    """
+    found, wanted = read_made_by(path), json.loads(json.dumps(made_by))
+    if found is None:
+        write_text(path, json.dumps(wanted, indent=1))
+    elif found != wanted:
+        old, new = _flat(found), _flat(wanted)
+        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        told = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed)
+        raise ValueError(
+            f"{path.parent} was made otherwise ({told}); give another folder, or delete that one"
+        )
+
+
+def read_made_by(path: Path) -> dict[str, Any] | None:
+    """Read what `agree_on` wrote; None if there is no such file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What made the folder.
+
+    Raises:
+        ValueError: if it is broken.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        raise ValueError("it is no JSON object")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}), so nobody knows what made the files beside it; give "
+            "another folder, or delete that one"
+        ) from None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name the settings inside settings by their path, with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return flat
+
+
+class Lines:
+    """A file of JSON lines that one process appends to; a line that a kill tore off is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file, which need not be there, for appending."""
+        self.path = path
+        if path.exists():
+            content = path.read_bytes()
+            complete = content.rfind(b"\n") + 1
+            if complete < len(content):
+                os.truncate(path, complete)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows, all of which then are in the file; an OSError names it."""
+        content = as_lines(rows).encode()
+        try:
+            with self.path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise naming(self.path, error, len(content)) from error
+
+
+def complete_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number the lines of a file from 1, without one that is being written or was torn off."""
+    complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    yield from enumerate(complete.split("\n") if complete else (), start=1)
 
 
 @dataclass(frozen=True)
@@ -115,46 +206,19 @@ class PartedWork:
         return path.is_file() and self.count(path.read_bytes()) == len(items)
 
     def _found(self) -> dict[str, Any] | None:
-        path = self.folder / KEY_FILE
-        if not path.is_file():
-            return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return read_made_by(self.folder / KEY_FILE)
+        except ValueError:
             if self.replaces:
                 return None
-            raise ValueError(
-                f"{path} cannot be read ({error}), so nobody knows what made the pictures beside "
-                "it; give another output_dir, or delete that folder"
-            ) from None
-        return found
+            raise
 
     def _prepare(self) -> None:
-        """Leave only parts that were made by this.
-
-        Raises:
-            ValueError: if there are others, which are not to be replaced.
-        """
+        """Leave only parts that were made by this; a ValueError if others are to stay."""
         sweep(self.folder)
-        found, key = self._found(), self._key()
-        if found is not None and found != key and not self.replaces:
-            old, new = _flat(found), _flat(key)
-            changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-            told = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed)
-            raise ValueError(
-                f"{self.folder} was made otherwise ({told}); give another output_dir, or delete "
-                "that folder"
-            )
-        if found != key:
-            for path in self.folder.glob("part-*"):
-                path.unlink()
-            write_bytes(self.folder / KEY_FILE, (as_json(key) + "\n").encode())
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name the settings inside settings by their path, with dots."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return flat
+        path, found, key = self.folder / KEY_FILE, self._found(), self._key()
+        if found != key and (self.replaces or found is None):
+            for part in self.folder.glob("part-*"):
+                part.unlink()
+            path.unlink(missing_ok=True)
+        agree_on(path, key)

@@ -1,16 +1,18 @@
 """Stores: Arrow shards of fixed-shape arrays, written by any number of processes.
 
 A store is a folder with `store.json`, which says what made it and the shape of its arrays, and
-`shard-NNNNN.arrow` files that `datasets` maps into memory. A shard is written aside and renamed,
-so that it is complete or absent: a writer that was stopped goes on where it was when it is
-started again, and processes never meet because each writes its own shards. Items that could not
-be read have no row; `shard-NNNNN.skipped.jsonl` lists them, and is there before its shard is.
+`shard-NNNNN.arrow` files that `datasets` maps into memory. A shard is complete or absent: a writer
+that was stopped goes on where it was when it is started again, and processes never meet because
+each writes its own shards. Items that could not be read have no row; `shard-NNNNN.skipped.jsonl`
+lists them. It and the shard's digest, `digest-NNNNN.sha256` in the form of `sha256sum`, are
+there before the shard is. Stores of earlier versions have no digests.
 """
 
 import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +25,8 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from mmface.core.files import locked, sweep, write_text, written_aside
+from mmface.core.files import check_room, file_sha256, locked, sweep, write_text, written_aside
+from mmface.core.journal import agree_on, as_lines, read_made_by
 
 DESCRIPTION_FILE = "store.json"
 SKIPPED_FILE = "skipped.jsonl"
@@ -113,9 +116,14 @@ class StoreSpec:
         return range(first, min(first + self.shard_size, self.num_items))
 
     @property
+    def item_bytes(self) -> int:
+        """Size of the arrays of one item."""
+        return sum(array.num_bytes for array in self.arrays.values())
+
+    @property
     def array_bytes(self) -> int:
         """Size of all arrays of the whole store."""
-        return self.num_items * sum(array.num_bytes for array in self.arrays.values())
+        return self.num_items * self.item_bytes
 
     def as_json(self) -> dict[str, Any]:
         """A JSON form that `from_json` reads back."""
@@ -143,6 +151,11 @@ def shard_path(folder: Path, shard: int) -> Path:
 def skipped_path(folder: Path, shard: int) -> Path:
     """The list of the items that one shard lacks; there is none if it lacks none."""
     return folder / f"shard-{shard:05d}.{SKIPPED_FILE}"
+
+
+def digest_path(folder: Path, shard: int) -> Path:
+    """The file with the SHA-256 of one shard; an older store has none."""
+    return folder / f"digest-{shard:05d}.sha256"
 
 
 def write_store(
@@ -179,11 +192,12 @@ def _write_share(
     num_processes: int,
 ) -> None:
     sweep(folder)
-    _agree_on_description(folder, spec)
+    agree_on(folder / DESCRIPTION_FILE, spec.as_json())
     mine = range(process_index, spec.num_shards, num_processes)
     missing = [shard for shard in mine if not shard_path(folder, shard).exists()]
     items = [spec.items_of(shard) for shard in missing]
     total = sum(map(len, items))
+    check_room(folder, total * spec.item_bytes)
     with tqdm(desc=folder.name, total=total, unit="item", disable=not missing) as progress:
         for shard, wanted, entries in zip(missing, items, make_entries(items), strict=True):
             assert len(entries) == len(wanted), (shard, len(entries), wanted)
@@ -211,37 +225,10 @@ def close_store(folder: str | Path) -> "Store":
     return store
 
 
-def _agree_on_description(folder: Path, spec: StoreSpec) -> None:
-    path = folder / DESCRIPTION_FILE
-    if path.exists():
-        found, wanted = json.loads(path.read_text()), json.loads(json.dumps(spec.as_json()))
-        if found != wanted:
-            differing = _difference(found, wanted)
-            raise ValueError(
-                f"{folder} holds a store that was made otherwise (found, wanted): {differing}. "
-                "Give another folder, or delete this one to make it anew."
-            )
-        return
-    write_text(path, json.dumps(spec.as_json(), indent=1))
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Pairs of what two descriptions say differently, by the innermost key."""
-    pairs: dict[str, Any] = {}
-    for key in sorted(found.keys() | wanted.keys()):
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            pairs |= {f"{key}.{k}": pair for k, pair in _difference(one, other).items()}
-        elif one != other:
-            pairs[key] = (one, other)
-    return pairs
-
-
 def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write a list of skipped items; none is no file, and an older file goes."""
     if skipped:
-        lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in skipped]
-        write_text(path, "".join(lines))
+        write_text(path, as_lines(map(asdict, skipped)))
     else:
         path.unlink(missing_ok=True)
 
@@ -249,8 +236,10 @@ def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 def _read_skipped(path: Path) -> list[Skipped]:
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as lines:
-        return [Skipped(**json.loads(line)) for line in lines]
+    try:
+        return [Skipped(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and its shard") from None
 
 
 def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[Entry]) -> None:
@@ -263,17 +252,20 @@ def _write_shard(folder: Path, shard: int, spec: StoreSpec, entries: Sequence[En
     columns: dict[str, Any] = {"id": Value("string")}
     columns |= {name: Value("binary") for name in spec.arrays}
     columns |= {name: List(Value("string")) for name in spec.texts}
-    with (
-        written_aside(path) as aside,
-        ArrowWriter(path=str(aside), features=Features(columns)) as writer,
-    ):
-        for row in entries:
-            if isinstance(row, Skipped):
-                continue
-            record = {"id": row["id"], **{name: list(row[name]) for name in spec.texts}}
-            record |= {name: array.to_bytes(row[name]) for name, array in spec.arrays.items()}
-            writer.write(record)
-        writer.finalize()
+    with written_aside(path, len(entries) * spec.item_bytes) as aside:
+        with ArrowWriter(path=str(aside), features=Features(columns)) as writer:
+            for row in entries:
+                if isinstance(row, Skipped):
+                    continue
+                record = {"id": row["id"], **{name: list(row[name]) for name in spec.texts}}
+                record |= {name: array.to_bytes(row[name]) for name, array in spec.arrays.items()}
+                writer.write(record)
+            writer.finalize()
+        write_text(digest_path(folder, shard), _digest_line(path, aside))
+
+
+def _digest_line(path: Path, content: Path) -> str:
+    return f"{file_sha256(content)}  {path.name}\n"
 
 
 class MappedRows:
@@ -337,13 +329,19 @@ class Store:
             ValueError: if shards are missing or damaged.
         """
         self.folder = Path(folder)
-        description = self.folder / DESCRIPTION_FILE
-        if not description.exists():
+        description = read_made_by(self.folder / DESCRIPTION_FILE)
+        if description is None:
             raise FileNotFoundError(
                 f"no store in {self.folder} ({DESCRIPTION_FILE} is missing); "
                 "scripts/precompute.py makes one"
             )
-        self.spec = StoreSpec.from_json(json.loads(description.read_text()))
+        try:
+            self.spec = StoreSpec.from_json(description)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.folder / DESCRIPTION_FILE} describes no store ({error!r}); give another "
+                "folder, or delete that one and make it anew"
+            ) from None
         shards = range(self.spec.num_shards)
         paths = [shard_path(self.folder, shard) for shard in shards]
         missing = [path.name for path in paths if not path.exists()]
@@ -352,9 +350,19 @@ class Store:
                 f"{self.folder} is not complete: {len(missing)} of {len(paths)} shards are missing "
                 f"({missing[0]}, ...); run the command that makes it again"
             )
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self._check_digest, shards))
         from datasets import concatenate_datasets
 
         self.rows = concatenate_datasets([self._open(shard) for shard in shards])
+
+    def _check_digest(self, shard: int) -> None:
+        """Read a shard through, at the speed of the disk; an older one has no digest."""
+        path, digest = shard_path(self.folder, shard), digest_path(self.folder, shard)
+        if digest.exists() and digest.read_bytes() != _digest_line(path, path).encode():
+            raise ValueError(
+                f"{path} is damaged: its SHA-256 is not the one in {digest.name}; {REMEDY}"
+            )
 
     def _open(self, shard: int) -> Any:
         from datasets import Dataset

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mmface.conditions import condition_kinds
 from mmface.core.files import write_text
+from mmface.core.journal import as_lines
 from mmface.core.processes import joined_processes
 from mmface.generation.models import OpenedModel, open_model
 from mmface.generation.provenance import (
@@ -229,11 +230,11 @@ def _merge(out: Path, num_processes: int, jobs: Sequence[Job], failures: list[Fa
         failed += [Failure(**each) for each in found["failures"]]
         results |= found["results"]
     lines = [line for job in jobs for line in results.get(job.id, [])]
-    write_text(out / "results.jsonl", _json_lines(lines))
+    write_text(out / "results.jsonl", as_lines(lines))
     failed.sort(key=lambda failure: failure.line)
     path = out / "failures.jsonl"
     if failed:
-        write_text(path, _json_lines([asdict(failure) for failure in failed]))
+        write_text(path, as_lines(map(asdict, failed)))
         for failure in failed:
             print(f"failed: line {failure.line}: {failure.error}", file=sys.stderr)
     else:
@@ -242,10 +243,6 @@ def _merge(out: Path, num_processes: int, jobs: Sequence[Job], failures: list[Fa
     for part in parts:
         part.unlink()
     return int(bool(failed))
-
-
-def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class _Worker:

@@ -1,9 +1,12 @@
 """Train what an experiment describes: python scripts/train.py experiment=tiny_flow [key=value].
 
-A mistake is one line; HYDRA_FULL_ERROR=1 in the environment shows where it came up.
+The same command gives the same weights, and goes on where an earlier start was stopped. A mistake
+is one line; HYDRA_FULL_ERROR=1 in the environment shows where it came up.
 """
 
 import sys
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import hydra
@@ -11,12 +14,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mmface.core.command_line import ending
+from mmface.training.recipe import CONFIG_KEYS, flattened, typed_name
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run what the composed config describes, and end with its status."""
-    with ending():
+    with ending(CONFIG_KEYS):
         status = run(config)
     if status:
         sys.exit(status)
@@ -24,6 +28,9 @@ def main(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> int:
     """Build the trainer and run it, or plan the run; give the exit status."""
+    parts: dict[str, Any] = {
+        name: instantiate(config.trainer[name]) for name in ("recipe", "cadence", "hardware")
+    }
     import torch  # loading it takes seconds, which `--help` and a misspelt key need not wait for
 
     from mmface.core.processes import STOPPED_STATUS
@@ -36,14 +43,44 @@ def run(config: DictConfig) -> int:
         settings: Any = OmegaConf.to_container(config, resolve=True)
         print(plan(network, settings).table())
         return 0
-    torch.manual_seed(config.trainer.recipe.seed)  # of the first weights, made below
-    # The settings go in last: as a part of the config, they would be built a second time.
-    trainer = instantiate(config.trainer, _partial_=True)(
-        settings=OmegaConf.to_container(config.trainer, resolve=True)
-    )
-    print(f"result: {trainer.train()}")
-    return 0 if trainer.finished else STOPPED_STATUS
+    plain: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    names = [name for name in plain if name not in ("_target_", "_convert_")]
+    parts |= {name: built(config.trainer[name]) for name in names if name not in (*parts, "task")}
+    # The trainer has the task made when the run's seed is set, and all else is known to fit.
+    parts["task"] = partial(built, config.trainer.task)
+    make = instantiate({"_target_": config.trainer._target_, "_partial_": True})
+    trainer = make(**parts, settings=plain, derived=derived(config, flattened(plain)))
+    result = trainer.train()
+    if not trainer.finished:
+        done, total = trainer.step, trainer.recipe.total_steps
+        trainer.accelerator.print(f"stopped at {done:,} of {total:,}; the same command goes on")
+        return STOPPED_STATUS
+    trainer.accelerator.print(f"result: {result}")
+    return 0
+
+
+def built(part: Any) -> Any:
+    """Build a part of the config, or give the plain value that it is."""
+    return instantiate(part, _convert_="all") if OmegaConf.is_config(part) else part
+
+
+def derived(config: DictConfig, settings: Iterable[str]) -> list[str]:
+    """Name the settings of the trainer whose value the config takes from another one of them."""
+    typed = {typed_name(setting) for setting in settings}
+    found = []
+    for setting in settings:
+        parent, _, key = f"trainer.{setting}".rpartition(".")
+        node = OmegaConf.select(config, parent)
+        if OmegaConf.is_dict(node) and OmegaConf.is_interpolation(node, key):
+            source = str(OmegaConf.to_container(node, resolve=False)[key]).strip("${}")
+            source = (
+                typed_name(parent.removeprefix("trainer.")) + source if source[0] == "." else source
+            )
+            if source in typed:
+                found.append(setting)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    with ending(CONFIG_KEYS):
+        main()

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
@@ -53,16 +54,33 @@ def run(workplace, monkeypatch):
     return run_script
 
 
+@pytest.fixture
+def unchecked_types():
+    """Let values of wrong types through to our own checks, as outside of tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("data.store=no/such", "no store in no/such"),
         ("task.gradient_checkpointing=selectiv", "or 'selective', got 'selectiv'"),
-        ("trainer.recipe.global_batch_size=0", "global_batch_size"),
+        ("trainer.recipe.global_batch_size=0", "trainer.recipe.global_batch_size must be"),
+        ("trainer.recipe.global_batch_size=3.5", "trainer.recipe.global_batch_size must be"),
+        ("trainer.recipe.micro_batch_size=4", "does not divide"),
+        ("data.text_dropout=9", "data.text_dropout must be in 0..1"),
+        ("optimizer.lr=abc", "no optimizer can be made of optimizer.lr=abc"),
+        ("optimizer.lr=inf", "optimizer.lr must be finite"),
+        ("trainer.output_dir=runs/tiny_clip/export/clip/config.json", "is a file"),
+        ("+model.num_modalities=1", "model.num_modalities is 1, but training on sketch"),
     ],
 )
-def test_a_mistake_in_training_is_one_line(run, trained, capsys, argument, message):
+def test_a_mistake_in_training_is_one_line(
+    run, trained, capsys, unchecked_types, argument, message
+):
     with pytest.raises(SystemExit) as ended:
         run("train.py", "experiment=tiny_flow", "run_name=wrong", *SMALL_RUN, *SMALL_DIT, argument)
     assert ended.value.code == 2
@@ -147,8 +165,8 @@ def test_a_changed_setting_must_be_allowed_by_the_name_that_is_shown(trained, ru
         run("train.py", *longer)
     assert ended.value.code == 2
     shown = capsys.readouterr().err
-    assert "recipe.total_steps: 2 -> 3" in shown
-    allowed = "trainer.allow_changes=[schedule.num_training_steps,recipe.total_steps]"
+    assert "trainer.recipe.total_steps: 2 -> 3" in shown
+    allowed = "trainer.allow_changes=[trainer.recipe.total_steps]"  # the schedule's number follows
     assert allowed in shown
     run("train.py", *longer, allowed)
     (state,) = (trained / "tiny_flow" / "checkpoints").glob("step-00000003/state.json")
@@ -177,7 +195,9 @@ def test_the_seed_decides_a_run_from_its_first_weights_on(trained, run):
     assert weights("other", "trainer.recipe.seed=1") != first
 
 
-def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(trained, run, monkeypatch):
+def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(
+    trained, run, monkeypatch, capsys
+):
     def stop_at_the_first_preview(self, trained, folder, step):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -188,4 +208,5 @@ def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(trained, run, 
     with pytest.raises(SystemExit) as ended:
         run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, *arguments)
     assert ended.value.code == 75
+    assert "stopped at 1 of 2; the same command goes on" in capsys.readouterr().out
     assert [p.name for p in (trained / "stopped" / "checkpoints").iterdir()] == ["step-00000001"]

@@ -1,14 +1,15 @@
 """A command: how it starts light, how what a person typed is checked, and how it ends.
 
-A mistake of the user's is a ValueError or an OSError that says what, where, and what to do. A
-command ends with it as one line on stderr and status 2; anything else is a fault of the program and
-shows its stack.
+A mistake of the user's is a ValueError or an OSError that says what, where, and what to do. A command ends with
+it as one line on stderr and status 2. A `RunError`, such as a lost process, is one line and status
+1; anything else is a fault of the program and shows its stack.
 """
 
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,22 @@ if TYPE_CHECKING:
     import typer
 
 MISTAKE_STATUS = 2
+INTERRUPTED_STATUS = 130
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_stacks_shown: list[bool] = []  # of each `ending` that is entered
+
+
+class RunError(RuntimeError):
+    """What ends a run through no mistake of its settings; its message is the whole report."""
+
+
+class ElsewhereError(RuntimeError):
+    """Another process of this run failed and reports it; this one ends in silence."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 _FOUND_BY_DIFFUSERS = ("bitsandbytes", "peft", "scipy", "torchvision")
 _FOUND_BY_TRANSFORMERS = ("scipy", "sklearn", "torchvision")
@@ -56,6 +73,12 @@ def check_number(name: str, value: Any, lowest: float, highest: float = math.inf
     if isinstance(value, bool) or not (math.isfinite(number) and lowest <= number <= highest):
         wanted = f"in {lowest}..{highest}" if highest < math.inf else f"{lowest} or more"
         raise ValueError(f"{name} must be {wanted}, got {value!r:.60}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}.")
 
 
 def check_interval(name: str, start: float, end: float) -> None:
@@ -110,29 +133,68 @@ def run_app(app: "typer.Typer", arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Run the body of a hydra script; a mistake of the user's ends it with one line and status 2.
+def ending(keys: Mapping[str, str] | None = None) -> Iterator[None]:
+    """End a hydra script as `run_app` ends others; goes around hydra's main and inside of it.
 
-    HYDRA_FULL_ERROR=1 in the environment shows where the mistake came up. hydra's and omegaconf's
-    errors are known by their names, since nothing in the package imports them.
+    HYDRA_FULL_ERROR=1 in the environment shows where a mistake came up. hydra's and omegaconf's
+    errors are known by their modules, since nothing in the package imports them.
+
+    Args:
+        keys: where a part of the config is typed, by where it is built: `{"trainer.task": "task"}`.
+
+    Yields:
+        Nothing.
     """
+    before = os.environ.get(_FULL_ERROR)
+    shown = _stacks_shown[0] if _stacks_shown else before == "1"
+    _stacks_shown.append(shown)
+    os.environ[_FULL_ERROR] = "1"  # so that hydra lets its own errors through to here
     try:
         yield
+    except ElsewhereError as failure:
+        sys.exit(failure.status)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        sys.exit(INTERRUPTED_STATUS)
     except Exception as error:
-        kind = type(error).__name__
-        if kind == "InstantiationException":
-            line = str(error.__cause__ or error)
-        elif kind == "MissingMandatoryValue":
-            name = str(getattr(error, "full_key", "")).rpartition(".")[2]
-            line = f"{name} has no value; give it with {name}=VALUE"
-        elif isinstance(error, ValueError | OSError):
-            line = str(error)
-        else:
-            raise
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        line = _line_of(error, keys or {})
+        if line is None or shown:
             raise
         _tell(line)
-        sys.exit(MISTAKE_STATUS)
+        sys.exit(1 if isinstance(error, RunError) else MISTAKE_STATUS)
+    finally:
+        _stacks_shown.pop()
+        if before is None:
+            del os.environ[_FULL_ERROR]
+        else:
+            os.environ[_FULL_ERROR] = before
+
+
+def _line_of(error: Exception, keys: Mapping[str, str]) -> str | None:
+    """What a mistake's line says, or None if the error is none."""
+    kind = type(error)
+    if kind.__name__ == "MissingMandatoryValue":
+        full = str(getattr(error, "full_key", ""))
+        name = typed(full, keys) if keys else full.rpartition(".")[2]
+        return f"{name} has no value; give it with {name}=VALUE"
+    if kind.__name__ == "InstantiationException":
+        found = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+        message = str(error.__cause__ or error)
+        if not found:
+            return message
+        # "lr must be ..." names a setting of the part that was built.
+        between = "." if re.match(r"\w+ (must|is) ", message) else ": "
+        return f"{typed(found[1], keys)}{between}{message}"
+    theirs = {base.__module__.partition(".")[0] for base in kind.__mro__} & {"hydra", "omegaconf"}
+    return str(error) if theirs or isinstance(error, ValueError | OSError | RunError) else None
+
+
+def typed(key: str, keys: Mapping[str, str]) -> str:
+    """A config's key as it is typed; the longest of `keys` that it lies under decides."""
+    for built in sorted(keys, key=len, reverse=True):
+        if key == built or key.startswith(f"{built}."):
+            return keys[built] + key.removeprefix(built)
+    return key
 
 
 def _tell(message: str) -> None:

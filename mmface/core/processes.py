@@ -1,6 +1,8 @@
 """How the processes of a run act as one: sums, votes, one doer, and a common stop."""
 
 import contextlib
+import os
+import re
 import signal
 import threading
 import time
@@ -13,8 +15,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from mmface.core.command_line import MISTAKE_STATUS, ElsewhereError, RunError
+
 STOPPED_STATUS = 75
 """Exit status of a run that a signal stopped (EX_TEMPFAIL): start it again and it goes on."""
+
+_REPORT_S = 5.0
+_BROKEN = re.compile(r"gloo|nccl|TCPStore|timed? ?out|clos(ed|ure)|reset by peer", re.IGNORECASE)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -67,9 +74,9 @@ class Processes:
             The main process's result.
 
         Raises:
-            RuntimeError: on the other processes, if it failed; the main one raises the failure.
+            ElsewhereError: on the other processes, if it failed; the main one raises the failure.
         """
-        outcome: list[Any] = [None, ""]
+        outcome: list[Any] = [None, "", 1]
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             try:
@@ -77,13 +84,67 @@ class Processes:
             except Exception as error:  # raised below, once the others know
                 failure = error
                 outcome[1] = str(error) or type(error).__name__
+                outcome[2] = MISTAKE_STATUS if isinstance(error, ValueError | OSError) else 1
         if self.accelerator.num_processes > 1:
             broadcast_object_list(outcome)
         if failure is not None:
             raise failure
         if outcome[1]:
-            raise RuntimeError(f"the main process failed: {outcome[1]}")
+            raise ElsewhereError(f"the main process failed: {outcome[1]}", outcome[2])
         return outcome[0]
+
+    @contextlib.contextmanager
+    def told_of_lost_ones(self, timeout_s: float) -> Iterator[None]:
+        """Turn a broken connection within the block into a `RunError` that names who is lost.
+
+        Every process that still runs reports in a store beside the connections; those that do not
+        within some seconds are lost.
+
+        Args:
+            timeout_s: how long the connections wait for a process, for the message.
+
+        Yields:
+            Nothing.
+        """
+        try:
+            yield
+        except (RuntimeError, torch.distributed.DistError) as error:
+            broken = isinstance(error, torch.distributed.DistError) or _BROKEN.search(str(error))
+            if isinstance(error, RunError | ElsewhereError) or not broken:
+                raise
+            if self.accelerator.num_processes == 1:
+                raise
+            lost = self._lost_processes()
+            waited = "timed out" in str(error).lower()
+            how = (
+                f"did not answer for {timeout_s:g} s" if waited else "ended or lost its connection"
+            )
+            who = f"process {', '.join(map(str, lost))}" if lost else "a process"
+            raise RunError(
+                f"{who} of {self.accelerator.num_processes} {how}, so process "
+                f"{self.accelerator.process_index} ends too; the same command goes on from the "
+                "newest checkpoint"
+            ) from error
+
+    def _lost_processes(self) -> list[int]:
+        """Which processes do not report, after this one has."""
+        numbers = range(self.accelerator.num_processes)
+        wait = timedelta(seconds=_REPORT_S)
+        try:
+            store = torch.distributed.TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, wait, False
+            )
+            store.set(f"mmface/{self.accelerator.process_index}", "runs")
+            end = time.monotonic() + _REPORT_S
+            lost = set(numbers)
+            while lost and time.monotonic() < end:
+                lost = {n for n in lost if not store.check([f"mmface/{n}"])}
+                time.sleep(0.1)
+            # The process that holds the store leaves last, so that the others can ask it.
+            time.sleep(0.5)
+            return sorted(lost)
+        except (RuntimeError, OSError):  # the store is process 0's
+            return [0]
 
     def part(self) -> None:
         """Close the trackers and the group of processes; all of them call this.

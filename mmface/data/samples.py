@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmface.conditions import LABELS, condition_kind, condition_kinds, flip_labels
+from mmface.core.command_line import check_number
 from mmface.data.latents import POSTERIOR_STD
 from mmface.data.pictures import picture_column
 from mmface.data.store import Store
@@ -48,6 +49,12 @@ class LatentSamples:
             TypeError: if an argument is unknown.
             ValueError: if the store lacks a condition that is asked for, or has none.
         """
+        for name, share in {
+            "text_dropout": text_dropout,
+            "condition_dropout": condition_dropout,
+            **dropouts,
+        }.items():
+            check_number(name, share, 0, 1)
         self.store = Store(store)
         self.text_dropout = text_dropout
         there = [k for k in condition_kinds() if k.name in self.store.spec.arrays]
@@ -139,6 +146,8 @@ class AutoencoderSamples:
                 the rest equally.
             weight_power: how much small parts are raised, see `small_part_weights`.
         """
+        check_number("image_share", image_share, 0, 1)
+        check_number("weight_power", weight_power, 0, 1)
         self.store = Store(store)
         there = self.store.spec.arrays
         self.kinds = tuple(k for k in condition_kinds() if picture_column(k) in there)
@@ -177,6 +186,7 @@ class ParsingSamples:
             store: folder of the store.
             noise: largest standard deviation of the added pixel noise, in units of [-1, 1].
         """
+        check_number("noise", noise, 0)
         self.store = Store(store)
         self.noise = noise
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from mmface.core.files import remove_folder, written_aside
 from mmface.training.optimization import ExponentialAverage
+from mmface.training.recipe import flattened, typed_name
 
 LIBRARIES = ("mmface", "accelerate", "diffusers", "transformers", "bitsandbytes")
 
@@ -39,6 +40,7 @@ FREE_SETTINGS = (
     "hardware.num_workers",
     "hardware.peak_flops",
     "hardware.average_on_cpu",
+    "hardware.timeout_s",
 )
 """Settings that do not change what is learnt, and may differ from start to start."""
 
@@ -69,15 +71,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        flat |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
 def _with_objective(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the objective to settings that were saved before it was one of them."""
     name = saved.get("task.transformer.objective")
@@ -99,15 +92,21 @@ def _is_under(name: str, parents: Sequence[str]) -> bool:
 
 
 def check_settings(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], allowed: Sequence[str], where: Path
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    allowed: Sequence[str],
+    where: Path,
+    derived: Collection[str] = (),
 ) -> list[str]:
     """Compare the settings of a checkpoint with those of the run that resumes from it.
 
     Args:
         saved: flat settings of the checkpoint; empty if it holds none.
         wanted: flat settings of this start.
-        allowed: names that may differ; a name stands for all below it too.
+        allowed: names that may differ, as typed or without `trainer`; a name stands for all below
+            it too.
         where: the checkpoint.
+        derived: names that follow others, and are not compared.
 
     Returns:
         A line for each allowed change.
@@ -119,14 +118,19 @@ def check_settings(
         return []
     saved, wanted = json.loads(json.dumps([_with_objective(saved), wanted], default=str))
     names = [n for n in dict.fromkeys([*saved, *wanted]) if not _is_under(n, FREE_SETTINGS)]
+    names = [n for n in names if n not in derived]
     nothing = "(not set)"
     changes = {
-        name: f"{name}: {saved.get(name, nothing)} -> {wanted.get(name, nothing)}"
+        name: f"{typed_name(name)}: {saved.get(name, nothing)} -> {wanted.get(name, nothing)}"
         for name in names
         if _comparable(name, saved.get(name, nothing))
         != _comparable(name, wanted.get(name, nothing))
     }
-    refused = {name: line for name, line in changes.items() if not _is_under(name, allowed)}
+    refused = {
+        typed_name(name): line
+        for name, line in changes.items()
+        if not _is_under(name, allowed) and not _is_under(typed_name(name), allowed)
+    }
     if refused:
         listed = "\n  ".join(refused.values())
         raise ValueError(
@@ -138,7 +142,10 @@ def check_settings(
 
 
 def changes_since(
-    checkpoint: Path, settings: Mapping[str, Any], allowed: Sequence[str]
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    allowed: Sequence[str],
+    derived: Collection[str] = (),
 ) -> list[str]:
     """List what changed since a checkpoint was written.
 
@@ -146,6 +153,7 @@ def changes_since(
         checkpoint: the checkpoint's folder.
         settings: flat settings of this start.
         allowed: names of settings that may differ.
+        derived: names of settings that follow others.
 
     Returns:
         A line for each allowed change, and one for each version that differs.
@@ -154,7 +162,7 @@ def changes_since(
         ValueError: if a setting differs that may not.
     """
     state = read_state(checkpoint)
-    lines = check_settings(state.get("settings", {}), settings, allowed, checkpoint)
+    lines = check_settings(state.get("settings", {}), settings, allowed, checkpoint, derived)
     before, now = state.get("versions", {}), versions()
     lines += [f"{n}: {before[n]} -> {now.get(n)}" for n in before if before[n] != now.get(n)]
     return [f"changed since {checkpoint.name}: {line}" for line in lines]
@@ -169,12 +177,7 @@ class Checkpoints:
         Args:
             output_dir: the run's folder; it need not be there.
             limit: how many checkpoints are kept, at least 1.
-
-        Raises:
-            ValueError: if none would be kept.
         """
-        if limit < 1:
-            raise ValueError(f"checkpoint_limit must be at least 1, got {limit}.")
         self.output_dir = output_dir
         self.folder = output_dir / "checkpoints"
         self.limit = limit
@@ -197,6 +200,8 @@ class Checkpoints:
             FileNotFoundError: if the path holds no checkpoint.
             ValueError: if the run's folder holds what the start would overwrite.
         """
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise NotADirectoryError(f"output_dir {self.output_dir} is a file; give a folder")
         saved = self.saved()
         if resume == "auto":
             return saved[-1] if saved else None
@@ -212,6 +217,10 @@ class Checkpoints:
                     "trainer.resume=auto."
                 )
             return None
+        if not isinstance(resume, str | Path):
+            raise ValueError(
+                f"resume must be false, auto, or a checkpoint's folder, got {resume!r}."
+            )
         chosen = Path(resume)
         if not (chosen / "state.json").exists():
             raise FileNotFoundError(
@@ -259,10 +268,13 @@ class Checkpoints:
                 (aside / "state.json").write_text(json.dumps(dict(state), indent=1, default=str))
         except Exception as error:  # safetensors and torch.save raise their own kinds
             last = self.saved()[-1:]
+            # Adam's two moments are about twice the raw weights.
+            tensors = [*weights["model"].values()] * 3 + [*weights["ema"].values()]
+            need = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error} "
-                f"Free some space and run the command again: it goes on from "
-                f"{last[0].name if last else 'the start'}."
+                f"It needs {need / 1e6:,.0f} MB; free some space and run the command again: it "
+                f"goes on from {last[0].name if last else 'the start'}."
             ) from error
         for old in self.saved()[: -self.limit]:
             remove_folder(old)
@@ -294,9 +306,9 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < wanted:
             raise OSError(
-                f"{self.output_dir} has {free / 1e9:.1f} GB free, but the run needs "
-                f"{wanted / 1e9:.1f} GB more: {self.limit} + 1 checkpoints of "
-                f"{checkpoint_bytes / 1e9:.1f} GB and an export of {export_bytes / 1e9:.1f} GB. "
+                f"{self.output_dir} has {free / 1e6:,.0f} MB free, but the run needs "
+                f"{wanted / 1e6:,.0f} MB more: {self.limit} + 1 checkpoints of "
+                f"{checkpoint_bytes / 1e6:,.0f} MB and an export of {export_bytes / 1e6:,.0f} MB. "
                 "Free some space, give another output_dir, or lower "
                 "trainer.cadence.checkpoint_limit."
             )

@@ -26,11 +26,12 @@ from transformers import (
 from transformers import SegformerForSemanticSegmentation as SegformerModel
 
 from mmface.conditions import LABELS
+from mmface.core.command_line import check_number, check_whole
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels
 from mmface.objectives.losses import summed
-from mmface.training.task import TrainingTask, cast_copy
+from mmface.training.task import TrainingTask, cast_copy, export_dtype_named
 
 _LATENT_ENDS = ("encoder.conv_out", "decoder.conv_in")  # of an AutoencoderKL
 
@@ -90,11 +91,13 @@ class Autoencoding(TrainingTask):
             export_dtype: torch dtype name that exported weights are stored in.
         """
         super().__init__()
+        check_number("kl_weight", kl_weight, 0)
+        check_number("edge_weight", edge_weight, 0)
         self.trained = vae
         self.pictures = pictures
         self.kl_weight = kl_weight
         self.edge_weight = edge_weight
-        self.export_dtype = getattr(torch, export_dtype)
+        self.export_dtype = export_dtype_named(export_dtype)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Reconstruct `pixels`, errors weighted by `weights` [B, H, W]."""
@@ -155,11 +158,12 @@ class Parsing(TrainingTask):
             export_dtype: torch dtype name that exported weights are stored in.
         """
         super().__init__()
+        check_whole("size_px", size_px, 1)
         self.size_px = size_px
         names = dict(enumerate(LABELS))
         labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
         self.trained = SegformerModel(SegformerConfig(num_labels=len(LABELS), **config, **labels))
-        self.export_dtype = getattr(torch, export_dtype)
+        self.export_dtype = export_dtype_named(export_dtype)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Cross-entropy per pixel plus a soft Dice term per class that is there.
@@ -226,7 +230,7 @@ class Contrasting(TrainingTask):
             projection_dim=projection_dim,
         )
         self.trained = CLIPModel(config)
-        self.export_dtype = getattr(torch, export_dtype)
+        self.export_dtype = export_dtype_named(export_dtype)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Symmetric cross-entropy over the batch (CLIP, arXiv 2103.00020, figure 3)."""

@@ -1,5 +1,6 @@
 """The paper's training: MMFace-DiT under its objective, with frozen neighbours."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmface.conditions import condition_kinds
+from mmface.core.command_line import check_flag, check_number, check_whole
 from mmface.data.keyed import Samples
 from mmface.data.latents import check_store
 from mmface.data.mixed import MixedSamples
@@ -24,7 +26,7 @@ from mmface.rendered.examples import EXAMPLES, read_examples
 from mmface.sampling.pipeline import MMFacePipeline
 from mmface.training.metering import time_buckets, training_flops
 from mmface.training.model_card import model_card
-from mmface.training.task import RunFacts, TrainingTask, cast_copy
+from mmface.training.task import RunFacts, TrainingTask, cast_copy, export_dtype_named
 
 PREVIEW_SEEDS = (0, 1)
 PREVIEW_STEPS = 25
@@ -80,6 +82,9 @@ class FaceDiffusion(TrainingTask):
             ValueError: if the model's config names another objective.
         """
         super().__init__()
+        check_whole("image_size", image_size, 8)
+        check_number("guidance_scale", guidance_scale, 0)
+        check_flag("compile_blocks", compile_blocks)
         self.trained = transformer
         self.init_from = init_from
         self.push_to_hub = push_to_hub
@@ -97,15 +102,23 @@ class FaceDiffusion(TrainingTask):
                 f"The model's config names the objective {named!r}, but {self.objective.name!r} is "
                 f"trained; choose it by objective={named}, and leave model.objective to it."
             )
-        self.export_dtype = getattr(torch, export_dtype)
+        self.export_dtype = export_dtype_named(export_dtype)
         recompute_blocks(transformer, gradient_checkpointing, compiled=compile_blocks)
         if compile_blocks:
             transformer.compile_repeated_blocks()
 
     def check_samples(self, samples: Samples) -> None:
-        """Refuse latents of another VAE or of another size; see `check_store`."""
+        """Refuse latents of another VAE or size, and conditions that the model has no row for."""
         parts = samples.streams.values() if isinstance(samples, MixedSamples) else [samples]
+        known = self.trained.config.get("num_modalities", math.inf)
         for part in parts:
+            for kind in getattr(part, "kinds", ()):
+                if kind.index >= known:
+                    raise ValueError(
+                        f"model.num_modalities is {known}, but training on {kind.name} latents "
+                        f"needs {kind.index + 1}; set it, or leave {kind.name} out of "
+                        "data.modalities."
+                    )
             if isinstance(part, LatentSamples):
                 check_store(part.store, self.vae, self.image_size)
 

@@ -99,6 +99,14 @@ class TrainingTask(nn.Module, ABC):
         return self
 
 
+def export_dtype_named(name: str) -> torch.dtype:
+    """The floating-point dtype of torch with this name; ValueError if there is none."""
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"export_dtype must be float32, float16 or bfloat16, got {name!r}.")
+    return dtype
+
+
 def cast_copy(module: Any, dtype: torch.dtype) -> Any:
     """A copy of an nn.Module in another dtype; the run's own weights keep their precision."""
     # torch's own `to`, because diffusers' warns of modules to keep in float32 even without any.

@@ -1,21 +1,23 @@
 """The training loop, on one process or many, with exact resume.
 
-Every random draw and the order of the data are keyed on (seed, step, place in the global batch);
-see `data/keyed.py`. A checkpoint is complete or absent. Re-running a command goes on from the
-newest one. SIGTERM, SIGINT and SIGUSR1 save one and end the run; a second SIGINT ends it at once.
+Every random draw is keyed on the recipe's seed: the first weights, if the trainer has the task
+made; order and draws of the data, see `data/keyed.py`; dropout. A checkpoint is complete or absent.
+Re-running a command goes on from the newest one. SIGTERM, SIGINT and SIGUSR1 save one and end the
+run; a second SIGINT ends it at once.
 """
 
 import contextlib
 import copy
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -23,9 +25,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mmface.core.command_line import RunError
 from mmface.core.files import locked, sweep, written_aside
 from mmface.core.processes import Processes, computes_on_cpu
-from mmface.data.keyed import Samples
+from mmface.data.keyed import Samples, keyed_generator
 from mmface.data.mixed import keyed_loader
 from mmface.training import checkpoints
 from mmface.training.checkpoints import gather_average, gather_moments, gather_weights, restore
@@ -46,7 +49,7 @@ from mmface.training.optimization import (
     optimizer_bytes,
     parameter_groups,
 )
-from mmface.training.recipe import Cadence, Hardware, Recipe
+from mmface.training.recipe import Cadence, Hardware, Recipe, check_numbers, flattened
 from mmface.training.task import RunFacts, TrainingTask
 
 EVERY_20_STEPS = Cadence()
@@ -58,7 +61,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: TrainingTask,
+        task: TrainingTask | Callable[[], TrainingTask],
         samples: Samples,
         recipe: Recipe,
         optimizer: Callable[[Iterable[Any]], Optimizer],
@@ -70,11 +73,12 @@ class Trainer:
         resume: bool | str | Path = "auto",
         allow_changes: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
+        derived: Collection[str] = (),
     ) -> None:
         """Receive built objects; `train` does the work.
 
         Args:
-            task: what is trained.
+            task: what is trained, or what makes it: then the seed decides the first weights, too.
             samples: what it is trained on.
             recipe: the run's numbers.
             optimizer: makes the optimizer from parameter groups.
@@ -87,6 +91,7 @@ class Trainer:
                 False begins, and refuses a folder that holds a run; a path goes on from that one.
             allow_changes: settings, by dotted name, that may differ from the checkpoint's.
             settings: this constructor's arguments as plain values, to be saved and compared.
+            derived: settings that follow another one, and need no allowance of their own.
 
         Raises:
             FileNotFoundError: if there is no checkpoint at the path to resume from.
@@ -94,48 +99,75 @@ class Trainer:
                 the run does not fit what `output_dir` holds.
         """
         self.recipe, self.cadence, self.hardware = recipe, cadence, hardware
-        self.output_dir = Path(output_dir)
-        task.check_samples(samples)
+        self.output_dir = Path(str(output_dir))
         self.samples = samples
+        self.step = 0
         self.checkpoints = checkpoints.Checkpoints(self.output_dir, cadence.checkpoint_limit)
         self.metrics = MetricsFile(self.output_dir / "metrics.jsonl")
-        self.settings = checkpoints.flattened(settings or {})
+        self.settings = flattened(settings or {})
+        check_numbers(self.settings)
         if self.settings:
             self.settings["num_items"] = len(samples)
         start = self.checkpoints.start(resume)
+        wait = timedelta(seconds=hardware.timeout_s)
         self.accelerator = Accelerator(
             cpu=computes_on_cpu(),
             mixed_precision=hardware.mixed_precision,
             log_with=installed_trackers(trackers),
             project_dir=self.output_dir,
             # Gradients lie in the buckets that are sent, not once more beside them.
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=wait),
+            ],
         )
         self.processes = Processes(self.accelerator)
-        if start is None:
-            task.initialize()
-        else:
-            for line in checkpoints.changes_since(start, self.settings, allow_changes):
+        self._loader()  # refuses batches that do not divide
+        if start is not None:
+            for line in checkpoints.changes_since(start, self.settings, allow_changes, derived):
                 self.accelerator.print(line, file=sys.stderr)
+        task = self._made(task, is_new=start is None)
         check_master_weights(task.trained)
         # Whole and on the CPU, whatever becomes of the weights under training.
         self.product = copy.deepcopy(task.product) if self.accelerator.is_main_process else None
         self.task = task.to(self.accelerator.device)
         self._leave_frozen_parts_whole()
         groups = parameter_groups(task.trained)
-        self.wrapped, self.optimizer = self.accelerator.prepare(task, optimizer(groups))
+        with self._building("optimizer"):
+            built = optimizer(groups)
+        self.wrapped, self.optimizer = self.accelerator.prepare(task, built)
         # Not prepared: accelerate would step it once for every process.
-        self.schedule = schedule(self.optimizer.optimizer)
+        with self._building("schedule"):
+            self.schedule = schedule(self.optimizer.optimizer)
         self.average = ExponentialAverage(
             task.product, recipe.ema_decay, recipe.ema_every, hardware.average_on_cpu
         )
-        self.step = 0
         self.skipped_in_a_row, self.skipped = 0, 0
         self.meter, self.throughput = LossMeter(), Throughput()
         self.flops: float | None = None
         self._stopping = False
         if start is not None:
             self._load(start)
+
+    def _made(self, task: TrainingTask | Callable[[], TrainingTask], is_new: bool) -> TrainingTask:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            if not isinstance(task, TrainingTask):
+                task = task()
+            task.check_samples(self.samples)
+            if is_new:
+                task.initialize()
+        return task
+
+    @contextlib.contextmanager
+    def _building(self, part: str) -> Iterator[None]:
+        """Blame what a library raises on the settings that it was given."""
+        try:
+            yield
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            names = [n for n in self.settings if n.startswith(f"{part}.") and n[-1] != "_"]
+            given = ", ".join(f"{name}={self.settings[name]}" for name in names)
+            raise ValueError(f"no {part} can be made of {given or 'this'}: {error}") from error
 
     @property
     def finished(self) -> bool:
@@ -150,11 +182,13 @@ class Trainer:
 
         Raises:
             BlockingIOError: if another run trains in the same folder.
+            RunError: if another process ends or does not answer, or after too many non-finite
+                steps in a row.
             OSError: if a checkpoint or the product cannot be written; before the first step, if
                 that can be foreseen.
-            RuntimeError: after too many non-finite steps in a row.
         """
-        with contextlib.ExitStack() as held:
+        lost = self.processes.told_of_lost_ones(self.hardware.timeout_s)
+        with lost, contextlib.ExitStack() as held:
             self.processes.on_main(lambda: self._take_output(held))
             return self._train()
 
@@ -225,6 +259,7 @@ class Trainer:
             batch = self._to_device(batch)
             if micro == 0:
                 self._look_into(batch)
+            self._seed_dropout(micro)
             last = micro == count - 1
             with self.accelerator.no_sync(self.wrapped) if not last else contextlib.nullcontext():
                 with self.accelerator.autocast():
@@ -285,6 +320,11 @@ class Trainer:
 
     def _export(self, state: Mapping[str, Tensor]) -> Path:
         folder = self.output_dir / "export"
+        if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise RunError(
+                f"{len(broken)} of {len(state)} averaged weights are not finite, {broken[0]} for "
+                "one, and nothing is exported; lower the learning rate and train again"
+            )
         lines = self.metrics.read()
         facts = RunFacts(
             steps=self.step,
@@ -299,6 +339,12 @@ class Trainer:
             self.task.describe(aside, facts)
         self.task.publish(folder)
         return folder
+
+    def _seed_dropout(self, micro: int) -> None:
+        """Key what a network draws from torch's global state, as dropout does."""
+        process = 1 + self.accelerator.process_index  # a sample's key has 0 there
+        key = (self.recipe.seed, self.step, micro, process)
+        torch.manual_seed(keyed_generator(*key).initial_seed())
 
     def _averaged_product(self, state: Mapping[str, Tensor]) -> Any:
         assert self.product is not None, "only the main process holds the product"
@@ -363,7 +409,7 @@ class Trainer:
         self.skipped_in_a_row += 1
         self.accelerator.print(f"step {self.step}: loss or gradient is not finite, step skipped")
         if self.skipped_in_a_row > self.recipe.max_skipped_steps:
-            raise RuntimeError(
+            raise RunError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
                 f"finite; the last good checkpoint is in {self.checkpoints.folder}. Lower the "
                 "learning rate or the precision's risk (mixed_precision=no) and start again."

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E
 
 from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
 from mmface.model.transformer import MMFaceDiT  # noqa: E402
-from mmface.sampling.pipeline import MMFacePipeline  # noqa: E402
+from mmface.sampling.pipeline import MMFacePipeline, MMFacePipelineOutput  # noqa: E402
 
 TEXT_DIM = 12
 MAX_TOKENS = 16
@@ -108,6 +108,12 @@ def build_pipeline(objective: str = "rectified_flow") -> MMFacePipeline:
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def latents_of(result: MMFacePipelineOutput) -> torch.Tensor:
+    """Give the latents of a call with `output_type="latent"`."""
+    assert isinstance(result.images, torch.Tensor)
+    return result.images
 
 
 @pytest.fixture(scope="session")

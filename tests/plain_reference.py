@@ -54,6 +54,15 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class JointAttention(nn.Module):
     """Eight projections without bias around one attention over image and text."""
 
+    to_q: nn.Linear
+    to_k: nn.Linear
+    to_v: nn.Linear
+    to_out: nn.Linear
+    to_q_t: nn.Linear
+    to_k_t: nn.Linear
+    to_v_t: nn.Linear
+    to_out_t: nn.Linear
+
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -78,6 +87,9 @@ class JointAttention(nn.Module):
 
 class PlainBlock(nn.Module):
     """A dual-stream block that computes all of itself, each part on its own."""
+
+    mlp_i: nn.Sequential
+    mlp_t: nn.Sequential
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -124,7 +136,7 @@ class TimeEmbedder(nn.Module):
         frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
         angle = time.float()[:, None] * frequency.to(time.device)
         features = torch.cat((angle.cos(), angle.sin()), dim=1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class PooledEmbedder(nn.Module):

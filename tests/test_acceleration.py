@@ -139,7 +139,7 @@ def test_numbers_that_change_in_place_are_read_by_the_same_graph(record: type[Re
 @torch.no_grad()
 def test_a_copy_of_a_model_captures_for_itself(record: type[Rerun]):
     model = build()
-    vars(model)["denoise"] = CapturedDenoise(model, record)
+    model.__dict__["denoise"] = CapturedDenoise(model, record)
     expected = outputs(model)
     other = copy.deepcopy(model)
     for parameter in model.parameters():
@@ -184,7 +184,7 @@ def test_a_pipeline_and_back(record: type[Rerun], tmp_path: Path):
         assert isinstance(pipeline.transformer.block_modulations, PackedModulations)
         assert pipeline.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         assert relative_error(faces(pipeline), expected) < 1e-5
-    vars(pipeline.transformer)["denoise"] = CapturedDenoise(pipeline.transformer, record)
+    pipeline.transformer.__dict__["denoise"] = CapturedDenoise(pipeline.transformer, record)
     assert relative_error(faces(pipeline), expected) < 1e-5
     assert len(record.made) == 1
     pipeline.save_pretrained(tmp_path)

@@ -66,7 +66,12 @@ def open_page(browser, address):
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         own = (address, "data:", "blob:")
-        page.on("request", lambda one: one.url.startswith(own) or foreign.append(one.url))
+
+        def note(request):
+            if not request.url.startswith(own):
+                foreign.append(request.url)
+
+        page.on("request", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         page.wait_for_selector("#mask [data-ready]")

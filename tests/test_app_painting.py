@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_a_light_on_dark_sketch_is_turned_round(face_sketch, tmp_path):
 
 def test_bad_uploads_are_one_sentence_without_the_servers_paths(tmp_path, parser):
     for name, path in bad_files(tmp_path).items():
-        readers = [painting.read_mask, painting.read_sketch]
+        readers: list[Callable] = [painting.read_mask, painting.read_sketch]
         if name != "photo.png":
             readers.append(painting.open_upload)
             readers.append(lambda given: painting.from_photo(given, parser, "sketch"))

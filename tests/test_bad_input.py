@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def sources() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + recipe().json.encode()
-    made = {
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "color.png": (color, {"pnginfo": info}),
         "grey.png": (sketch, {}),
         "palette.png": (color.quantize(8), {}),
@@ -225,7 +226,7 @@ def test_broken_job_files_are_read_or_refused(tmp_path, bounded_memory):
         faults += len(failures)
         for job in jobs:
             assert not set(job.id) & set("/\\\0")
-            assert job.settings.prompt.strip()
+            assert (job.settings.prompt or "").strip()
         assert all(each.error and each.line >= 1 for each in failures)
     assert faults > JOB_FILES / 2
 

@@ -1,6 +1,5 @@
 """The benchmark: its arithmetic, its report, its families at the tiny size, its command line."""
 
-import importlib.util
 import json
 import math
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_runs import load_script
 
 from mmface.benchmarks.attention import measure_attention
 from mmface.benchmarks.counting import measure_counts
@@ -41,11 +41,12 @@ def spin(duration: float) -> None:
 
 def test_pairs_are_measured_in_turn_after_warm_ups():
     calls = []
-    values = in_turn(
-        lambda: (calls.append("reference"), spin(0.004)),
-        lambda: (calls.append("own"), spin(0.001)),
-        CPU,
-    )
+
+    def work(name, duration):
+        calls.append(name)
+        spin(duration)
+
+    values = in_turn(lambda: work("reference", 0.004), lambda: work("own", 0.001), CPU)
     assert calls == ["reference", "own"] * (WARM_UPS + PAIRS)
     assert values["pairs"] == PAIRS
     assert values["reference_ms"] == pytest.approx(4, rel=0.5)
@@ -156,10 +157,15 @@ def test_fewer_predictions_stand_beside_fifty_steps_of_the_reference(monkeypatch
     monkeypatch.setattr("mmface.benchmarks.sampling.FEWER", courses)
     monkeypatch.setattr("mmface.benchmarks.measuring.PAIRS", 3)
     monkeypatch.setattr("mmface.benchmarks.measuring.WARM_UPS", 0)
-    monkeypatch.setattr(
-        "mmface.benchmarks.sampling.in_turn",
-        lambda reference, own, device: in_turn(lambda: (reference(), spin(0.02)), own, device),
-    )
+
+    def slowed(reference, own, device):
+        def slow():
+            reference()
+            spin(0.02)
+
+        return in_turn(slow, own, device)
+
+    monkeypatch.setattr("mmface.benchmarks.sampling.in_turn", slowed)
     report = Report(None, {})
     bench = Bench(SIZES["tiny"], CPU, load_reference(REFERENCE), report)
     measure_fewer(bench)
@@ -235,14 +241,12 @@ def test_missing_reference_is_said(tmp_path):
 
 @pytest.mark.slow
 def test_command_line(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    run_script = load_script("benchmark")
     out = tmp_path / "data.json"
-    assert script.run(["data", "--size", "tiny", "--out", str(out)]) == 0
+    assert run_script(["data", "--size", "tiny", "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     families = [record["family"] for record in json.loads(out.read_text())["measurements"]]
     assert families == ["ceiling", "ceiling", "data"]
     assert set(families[2:]) <= set(FAMILIES)
-    assert script.run(["nothing"]) == 2
+    assert run_script(["nothing"]) == 2
     assert "error: There is no family 'nothing'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_a_class_that_moved_to_another_file_is_no_change(tmp_path):
 @pytest.mark.parametrize("name", ["rectified_flow", "min_snr_diffusion"])
 def test_settings_from_before_objectives_were_configured_are_the_defaults(tmp_path, name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        objective = OmegaConf.to_container(compose(f"objective/{name}").objective)
+        objective: Any = OmegaConf.to_container(compose(f"objective/{name}").objective)
     model = {"transformer": {"objective": name}}
     saved, wanted = flattened({"task": model}), {"task": model | {"objective": objective}}
     assert check_settings(saved, flattened(wanted), [], tmp_path) == []

@@ -145,7 +145,7 @@ def test_an_installed_package_adds_its_option(tmp_path):
     here = Path(__file__).parent
     paths = [str(tmp_path), str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "100"}
-    command = [sys.executable, here.parent / "scripts" / "sample.py", "--help"]
+    command = [sys.executable, str(here.parent / "scripts" / "sample.py"), "--help"]
     told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "--depth" in told.stdout
     assert "Depth map, near in white." in told.stdout

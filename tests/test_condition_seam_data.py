@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import layouts
 import numpy as np
@@ -56,7 +57,8 @@ def test_a_manifest_keeps_it(manifest, tmp_path):
     assert back == manifest
     record = back.records[1]
     assert (record.depth, record.depth_order) == ("source/depths/00001.png", "near_is_black")
-    usual = replace(record, id="x", depth_order="near_is_white", depth=None)
+    changes: dict[str, Any] = {"id": "x", "depth_order": "near_is_white", "depth": None}
+    usual = replace(record, **changes)
     mixed = replace(manifest, records=[*manifest.records, usual]).write(tmp_path / "m/mixed.jsonl")
     last = json.loads(mixed.path.read_text().splitlines()[-1])
     assert last["depth_order"] == "near_is_white"

@@ -260,6 +260,7 @@ def test_kinds_load_and_draw(face_mask, face_sketch):
     soft = np.array(jpeg(face_mask, 75))
     values, remark = condition_kind("mask").load(soft, SIZE)
     assert np.array_equal(values, load_mask(soft, SIZE).labels)
+    assert remark
     assert "took a neighbour's class; the mask has background, skin" in remark
     assert condition_kind("mask").load(face_mask, SIZE).remark is None
     drawn = draw_conditions({"sketch": face_sketch, "mask": load_mask(face_mask, SIZE).labels})

@@ -187,6 +187,7 @@ def held_by_another(folder):
     command = [sys.executable, "-c", HOLD, folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout
             assert process.stdout.readline() == b"held\n"
             yield process.pid
         finally:

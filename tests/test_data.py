@@ -106,8 +106,13 @@ def test_interrupted_store_is_continued(tmp_path):
         write_store(tmp_path / "part", number_spec(), failing_rows)
     with pytest.raises(ValueError, match="2 of 4 shards are missing"):
         Store(tmp_path / "part")
-    written = []
-    write_store(tmp_path / "part", number_spec(), lambda s: written.extend(s) or number_rows(s))
+    written: list[range] = []
+
+    def noted_rows(samples):
+        written.extend(samples)
+        return number_rows(samples)
+
+    write_store(tmp_path / "part", number_spec(), noted_rows)
     assert written == [range(6, 9), range(9, 10)]
     assert shard_bytes(tmp_path / "part") == shard_bytes(tmp_path / "whole")
 

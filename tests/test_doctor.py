@@ -1,11 +1,13 @@
 """The doctor: clean data is called clean, every fault is named, and what is fixed is clean."""
 
+import itertools
 import json
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import layouts
 import numpy as np
@@ -20,6 +22,7 @@ from mmface.data.perceptual_hash import hashes_of, lowest_frequencies, near_pair
 from mmface.data.pictures import ManifestPictures
 from mmface.data.store import StoreSpec, close_store, write_store
 from mmface.doctor.face_checks import is_no_text
+from mmface.doctor.patient import _groups
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "dataset.py"
 NUMBERS = [*range(23), *range(40, 60)]
@@ -34,7 +37,7 @@ def data_set(folder, numbers=NUMBERS, label_format="celebamask_hq"):
         layouts.save(folder / f"{number}.png", face.image)
         layouts.save(folder / f"{number}_mask.png", layouts.drawn_mask(face.labels, label_format))
         layouts.save(folder / f"{number}_sketch.png", face.sketch)
-        paths = {kind: f"{number}_{kind}.png" for kind in ("mask", "sketch")}
+        paths: dict[str, Any] = {kind: f"{number}_{kind}.png" for kind in ("mask", "sketch")}
         size = (layouts.SIZE, layouts.SIZE)
         words = face.captions[:2]
         records.append(Record(f"f/{number}", f"{number}.png", words, "train", *size, **paths))
@@ -350,6 +353,48 @@ def test_near_duplicates_are_found_among_many_without_comparing_all():
     found_pairs = {(one, other) for one, other in pairs.tolist()}
     assert found_pairs <= expected
     assert len(found_pairs) >= 0.8 * copied
+
+
+def components(count, pairs):
+    """Groups of places that pairs connect, by the plainest means."""
+    group = list(range(count))
+    for one, other in pairs:
+        group = [group[one] if each == group[other] else each for each in group]
+    return {frozenset(n for n in range(count) if group[n] == g) for g in set(group)}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_that_look_the_same_are_connected_as_all_pairs_connect_them(seed):
+    generator = np.random.default_rng(seed)
+    # Hashes and brightnesses that drift, so that groups are chains and grow together late.
+    bits = generator.integers(0, 2, (3, 64)).repeat(40, axis=0)
+    bits ^= generator.random(bits.shape) < 0.03
+    hashes = np.packbits(bits, axis=1).view(">u8").astype(np.uint64).ravel()
+    thumbs = generator.integers(0, 60, (120, 1, 1, 1)).astype(np.uint8).repeat(3, axis=3)
+    near = [
+        (one, other)
+        for one, other in itertools.combinations(range(120), 2)
+        if int(hashes[one] ^ hashes[other]).bit_count() <= 3
+        and abs(int(thumbs[one, 0, 0, 0]) - int(thumbs[other, 0, 0, 0])) <= 5
+    ]
+    found = [tuple(pair) for pair in near_pairs(hashes, thumbs).tolist()]
+    assert set(found) <= set(near)
+    assert components(120, found) == components(120, near)
+    assert 3 < len(components(120, near)) < 120
+
+
+@pytest.mark.parametrize("grain", [0, 0.7])
+def test_ten_thousand_pictures_alike_take_seconds(grain):
+    generator = np.random.default_rng(0)
+    thumbs = np.full((10_000, 16, 16, 3), 128.0) + np.linspace(0, 90, 16)[:, None]
+    thumbs += generator.normal(0, grain, thumbs.shape)
+    frequencies = np.array([lowest_frequencies(each) for each in thumbs.astype(np.uint8)])
+    hashes = np.uint64(0) * hashes_of(frequencies)
+    start = time.process_time()
+    pairs = near_pairs(hashes, thumbs.astype(np.uint8))
+    (group,) = _groups(pairs.tolist())
+    assert time.process_time() - start < 5
+    assert len(pairs) == len(group) - 1 == 9_999
 
 
 @pytest.mark.slow

@@ -1,23 +1,35 @@
 """What a user gets wrong, said at once and in one line; and what the charts of a table show."""
 
+import runpy
+import socket
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from matplotlib.container import BarContainer
+from matplotlib.patches import Patch
 from PIL import Image
+from training_runs import FORK
 
 from mmface.conditions import LABELS, PALETTE
 from mmface.core.command_line import check_different, check_whole
+from mmface.core.files import locked
+from mmface.evaluation.controls import RealPictures
 from mmface.evaluation.figures import class_iou_bars, guidance_plot, write_figure
 from mmface.evaluation.held_out import HeldOutEvaluation
 from mmface.evaluation.methods import FolderMethod
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
 from mmface.evaluation.tables import TABLES
+from mmface.metrics.metric import SetMetric, build_metrics
 
 ROOT = Path(__file__).parent.parent
 FACES = HeldOutPictures(3, 32)
@@ -36,14 +48,76 @@ FACES = HeldOutPictures(3, 32)
         ({"batch_size": 0}, "batch_size must be a whole number from 1 up, got 0"),
         ({"num_examples": -1}, "num_examples must be"),
         ({"modality": "masks"}, "no condition 'masks'; known are mask, sketch"),
+        ({"methods": {}}, "^there is no method to measure; name one, such as method=ours$"),
+        ({}, r"no row of the table can be measured: CD is .*; give it with folder=DIR$"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
-    given = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {})} | settings
-    methods = {"a": FolderMethod("CD", None)}
+    given: dict[str, Any] = {"table": 1, "modality": "mask", "protocol": Protocol(FACES, {})}
+    given |= {"methods": {"a": FolderMethod("CD", None)}} | settings
     with pytest.raises(ValueError, match=said):
-        TableEvaluation(methods=methods, output_dir=tmp_path, **given).run()
+        TableEvaluation(output_dir=tmp_path, **given).run()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["guidance_scales=[]"], "guidance_scales is empty; give at least one"),
+        (["protocol=tiny", "method=[]"], "there is no method to measure"),
+        (["protocol=tiny", "method=folder"], "no row of the table can be measured: Folder is"),
+        (["protocol=tiny", "pipelines={flow: a, ddpm: b}"], "tiny-ddpm is skipped: not made"),
+    ],
+)
+def test_what_cannot_be_measured_ends_with_one_line_and_status_2(
+    arguments, said, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(ROOT)
+    places = [f"output_dir={tmp_path}"] if "protocol=tiny" in arguments else []
+    logs = f"hydra.run.dir={tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, *places, logs])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+@pytest.mark.parametrize("kind", ["table", "held out"])
+def test_a_second_evaluation_in_one_folder_ends_with_a_line_that_names_the_first(kind, tmp_path):
+    ready, over = FORK.Event(), FORK.Event()
+    output = tmp_path / "report.json"
+    work = "" if kind == "table" else output.name
+
+    def first():
+        with locked(tmp_path, work):
+            ready.set()
+            over.wait(60)
+
+    process = FORK.Process(target=first)
+    process.start()
+    assert ready.wait(60)
+    methods = {"a": RealPictures("truth")}
+    evaluations: dict[str, TableEvaluation | HeldOutEvaluation] = {
+        "table": TableEvaluation(1, "mask", Protocol(FACES, {}), methods, tmp_path),
+        "held out": HeldOutEvaluation(ROOT, ROOT, output),
+    }
+    named = rf"is in use by process {process.pid} on {socket.gethostname()}"
+    with pytest.raises(BlockingIOError, match=named):
+        evaluations[kind].run()
+    over.set()
+    process.join(60)
+
+
+def test_too_few_pictures_for_their_features_are_warned_of():
+    inception: Any = None  # its features are given
+    fid = build_metrics(["fid"], {"inception": inception})["fid"]
+    assert isinstance(fid, SetMetric)
+    (line,) = fid.shortage(torch.zeros(8, 8))
+    assert line.startswith("FID of 8 pictures says little, as its features are 8 wide")
+    assert fid.shortage(torch.zeros(9, 8)) == []
 
 
 @pytest.mark.parametrize("kind", [int, float])
@@ -69,6 +143,8 @@ def test_faces_that_are_not_there_are_refused():
     [
         ({"num_faces": 0}, "num_faces must be a whole number from 1 up, got 0"),
         ({"modalities": ["masks"]}, r"modalities are some of \[mask,sketch\]"),
+        ({"modalities": []}, r"modalities are some of \[mask,sketch\], not \[\]"),
+        ({"guidance_scales": []}, "guidance_scales is empty; give at least one, such as"),
         ({"guidance_scales": [1.0, 1.0]}, "guidance_scales must be"),
         ({"output": "."}, "is a folder; give a file with output=FILE"),
         ({"pipeline": "no/such"}, "no/such does not exist; give pipeline=DIR"),
@@ -143,13 +219,14 @@ def test_every_method_of_a_chart_has_its_colour_and_its_place_in_the_legend():
     figure = class_iou_bars(values)
     (axes,), (legend,) = figure.axes, figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
-    bars = [container.patches for container in axes.containers]
+    bars = [cast(BarContainer, container).patches for container in axes.containers]
     assert [[bar.get_height() for bar in each] for each in bars] == [
         [pytest.approx(values[name]["hair"])] for name in names
     ]
     colours = [each[0].get_facecolor() for each in bars]
     assert len(set(colours)) == 9
-    assert [handle.get_facecolor() for handle in legend.legend_handles] == colours
+    handles = [cast(Patch, handle) for handle in legend.legend_handles]
+    assert [handle.get_facecolor() for handle in handles] == colours
     places = boxes(figure, [*legend.get_texts(), legend.get_title(), axes, *axes.get_xticklabels()])
     for index, one in enumerate(places):
         assert one.x0 >= 0
@@ -166,12 +243,13 @@ def test_bars_of_all_classes_do_not_write_over_each_other():
     ious = dict.fromkeys(LABELS, 0.5)
     figure = class_iou_bars({"a": ious, "b": ious, "c": ious})
     (axes,) = figure.axes
-    bars = [bar.get_bbox() for container in axes.containers for bar in container.patches]
+    containers = [cast(BarContainer, container) for container in axes.containers]
+    bars = [bar.get_bbox() for container in containers for bar in container.patches]
     for index, one in enumerate(bars):
         assert not any(one.overlaps(other) for other in bars[index + 1 :])
     assert len(bars) == 3 * len(LABELS)
     assert [label.get_text() for label in axes.get_xticklabels()] == list(LABELS)
-    swatches = axes.collections[0].get_facecolors()[:, :3]
+    swatches = np.asarray(axes.collections[0].get_facecolor())[:, :3]
     np.testing.assert_allclose(swatches * 255, PALETTE, atol=1e-6)
 
 
@@ -186,14 +264,14 @@ def test_a_plot_needs_a_curve_and_draws_it_whole(tmp_path):
     figure = guidance_plot(curves)
     (axes,), (legend,) = figure.axes, figure.legends
     first, second = axes.get_lines()
-    assert first.get_xydata().tolist() == [[1.0, 3.0], [2.0, 2.0]]
-    assert second.get_xydata().tolist() == [[1.0, 4.0], [2.0, 4.0]]
+    assert np.asarray(first.get_xydata()).tolist() == [[1.0, 3.0], [2.0, 2.0]]
+    assert np.asarray(second.get_xydata()).tolist() == [[1.0, 4.0], [2.0, 4.0]]
     assert first.get_color() != second.get_color()
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
     low, high = axes.get_ylim()
     assert low < 2
     assert high > 4
-    title, panel, heading = boxes(figure, [legend, axes, axes._left_title])
+    title, panel, heading = boxes(figure, [legend, axes, vars(axes)["_left_title"]])
     assert not title.overlaps(panel)
     assert not title.overlaps(heading)
     for name in ("one", "two"):

@@ -1,5 +1,7 @@
 """Guidance: the sums are those of the formulas, the model computes no more than they need."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.guidance import ConditionControl, Guidance
 
 STEPS = 4
-FAST = {"num_inference_steps": STEPS, "output_type": "latent", "seed": 3}
+FAST: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent", "seed": 3}
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 
 

@@ -69,9 +69,9 @@ def test_later_classes_overwrite_and_broken_ones_are_reported(tmp_path, monkeypa
     manifest = import_faces(importer, tmp_path / "hq.jsonl")
     labels = layouts.face(0).labels
     expected = np.where(labels == 0, 1, labels)
-    assert np.array_equal(
-        load_mask(manifest.resolve(manifest.records[0], "mask"), SIZE).labels, expected
-    )
+    mask = manifest.resolve(manifest.records[0], "mask")
+    assert mask
+    assert np.array_equal(load_mask(mask, SIZE).labels, expected)
     assert [r.mask is None for r in manifest.records] == [False, True, True]
     assert "00001_nose.png" in importer.report.unreadable[0]
     assert importer.report.without_condition["mask"] == ["celebahq/00001", "celebahq/00007"]

@@ -1,5 +1,7 @@
 """Label formats: every known way to write a mask is read without loss, and guessed or asked for."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from layouts import SIZE, drawn_mask, face
@@ -31,6 +33,7 @@ def test_known_facts_of_formats():
     ours, theirs = (np.array(LABEL_FORMATS[n].palette) for n in COLORED[:2])
     assert np.flatnonzero((ours != theirs).any(axis=1)).tolist() == [LABELS.index("r_brow")]
     bits = LABEL_FORMATS["maskgan"].palette
+    assert bits
     assert bits[:5] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
     assert (bits[7], bits[8], bits[18]) == ((128, 128, 128), (64, 0, 0), (0, 192, 0))
 
@@ -42,7 +45,11 @@ def test_every_format_is_read_without_loss(name, tmp_path):
     indices = drawn_mask(labels, name)
     indexed = Image.fromarray(indices, mode="P")
     indexed.putpalette((np.arange(768) * 7 % 256).tolist())
-    sources = [Image.fromarray(indices), indexed, np.repeat(indices[..., None], 3, axis=2)]
+    sources: list[Any] = [
+        Image.fromarray(indices),
+        indexed,
+        np.repeat(indices[..., None], 3, axis=2),
+    ]
     if LABEL_FORMATS[name].palette:
         colored = Image.fromarray(drawn_mask(labels, name, color=True))
         by_color = Image.fromarray(18 - indices, mode="P")

@@ -2,12 +2,12 @@
 
 import hashlib
 import multiprocessing
-import os
 import random
 import signal
 import time
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import layouts
 import numpy as np
@@ -57,7 +57,7 @@ def written_manifest(folder, numbers=NUMBERS):
         layouts.save(folder / f"masks/{number}.png", colors)
         layouts.save(folder / f"sketches/{number}.png", face.sketch)
         image = f"images/{number}.png"
-        paths = {"mask": f"masks/{number}.png", "sketch": f"sketches/{number}.png"}
+        paths: dict[str, Any] = {"mask": f"masks/{number}.png", "sketch": f"sketches/{number}.png"}
         split = "test" if number == 3 else "train"
         size = (layouts.SIZE, layouts.SIZE)
         records.append(Record(f"faces/{number}", image, face.captions, split, *size, **paths))
@@ -123,8 +123,8 @@ def test_polarity_and_label_format_are_the_records_own(manifest, tmp_path):
     two = ManifestPictures(other.path, PX).face(0)
     np.testing.assert_array_equal(one.image, two.image)
     np.testing.assert_array_equal(one.conditions["mask"], two.conditions["mask"])
-    sketches = (each.conditions["sketch"].astype(int) for each in (one, two))
-    np.testing.assert_allclose(*sketches, atol=1)  # rounding
+    first, second = (each.conditions["sketch"].astype(int) for each in (one, two))
+    np.testing.assert_allclose(first, second, atol=1)  # rounding
 
 
 def test_a_wide_photo_loses_its_sides_and_the_condition_with_it(manifest, tmp_path):
@@ -134,7 +134,7 @@ def test_a_wide_photo_loses_its_sides_and_the_condition_with_it(manifest, tmp_pa
     for name, pixels in wide.items():
         edges = ((0, 0), (16, 16)) + ((0, 0),) * (pixels.ndim - 2)
         layouts.save(tmp_path / f"{name}.png", np.pad(pixels, edges, mode="edge"))
-    paths = {"mask": "mask.png", "sketch": "sketch.png"}
+    paths: dict[str, Any] = {"mask": "mask.png", "sketch": "sketch.png"}
     record = Record("wide", "image.png", ("a",), "train", 96, 64, **paths)
     path = Manifest(tmp_path / "m.jsonl", [record]).write(tmp_path / "m.jsonl").path
     wide_face, face = (
@@ -335,7 +335,7 @@ def kill_at_random(job, folder, duration, num_kills, seed):
         process = fork.Process(target=job.write, args=(folder,))
         process.start()
         time.sleep(draws.uniform(0, duration / num_kills))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join(120)
         killed += process.exitcode == -signal.SIGKILL
     job.write(folder)
@@ -365,10 +365,12 @@ def imported(layout, folder):
         drawn = layouts.face(number)
         if record.sketch is None:
             layouts.save(folder / f"made/{number}_sketch.png", drawn.sketch)
-            record = replace(record, sketch=f"made/{number}_sketch.png")
+            made: dict[str, Any] = {"sketch": f"made/{number}_sketch.png"}
+            record = replace(record, **made)
         if record.mask is None:
             layouts.save(folder / f"made/{number}_mask.png", drawn.labels)
-            record = replace(record, mask=f"made/{number}_mask.png", label_format="celebamask_hq")
+            made = {"mask": f"made/{number}_mask.png", "label_format": "celebamask_hq"}
+            record = replace(record, **made)
         records.append(replace(record, captions=record.captions or drawn.captions))
     return replace(manifest, records=records).write(manifest.path)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -80,9 +81,9 @@ def test_subset(manifest):
 
 
 def test_merged_records_keep_their_own_format(manifest, tmp_path):
+    readings: dict[str, Any] = {"label_format": "facer", "sketch_polarity": "white_on_dark"}
     light = [
-        replace(each, id=f"b/{n}", label_format="facer", sketch_polarity="white_on_dark")
-        for n, each in enumerate([*RECORDS, RECORDS[0]])
+        replace(each, id=f"b/{n}", **readings) for n, each in enumerate([*RECORDS, RECORDS[0]])
     ]
     styles = {"label_format": "facer", "sketch_polarity": "white_on_dark"}
     other = Manifest(tmp_path / "other/b.jsonl", light, styles, {"layout": "x"})

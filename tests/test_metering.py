@@ -142,10 +142,13 @@ def curve_lines(steps=300):
 
 def test_loss_curve_falls_from_left_to_right(tmp_path):
     figure = draw_loss_curve(curve_lines(), "a run")
+    assert figure
     (axes,), (legend,) = figure.axes, figure.legends
     raw, smooth, mask = axes.get_lines()
-    np.testing.assert_allclose(raw.get_xydata(), [(x["step"], x["loss"]) for x in curve_lines()])
-    falling = smooth.get_ydata()
+    np.testing.assert_allclose(
+        np.asarray(raw.get_xydata()), [(x["step"], x["loss"]) for x in curve_lines()]
+    )
+    falling = np.asarray(smooth.get_ydata())
     low, high = axes.get_ylim()
     assert falling[5] - falling[-1] > 0.4 * (high - low)
     assert low < falling.min() < falling[5] < high

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def plugged_in_for_one_test(monkeypatch):
 
 def measure(folder, names, methods, table="vae", ask=None, modality="mask", **controls):
     protocol = Protocol(FACES, build_metrics(names), ask=ask)
-    settings = {"controls": controls, "num_examples": 0}
+    settings: dict[str, Any] = {"controls": controls, "num_examples": 0}
     TableEvaluation(table, modality, protocol, methods, folder, **settings).run()
     return {
         name: json.loads((folder / f"{name}.json").read_text()) for name in ("table", "controls")

@@ -77,7 +77,8 @@ def test_blur_noise_and_jpeg_worsen_every_metric_of_pictures(degrade, faces, cli
     true = as_batch([face.image for face in faces])
     sketches = torch.from_numpy(np.stack([face.sketch for face in faces]))
     real = clip(true)
-    measured = {name: [] for name in ("lpips", "ssim", "frechet", "kernel", "cmmd", "edges")}
+    names = ("lpips", "ssim", "frechet", "kernel", "cmmd", "edges")
+    measured: dict[str, list[float]] = {name: [] for name in names}
     for level in range(5):
         worse = as_batch([degrade(face.image, level) for face in faces])
         generated = clip(worse)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_mask_agreement_agrees_with_torchmetrics(faces):
     truth = as_batch(*(face.labels for face in faces))
     parsed = truth.roll(3, dims=2)
     result = agreement_of(parsed, truth)
-    arguments = {"num_classes": len(LABELS), "validate_args": False}
+    arguments: dict[str, Any] = {"num_classes": len(LABELS), "validate_args": False}
     accuracy = MulticlassAccuracy(average="micro", **arguments)(parsed.long(), truth.long())
     iou = MulticlassJaccardIndex(average="macro", **arguments)(parsed.long(), truth.long())
     assert result.accuracy == pytest.approx(100 * float(accuracy), rel=1e-5)

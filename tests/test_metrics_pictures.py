@@ -79,7 +79,7 @@ def formula(name, features, heads, one, other):
     shift = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
     x, y = ((pixels / 127.5 - 1 - shift) / scale for pixels in (one, other))
-    distance = 0
+    distance = torch.zeros(len(one))
     for index, layer in enumerate(features):
         x, y = layer(x), layer(y)
         if index in TAPS[name]:

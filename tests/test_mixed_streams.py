@@ -99,7 +99,8 @@ def test_only_the_adapter_is_averaged_checkpointed_and_exported(tmp_path):
         assert not torch.equal(tensor, saved[f"model.adapter.{name}"])
     for number in (0, 2):  # the frozen parts of the network
         assert_equal(task.network[number].state_dict(), start.network[number].state_dict())
-    assert not torch.equal(task.network[1].weight, start.network[1].weight)
+    trained, untrained = (each.network.state_dict()["1.weight"] for each in (task, start))
+    assert not torch.equal(trained, untrained)
     assert {"loss/line", "loss/questions", "loss/error"} <= metrics_of(tmp_path)[-1].keys()
 
 
@@ -143,7 +144,8 @@ def test_places_hold_the_same_samples_for_any_number_of_processes(micro, process
 
 def test_shares_are_exact_in_every_prefix_and_streams_pass_through_all_items():
     order = StreamOrder([10, 20, 30], [Fraction(3), Fraction(1), Fraction(1, 2)], seed=0)
-    counts, items = Counter(), {0: [], 1: [], 2: []}
+    counts: Counter[int] = Counter()
+    items: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for position in range(900):
         stream, own = order.stream(position)
         assert own == counts[stream]  # how many came before, in closed form
@@ -153,9 +155,9 @@ def test_shares_are_exact_in_every_prefix_and_streams_pass_through_all_items():
             assert abs(counts[number] - (position + 1) * weight / Fraction(9, 2)) < 2
     assert counts == {0: 600, 1: 200, 2: 100}
     firsts = {0: range(10), 1: range(10, 30), 2: range(30, 60)}
-    for stream, own in firsts.items():
-        for first in range(0, 90, len(own)):
-            assert sorted(items[stream][first : first + len(own)]) == list(own)
+    for stream, passes in firsts.items():
+        for first in range(0, 90, len(passes)):
+            assert sorted(items[stream][first : first + len(passes)]) == list(passes)
 
 
 @pytest.mark.slow

@@ -119,6 +119,7 @@ def test_snr_weights_agree_with_diffusers(latents_noise):
     snr = compute_snr(scheduler, steps)
     torch.testing.assert_close(corrupted.signal_to_noise, snr)
     (term,) = diffusion.terms.values()
+    assert term.weighting
     torch.testing.assert_close(term.weighting(corrupted), snr.clamp(max=5.0) / snr)
     ddpm = DDPMScheduler.from_config(scheduler.config)
     torch.testing.assert_close(corrupted.noisy_latents, ddpm.add_noise(latents, noise, steps))
@@ -163,14 +164,16 @@ def test_loss_is_per_sample_and_weighted(name, latents_noise):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_largest_draw_stays_below_1000(name, latents_noise):
-    corrupted = objective_named(name).corrupt(*latents_noise, torch.full((4,), 1 - 2**-24))
+    latents, noise = latents_noise
+    corrupted = objective_named(name).corrupt(latents, noise, torch.full((4,), 1 - 2**-24))
     assert corrupted.timestep.max() <= 999
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_uniform_time_leaves_every_draw_as_it_is(name, latents_noise):
     uniform = torch.rand(4, generator=torch.Generator().manual_seed(3))
-    heard = objective_named(name).corrupt(*latents_noise, uniform).timestep
+    latents, noise = latents_noise
+    heard = objective_named(name).corrupt(latents, noise, uniform).timestep
     wanted = 999 * uniform if name == RectifiedFlow.name else (1000 * uniform).floor()
     assert torch.equal(heard, wanted)
 
@@ -191,11 +194,12 @@ def test_time_samplings_have_the_quantiles_of_their_noise_levels(name, time, lat
         level = shift * quantiles / (1 + (shift - 1) * quantiles)
     objective = OBJECTIVES[name](time=time)
     is_flow = name == RectifiedFlow.name
-    heard = objective.corrupt(*latents_noise, 1 - quantiles if is_flow else quantiles).timestep
+    latents, noise = latents_noise
+    heard = objective.corrupt(latents, noise, 1 - quantiles if is_flow else quantiles).timestep
     wanted = 999 * (1 - level) if is_flow else (1000 * level).floor()
     torch.testing.assert_close(heard, wanted, atol=1e-3 if is_flow else 1.0, rtol=1e-5)
     ends = torch.tensor([0.0, 2**-24, 0.5, 1 - 2**-24])
-    corrupted = objective.corrupt(*latents_noise, ends)
+    corrupted = objective.corrupt(latents, noise, ends)
     assert 0 <= corrupted.timestep.min() <= corrupted.timestep.max() <= 999
     assert corrupted.noisy_latents.isfinite().all()
 
@@ -203,7 +207,8 @@ def test_time_samplings_have_the_quantiles_of_their_noise_levels(name, time, lat
 def test_terms_add_up_with_their_weights(latents_noise):
     terms = {"first": SquaredError(0.5), "second": SquaredError(2.0, weighting=MinSnr())}
     objective = MinSnrDiffusion(terms=terms)
-    corrupted = objective.corrupt(*latents_noise, torch.tensor([0.1, 0.2, 0.5, 0.9]))
+    latents, noise = latents_noise
+    corrupted = objective.corrupt(latents, noise, torch.tensor([0.1, 0.2, 0.5, 0.9]))
     losses = objective.losses(corrupted.target + 1, corrupted)
     torch.testing.assert_close(losses["loss/first"], torch.full((4,), 0.5))
     torch.testing.assert_close(losses["loss/second"], 2 * MinSnr()(corrupted))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,11 @@ from mmface.sampling.pipeline import MMFacePipeline
 from mmface.sampling.step_cache import FirstBlockCache, TaylorSeer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OPTIONS = {"solver": "unipc", "guidance_interval": [0.0, 0.5], "cache": TaylorSeer(2, 1, 1)}
+OPTIONS: dict[str, Any] = {
+    "solver": "unipc",
+    "guidance_interval": [0.0, 0.5],
+    "cache": TaylorSeer(2, 1, 1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,7 @@ def test_another_scale_keeps_the_options(tiny_pipeline_folder):
     assert other.made_by() == method.made_by() | {"guidance_scale": 5.0}
     released = ReleasedMethod("F", tiny_pipeline_folder, "transformer", 6, 3.0, **OPTIONS)
     scaled = released.with_guidance(5.0)
+    assert isinstance(scaled, ReleasedMethod)
     assert (type(scaled), scaled.checkpoint) == (ReleasedMethod, "transformer")
     assert scaled.made_by() == released.made_by() | {"guidance_scale": 5.0}
     assert scaled.made_by().keys() >= OPTIONS.keys()

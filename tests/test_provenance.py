@@ -132,7 +132,7 @@ def test_rerun_makes_the_picture_again_to_the_bit(run, base):
 def test_rerun_says_what_differs(run, base):
     run(*base, "--out", "one.png")
     recipe, picture = read_provenance("one.png")
-    older = replace(recipe, versions=recipe.versions | {"torch": "1.0"})
+    older = replace(recipe, versions={**recipe.versions, "torch": "1.0"})
     changed = np.array(picture)
     changed[0, 0] = 255 - changed[0, 0]
     write_pictures({Path("other.png"): (Image.fromarray(changed), older)})

@@ -1,12 +1,11 @@
 """Sampling from the command line: files are whole or absent, and mistakes are one line."""
 
-import importlib.util
 import re
 import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ import torch
 from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_vae
 from PIL import Image, ImageFont
 from safetensors.torch import save_file
+from script_runs import load_script
 
-from mmface.conditions import edge_agreement, load_mask, load_sketch
+from mmface.conditions import condition_kind, edge_agreement
 from mmface.generation.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
 from mmface.generation.provenance import Provenance, check_output, read_provenance, write_pictures
 from mmface.generation.requests import photo_conditions
@@ -37,9 +37,7 @@ class Result(NamedTuple):
 def run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys):
     """Run the script in an empty folder, with the tiny pipeline and two steps."""
     monkeypatch.setenv("COLUMNS", "100")
-    spec = importlib.util.spec_from_file_location("sample_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    run_script = load_script("sample")
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -47,7 +45,7 @@ def run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys):
     def run(*arguments, pipeline=tiny_pipeline_folder, steps=2):
         options = ["--pipeline", str(pipeline), "--steps", str(steps)]
         capsys.readouterr()
-        exit_code = script.run([*options, *map(str, arguments)])
+        exit_code = run_script([*options, *map(str, arguments)])
         return Result(exit_code, *capsys.readouterr())
 
     return run
@@ -112,12 +110,12 @@ def test_soft_masks_and_cut_prompts_are_said_aloud(run, face_mask, tmp_path):
     )
 
 
-def changed(one: Path, other: Path) -> float:
+def changed(one: str, other: str) -> float:
     pixels = [np.array(Image.open(path)).astype(int) for path in (one, other)]
     return float(np.abs(pixels[0] - pixels[1]).mean())
 
 
-CONTROLS = {
+CONTROLS: dict[str, list] = {
     "condition strength": ["--condition-strength", 0.3],
     "condition window": ["--condition-window", 0, 0.5],
     "condition guidance": ["--condition-guidance", 2],
@@ -152,7 +150,7 @@ def test_every_control_reaches_the_pipeline(run, mask_file, sketch_file, files, 
 @pytest.mark.slow
 def test_with_a_cache_a_face_is_its_seeds_all_the_same(run, mask_file):
     base = ("--prompt", "a", "--mask", mask_file)
-    faces = {"plain": [], "cached": ["--cache", "taylor-seer"]}
+    faces: dict[str, list[str]] = {"plain": [], "cached": ["--cache", "taylor-seer"]}
     for out, options in faces.items():
         result = run(*base, *options, "--num", 2, "--out", out, steps=8)
         assert result.exit_code == 0, result.stderr
@@ -257,13 +255,13 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, face_mask):
     )
     monkeypatch.chdir(tmp_path)
     Image.fromarray(face_mask).save("mask.png")
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len(names["faces"]) == 4
     assert all(face.size == (128, 128) for face in names["faces"])
 
 
-MISTAKES = {
+MISTAKES: dict[str, tuple[list, str]] = {
     "no prompt": (["--mask", "MASK"], "prompt is empty"),
     "empty prompt": (["--prompt", " ", "--mask", "MASK"], "prompt is empty"),
     "no condition": (["--prompt", "a"], "Neither mask nor sketch"),
@@ -344,7 +342,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_help_does_not_wait_for_torch():
-    command = [sys.executable, "-X", "importtime", SCRIPT, "--help"]
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--sketch" in result.stdout
     assert "torch" not in result.stderr
@@ -356,9 +354,9 @@ def test_examples_are_what_the_renderer_draws(tmp_path):
     fresh, built_in = read_examples(tmp_path), read_examples()
     assert [(one.prompt, one.kind) for one in fresh] == [(one.prompt, one.kind) for one in built_in]
     for drawn, shipped in zip(fresh, built_in, strict=True):
-        load = load_mask if drawn.kind == "mask" else load_sketch
+        load = condition_kind(drawn.kind).load
         one, other = load(drawn.path, (64, 64)), load(shipped.path, (64, 64))
-        assert np.array_equal(getattr(one, "labels", one), getattr(other, "labels", other))
+        assert np.array_equal(one.values, other.values)
 
 
 @pytest.mark.slow

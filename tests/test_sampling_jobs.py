@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,8 +176,8 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline
         (5, "solver"),
         (6, "odd"),
     ]
-    messages = ("gone.png does not exist", "cannot be read as a picture", "not JSON")
-    messages += ("choose one of euler", "multiples of 16")
+    messages = ["gone.png does not exist", "cannot be read as a picture", "not JSON"]
+    messages += ["choose one of euler", "multiples of 16"]
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     for failure, message, note in zip(failures, messages, notes, strict=True):
         assert message in failure["error"]
@@ -187,7 +188,7 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline
 
 
 def test_faults_of_lines_are_named(folder):
-    row = {"id": "a", "prompt": "a", "mask": "mask.png"}
+    row: dict[str, Any] = {"id": "a", "prompt": "a", "mask": "mask.png"}
     faults = {
         b'{"id": "\xff"}': "not UTF-8",
         b"[]": "must be a JSON object",
@@ -197,7 +198,7 @@ def test_faults_of_lines_are_named(folder):
     odd = [row | change for change in ({"id": "../a"}, {"id": "a\\b"}, {"id": ".a"}, {"id": ""})]
     odd += [row | {"id": "a\n"}, row | {"id": 3}, row | {"id": "x" * 300}]
     ids = ["cannot be a file's name"] * 5 + ["id must be a text", "cannot be a file's name"]
-    more = {
+    more: dict[str, dict[str, Any]] = {
         "unknown key 'stepz'": {"id": "b", "stepz": 3},
         "steps must be a whole number": {"id": "b", "steps": 2.5},
         "Neither mask nor sketch": {"id": "b", "mask": None},

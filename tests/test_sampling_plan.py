@@ -173,7 +173,7 @@ def test_all_that_can_be_asked_for_can_be_planned(objective, solver, tmp_path):
         Image.new("RGB", (32, 32), "white").save(tmp_path / f"{file}.png")
     row = row_of(
         pipeline,
-        conditions=ASKED.conditions | {"sketch": "mmface:examples/sketch_0.png"},
+        conditions={**ASKED.conditions, "sketch": "mmface:examples/sketch_0.png"},
         image=str(tmp_path / "image.png"),
         region=str(tmp_path / "region.png"),
         strength=0.5,

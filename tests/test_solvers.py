@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build_pipeline
+from conftest import build_pipeline, latents_of
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -144,24 +144,23 @@ def test_ddim_is_the_one_of_diffusers(steps, noise):
 
 def test_a_fitting_scheduler_of_ones_own_keeps_working(face_mask):
     pipe = build_pipeline()
-    arguments = {
-        "prompt": "a",
-        "mask": face_mask,
-        "seed": 0,
-        "num_inference_steps": 4,
-        "output_type": "latent",
-    }
-    default = pipe(**arguments).images
-    assert torch.equal(pipe(solver="euler", **arguments).images, default)
-    by_name = pipe(solver="unipc", **arguments).images
+
+    def latents(**options) -> torch.Tensor:
+        return latents_of(
+            pipe("a", face_mask, seed=0, num_inference_steps=4, output_type="latent", **options)
+        )
+
+    default = latents()
+    assert torch.equal(latents(solver="euler"), default)
+    by_name = latents(solver="unipc")
     pipe.scheduler = pipe.translation.solver("unipc")
-    assert torch.equal(pipe(**arguments).images, by_name)
+    assert torch.equal(latents(), by_name)
     assert not torch.allclose(by_name, default, atol=1e-3)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert not torch.allclose(pipe(**arguments).images, default, atol=1e-3)
+    assert not torch.allclose(latents(), default, atol=1e-3)
     pipe.scheduler = DPMSolverMultistepScheduler()
     with pytest.raises(ValueError, match="use_flow_sigmas must be True"):
-        pipe(**arguments)
+        latents()
 
 
 @pytest.mark.parametrize(

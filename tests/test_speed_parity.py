@@ -189,7 +189,8 @@ def test_operators_on_the_meta_device_are_those_of_a_real_one():
     model, _ = pair(dtype=torch.float64)  # plain products on every CPU
     counts = []
     for each in (model, nn.Module.to(on_meta(model), torch.float64)):
-        work = functools.partial(each, **inputs_of(each))
+        call: Callable = each
+        work = functools.partial(call, **inputs_of(each))
         work()  # makes the rotation table
         counts.append(count_operators(work))
     assert counts[0].total() == counts[1].total()

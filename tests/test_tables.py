@@ -100,7 +100,7 @@ def test_published_numbers_are_those_typed_a_second_time():
         ["fid", "lpips", "ssim", *shared],
     )
     for place, (table, names) in enumerate(zip((TABLE_1, TABLE_2), columns, strict=True)):
-        typed = {method: row[place] for method, row in TYPED.items() if row[place] is not None}
+        typed = {method: row[place] or "" for method, row in TYPED.items() if row[place]}
         assert [row.method for row in table.rows] == list(typed)
         for method, numbers in typed.items():
             printed = {name: str(value) for name, value in table.row(method).values.items()}

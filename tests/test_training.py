@@ -230,8 +230,8 @@ def test_two_sharded_processes_equal_one_and_resume(tmp_path, tiny_pipeline_fold
         task = face_task(tiny_pipeline_folder)
         face_trainer(folder, task, steps=steps, micro=micro, cadence=cadence).train()
 
-    in_two_processes(lambda: train(tmp_path / "two", 1, 4), **FSDP)
-    in_two_processes(lambda: train(tmp_path / "two", 1, 8), **FSDP)
+    in_two_processes(lambda: train(tmp_path / "two", 1, 4), 120, **FSDP)
+    in_two_processes(lambda: train(tmp_path / "two", 1, 8), 120, **FSDP)
     train(tmp_path / "one", 4, 8)
     assert_equal(weights(tmp_path / "two", 8), weights(tmp_path / "one", 8), rtol=1e-4, atol=2e-5)
     assert len(list((tmp_path / "two" / "previews").iterdir())) == 3

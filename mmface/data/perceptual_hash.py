@@ -21,7 +21,7 @@ MAX_THUMB_DIFFERENCE = 5.0
 
 _NUM_WORDS = MAX_BITS_APART + 1
 _WORD_BITS = NUM_BITS // _NUM_WORDS
-_BLOCK = 1 << 20  # pairs that are compared at once
+_BLOCK = 4096  # thumbnails that are compared at once
 
 
 def lowest_frequencies(thumb: UInt8[np.ndarray, "side side 3"]) -> Float32[np.ndarray, "64"]:
@@ -61,45 +61,69 @@ def hashes_of(
 def near_pairs(
     hashes: UInt64[np.ndarray, " pictures"], thumbs: UInt8[np.ndarray, "pictures side side 3"]
 ) -> Int64[np.ndarray, "pairs 2"]:
-    """Find the pairs of pictures that look the same.
+    """Find pairs of pictures that look the same, as many as it takes to connect all that do.
+
+    Not all pairs, of which n equal pictures have n * (n - 1) / 2: pictures that are connected
+    already are not compared.
 
     Args:
-        hashes: Of `hashes_of`.
-        thumbs: Thumbnails of the same pictures.
+        hashes: of `hashes_of`.
+        thumbs: thumbnails of the same pictures.
 
     Returns:
         Pairs of places, the smaller first, in order and each once.
     """
+    group = np.arange(len(hashes))  # a number that connected pictures share
     found = [np.empty((0, 2), dtype=np.int64)]
     for word in range(_NUM_WORDS):
         shift = np.uint64(word * _WORD_BITS)
         words = (hashes >> shift) & np.uint64((1 << _WORD_BITS) - 1)
         order = np.argsort(words, kind="stable")
         starts = np.flatnonzero(np.diff(words[order])) + 1
-        for group in np.split(order, starts):
-            for pairs in _pairs_within(group):
-                apart = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
-                close = pairs[apart <= MAX_BITS_APART]
-                found.append(close[_look_same(thumbs, close)])
+        for alike in (each for each in np.split(order, starts) if len(each) > 1):
+            found += _connected(alike, hashes, thumbs, group)
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs, axis=0)
 
 
-def _pairs_within(group: Int64[np.ndarray, " members"]) -> Iterator[Int64[np.ndarray, "pairs 2"]]:
-    """Give all pairs of a group, a block at a time."""
-    rows = max(1, _BLOCK // max(1, len(group)))
-    for first in range(0, len(group) - 1, rows):
-        above = np.arange(first, min(first + rows, len(group)))
-        one, other = np.nonzero(above[:, None] < np.arange(len(group)))
-        yield np.stack([group[above[one]], group[other]], axis=1)
+def _connected(
+    places: Int64[np.ndarray, " members"],
+    hashes: UInt64[np.ndarray, " pictures"],
+    thumbs: UInt8[np.ndarray, "pictures side side 3"],
+    group: Int64[np.ndarray, " pictures"],
+) -> Iterator[Int64[np.ndarray, "pairs 2"]]:
+    """Compare one picture after another with those of other groups, and join theirs to its own.
+
+    Those of the largest group come last: of two pictures of different groups one is outside it, so
+    that once the others have been compared, nothing can be left to find.
+    """
+    waiting = places
+    outside = waiting[group[waiting] != _largest(group[places])]
+    while len(outside):
+        one, outside = outside[0], outside[1:]
+        waiting = waiting[waiting != one]
+        others = places[group[places] != group[one]]
+        close = others[np.bitwise_count(hashes[others] ^ hashes[one]) <= MAX_BITS_APART]
+        close = close[_look_same(thumbs, one, close)]
+        if len(close):
+            yield np.stack([np.full_like(close, one), close], axis=1)
+            group[np.isin(group, group[close])] = group[one]
+            outside = waiting[group[waiting] != _largest(group[places])]
+
+
+def _largest(groups: Int64[np.ndarray, " members"]) -> np.int64:
+    numbers, sizes = np.unique(groups, return_counts=True)
+    return numbers[sizes.argmax()]
 
 
 def _look_same(
-    thumbs: UInt8[np.ndarray, "pictures side side 3"], pairs: Int64[np.ndarray, "pairs 2"]
-) -> Bool[np.ndarray, " pairs"]:
-    same = np.empty(len(pairs), dtype=bool)
-    for first in range(0, len(pairs), 4096):
-        block = pairs[first : first + 4096]
-        one, other = (thumbs[block[:, column]].astype(np.int16) for column in (0, 1))
-        same[first : first + 4096] = abs(one - other).mean((1, 2, 3)) <= MAX_THUMB_DIFFERENCE
+    thumbs: UInt8[np.ndarray, "pictures side side 3"],
+    one: np.int64,
+    others: Int64[np.ndarray, " others"],
+) -> Bool[np.ndarray, " others"]:
+    same = np.empty(len(others), dtype=bool)
+    for first in range(0, len(others), _BLOCK):
+        block = others[first : first + _BLOCK]
+        apart = abs(thumbs[block].astype(np.int16) - thumbs[one].astype(np.int16))
+        same[first : first + _BLOCK] = apart.mean((1, 2, 3)) <= MAX_THUMB_DIFFERENCE
     return same

@@ -124,6 +124,7 @@ def _groups(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
     for one, other in pairs:
         first, second = group_of.setdefault(one, [one]), group_of.setdefault(other, [other])
         if first is not second:
-            first += second
-            group_of |= dict.fromkeys(second, first)
+            small, large = sorted((first, second), key=len)
+            large += small
+            group_of |= dict.fromkeys(small, large)
     return list({id(group): group for group in group_of.values()}.values())

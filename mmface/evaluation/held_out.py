@@ -24,7 +24,7 @@ from mmface.conditions import (
     pixel_accuracy,
 )
 from mmface.core.command_line import check_different, check_whole
-from mmface.core.files import write_text
+from mmface.core.files import locked, write_text
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
@@ -158,14 +158,21 @@ class HeldOutEvaluation:
             if not Path(getattr(self, name)).is_dir():
                 raise FileNotFoundError(f"{getattr(self, name)} does not exist; give {name}=DIR")
         unknown = [each for each in self.modalities if each not in ("mask", "sketch")]
-        if unknown or isinstance(self.modalities, str):
+        if unknown or not self.modalities or isinstance(self.modalities, str):
             raise ValueError(f"modalities are some of [mask,sketch], not {self.modalities!r}")
         check_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
+        if not self.guidance_scales:
+            raise ValueError("guidance_scales is empty; give at least one, such as [3]")
         if Path(self.output).is_dir():
             raise ValueError(f"{self.output} is a folder; give a file with output=FILE")
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write the results, and return them."""
+        output = Path(self.output)
+        with locked(output.parent, work=output.name):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         pipeline = MMFacePipeline.from_pretrained(self.pipeline)
         pipeline.set_progress_bar_config(disable=True)
         parser = FaceParser.from_pretrained(self.parser)

@@ -223,11 +223,20 @@ class Scoring:
 
     def floors(self, real: MethodRun) -> list[str]:
         """Say what the number of pictures alone costs, by metric of sets."""
+        return self._of_sets(real, lambda metric, features: metric.floor(features))
+
+    def shortages(self, real: MethodRun) -> list[str]:
+        """Warn of metrics of sets that these are too few pictures for."""
+        return self._of_sets(real, lambda metric, features: metric.shortage(features))
+
+    def _of_sets(
+        self, real: MethodRun, lines_of: Callable[[SetMetric, torch.Tensor], list[str]]
+    ) -> list[str]:
         lines = []
         for metric in self._set_metrics():
             features = self._features(metric, real)
             if not isinstance(features, Skipped):
-                lines += metric.floor(features)
+                lines += lines_of(metric, features)
         return lines
 
     def _read(

@@ -3,16 +3,18 @@
 Every stage takes up what it finds. What a method lacks is said in its cells, not left out.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 
 from mmface.core.command_line import check_different, check_whole
-from mmface.core.processes import Processes, computes_on_cpu
+from mmface.core.files import locked, sweep
+from mmface.core.processes import Processes, computes_on_cpu, joined_processes
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.evaluation.controls import RealPictures
 from mmface.evaluation.figures import (
@@ -105,9 +107,11 @@ class TableEvaluation:
             raise ValueError("seeds is empty; give at least one, such as [0]")
         check_whole("batch_size", self.batch_size, 1)
         check_whole("num_examples", self.num_examples, 0)
+        if not self.methods:
+            raise ValueError("there is no method to measure; name one, such as method=ours")
         names = [each.name for each in self._rows]
         folders = {folder_name(name) for name in names}
-        if not self.methods or len(folders) < len(names):
+        if len(folders) < len(names):
             raise ValueError(f"methods need names of their own, got {names}; set name=NAME")
 
     @property
@@ -139,9 +143,8 @@ class TableEvaluation:
     @cached_property
     def processes(self) -> Processes:
         """The processes that share the work."""
-        # A process that is ready waits for the others longer than torch's ten minutes.
-        waiting = InitProcessGroupKwargs(timeout=timedelta(days=7))
-        return Processes(Accelerator(cpu=computes_on_cpu(), kwargs_handlers=[waiting]))
+        joined_processes()  # with its time limit, which the accelerator then shares
+        return Processes(Accelerator(cpu=computes_on_cpu()))
 
     @cached_property
     def _scoring(self) -> Scoring:
@@ -152,8 +155,39 @@ class TableEvaluation:
 
         Returns:
             The folder of the results.
+
+        Raises:
+            ValueError: if there is nothing that could be measured.
+            BlockingIOError: if another evaluation works in the folder.
         """
-        available = [method for method in self._rows if method.unavailable() is None]
+        _ = self.references  # a fault of theirs is told first
+        available = self._available()
+        with ExitStack() as held:
+            self.processes.on_main(partial(self._take_folder, held))
+            self._run_stages(available)
+        return Path(self.output_dir)
+
+    def _available(self) -> list[Method]:
+        """The rows that can be measured; the others are told before the work begins."""
+        missing = {m.name: why for m in self._rows if (why := m.unavailable()) is not None}
+        told = [f"{name} is {why}" for name, why in missing.items()]
+        if all(method.name in missing for method in self.methods.values()):
+            raise ValueError(f"no row of the table can be measured: {' | '.join(told)}")
+        for line in told:
+            self._warn(line)
+        return [method for method in self._rows if method.name not in missing]
+
+    def _warn(self, line: str) -> None:
+        if self.processes.accelerator.is_main_process:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    def _take_folder(self, held: ExitStack) -> None:
+        folder = Path(self.output_dir)
+        held.enter_context(locked(folder))
+        for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+            sweep(inner, alone=True)
+
+    def _run_stages(self, available: Sequence[Method]) -> None:
         if "generate" in self.stages:
             for method in available:
                 for generation in self._generations(method):
@@ -166,7 +200,6 @@ class TableEvaluation:
             self._score(available)
         if "table" in self.stages:
             self.processes.on_main(self._report)
-        return Path(self.output_dir)
 
     def report(self) -> str:
         """Run the stages, and say what came out; empty on all processes but the main one."""
@@ -204,10 +237,13 @@ class TableEvaluation:
 
     def _score(self, available: Sequence[Method]) -> None:
         (real,) = self._runs(self._real)
+        shortages = self._scoring.shortages(real)
+        for line in shortages:
+            self._warn(line)
         for method in available:
             scores = self._scoring.score(self._runs(method), real, method.name)
             if method is self._real:
-                scores.remarks += self._scoring.floors(real)
+                scores.remarks += shortages + self._scoring.floors(real)
             path = self._folder(method) / SCORES_FILE
             self.processes.on_main(partial(scores.write, path))
 

@@ -401,6 +401,17 @@ class Frechet(SetMetric):
         title = self.columns[self._column].title
         return [f"{title} between two halves of the real pictures: {distance:.2f} at N = {half}"]
 
+    def shortage(self, real: Features) -> list[str]:
+        """Of fewer pictures than features, the covariance has directions without a spread."""
+        count, width = real.shape
+        if count > width:
+            return []
+        title = self.columns[self._column].title
+        return [
+            f"{title} of {count} pictures says little, as its features are {width} wide: measure "
+            f"more than {width}, and compare at one N only"
+        ]
+
 
 @register
 class Fid(Frechet):

@@ -245,6 +245,10 @@ class SetMetric(Metric):
         """What the number of real pictures alone costs."""
         return []
 
+    def shortage(self, real: Features) -> list[str]:
+        """Warn where there are too few pictures for a number that means something."""
+        return []
+
 
 _METRICS: dict[str, type[Metric]] = {}
 _COLUMNS: dict[str, Column] = {

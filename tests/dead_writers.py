@@ -1,7 +1,10 @@
-"""What a writer leaves that is killed at the worst moment."""
+"""Writers that are killed at the worst moment, and writers that hold a folder."""
 
 import os
 import signal
+import subprocess
+import sys
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 from mmface.core.files import written_aside
@@ -21,3 +24,24 @@ def killed_while_writing(path, make=lambda aside: aside.write_bytes(b"torn")):
     assert process.exitcode == -signal.SIGKILL
     (aside,) = path.parent.glob(f".{path.name}.aside-*-{process.pid}")
     return aside
+
+
+HOLD = """
+import sys, time
+from mmface.core.files import locked
+with locked(*sys.argv[1:]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held_by_another(folder, work=""):
+    command = [sys.executable, "-c", HOLD, folder, work]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"held\n"
+            yield process.pid
+        finally:
+            process.kill()

@@ -3,10 +3,12 @@
 import runpy
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from dead_writers import held_by_another
+from PIL import Image, ImageFile
 from transformers import CLIPTokenizer
 from transformers import SegformerImageProcessorPil as SegformerProcessor
 
@@ -118,6 +120,50 @@ def test_another_maker_does_not_mix_its_work_in(photos, tmp_path, capsys, parser
     assert annotate(["sketches", str(photos), "--out", out]) == 0
     assert annotate(["masks", str(photos), "--out", out, "--model", parser]) == 2
     assert "made otherwise" in capsys.readouterr().err
+
+
+def test_a_second_annotation_of_a_shard_ends_with_who_holds_it(photos, tmp_path, capsys):
+    arguments = ["sketches", str(photos), "--out", str(tmp_path / "out")]
+    with held_by_another(tmp_path / "out", "shard-0-of-2") as pid:
+        assert annotate([*arguments, "--shard", "0/2"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"error: {tmp_path}/out is in use by process {pid} on ")
+        assert annotate([*arguments, "--shard", "1/2"]) == 0
+    assert annotate([*arguments, "--shard", "0/2"]) == 0  # a killed holder holds nothing
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_an_output_folder_that_is_a_file_is_one_line(photos, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert annotate(["sketches", str(photos), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {tmp_path}/out cannot be a folder: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--tokenizer", "./no/tokenizer"], "The tokenizer ./no/tokenizer does not exist"),
+        (["--rewriter", "./no/rewriter"], "The rewriter ./no/rewriter does not exist"),
+        (["--rewriter", "none", "--model", "./no/model"], "The captioner ./no/model does not"),
+        (["--tokenizer", "someone/something"], "hf download someone/something"),
+    ],
+)
+def test_models_that_are_not_there_are_named(
+    photos, tmp_path, capsys, monkeypatch, change, message
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ["captions", str(photos), "--out", str(tmp_path / "out")]
+    assert annotate([*words, "--tokenizer", str(builtin("tiny-flow") / "tokenizer"), *change]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, TypeError, SyntaxError])
+def test_a_picture_that_pillow_breaks_on_is_one_line(tmp_path, capsys, monkeypatch, error):
+    Image.fromarray(render_face(1_000_030, 64).image).save(tmp_path / "a.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=error("odd decoder")))
+    assert annotate(["sketches", str(tmp_path), "--out", f"{tmp_path}_out"]) == 1
+    assert "not read: a: " in capsys.readouterr().err
 
 
 def test_sources_that_cannot_be_annotated_are_refused(tmp_path):

@@ -7,15 +7,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections import namedtuple
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from dead_writers import killed_while_writing
+from dead_writers import held_by_another, killed_while_writing
 
 from mmface.core import files
 from mmface.core.files import (
@@ -171,27 +168,6 @@ def test_a_long_host_name_stays_its_own(tmp_path, monkeypatch):
             aside.write_text("it has room in a file's name of 255 bytes")
             found.add(aside.name)
     assert len(found) == 3
-
-
-HOLD = """
-import sys, time
-from mmface.core.files import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@contextmanager
-def held_by_another(folder):
-    command = [sys.executable, "-c", HOLD, folder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == b"held\n"
-            yield process.pid
-        finally:
-            process.kill()
 
 
 def test_a_second_run_in_a_folder_is_told_who_holds_it(tmp_path):

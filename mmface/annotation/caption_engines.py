@@ -19,6 +19,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from mmface.core.sources import opened
 from mmface.data.keyed import keyed_generator
 
 CAPTIONER = "OpenGVLab/InternVL3-8B-hf"
@@ -192,10 +193,11 @@ class TransformersCaptioner:
                 "build that fits your torch"
             )
         where = {"revision": settings.revision}
-        processor = AutoProcessor.from_pretrained(settings.model, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            settings.model, **where, dtype=getattr(torch, settings.dtype)
-        )
+        with opened("captioner", settings.model) as source:
+            processor = AutoProcessor.from_pretrained(source, **where)
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, **where, dtype=getattr(torch, settings.dtype)
+            )
         return cls(model, processor, settings)
 
     @property
@@ -268,7 +270,8 @@ class VllmCaptioner:
         from vllm import LLM
 
         self.settings = settings
-        self.processor = AutoProcessor.from_pretrained(settings.model, revision=settings.revision)
+        with opened("captioner", settings.model) as source:
+            self.processor = AutoProcessor.from_pretrained(source, revision=settings.revision)
         self.engine = LLM(
             model=settings.model,
             revision=settings.revision,

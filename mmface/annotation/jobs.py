@@ -29,7 +29,9 @@ from mmface.annotation.outputs import (
 from mmface.annotation.rewriting import REWRITER, Rewriter, RewriterSettings
 from mmface.annotation.sketches import POLARITY, PencilSketch, U2NetPortrait
 from mmface.conditions import MASK, SKETCH, ConditionKind
+from mmface.core.files import locked
 from mmface.core.processes import joined_processes
+from mmface.core.sources import opened
 from mmface.data.manifest import Manifest, Record
 from mmface.encoders.face_parser import PARSER, FaceParser
 
@@ -91,8 +93,8 @@ def _size(path: Path) -> tuple[int, int]:
         with Image.open(path) as picture:
             lying = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             return picture.size[::-1] if lying else picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return 1, 1  # the reading of the picture itself reports it
+    except Exception:  # decoders fail in many ways; the reading of the picture itself reports it
+        return 1, 1
 
 
 _ORIENTATION = 0x0112
@@ -151,7 +153,7 @@ class Work:
             0, or 1 if pictures could not be read.
         """
         said = {kind.reading.field: reading or kind.reading.default} if kind.reading else {}
-        manifest = self._read()
+        manifest = read_source(self.source)
         outcome = write_pictures(self._mine(manifest), annotator, self.out, self.batch_size)
         moved = manifest.at(self.out / MANIFEST_FILE)
 
@@ -173,7 +175,7 @@ class Work:
         Returns:
             0, or 1 if pictures could not be read.
         """
-        manifest = self._read()
+        manifest = read_source(self.source)
         # A picture is asked all prompts at once; its answers are cut into batches again.
         num_pictures = -(-self.batch_size // len(captioner.prompts))
         mine = self._mine(manifest)
@@ -190,14 +192,13 @@ class Work:
 
         return self._finish(moved, scan, outcome)
 
-    def _read(self) -> Manifest:
-        """Read the source; ValueError if the output would lie among its pictures."""
+    def check_out(self) -> None:
+        """Raise ValueError if the output would lie among the source's pictures."""
         if self.source.is_dir() and self.out.resolve().is_relative_to(self.source.resolve()):
             raise ValueError(
                 f"{self.out} lies in {self.source}, whose pictures are all annotated: what is made "
                 "would be taken for pictures; give another --out"
             )
-        return read_source(self.source)
 
     def _mine(self, manifest: Manifest) -> list[Item]:
         """List this process's pictures."""
@@ -269,11 +270,15 @@ class Models:
         if self.engine not in ENGINES:
             raise ValueError(f"there is no engine {self.engine!r}; known are {', '.join(ENGINES)}")
         settings = CaptionerSettings(*_named(self.model or CAPTIONER), device=device)
-        tokenizer, revision = _named(self.tokenizer)
+        name, revision = _named(self.tokenizer)
+        # The small ones first: what is missing is said before the captioner is loaded.
+        with opened("tokenizer", name) as source:
+            tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
+        rewriter = self._rewriter(device)
         return PictureCaptioner(
             ENGINES[self.engine](settings),
-            CLIPTokenizer.from_pretrained(tokenizer, revision=revision),
-            self._rewriter(device),
+            tokenizer,
+            rewriter,
             seed=self.seed,
             batch_size=batch_size,
         )
@@ -302,16 +307,19 @@ def annotate(kind: str, work: Work, models: Models) -> int:
         The exit status: 0, or 1 if pictures could not be read.
 
     Raises:
+        BlockingIOError: if another run makes the same shard in the folder.
         ValueError: if the input is at fault; see `read_source`, `Work` and `Models`.
     """
+    if kind not in ("masks", "sketches", "captions"):
+        raise ValueError(f"there is no annotation {kind!r}; known are masks, sketches, captions")
     device = work.torch_device
-    if kind == "masks":
-        return work.conditions(models.parser(device), MASK, "celebamask_hq")
-    if kind == "sketches":
-        return work.conditions(models.sketcher(device), SKETCH, POLARITY)
-    if kind == "captions":
+    work.check_out()
+    with locked(work.out, "shard-{}-of-{}".format(*work.share)):  # before a model is loaded
+        if kind == "masks":
+            return work.conditions(models.parser(device), MASK, "celebamask_hq")
+        if kind == "sketches":
+            return work.conditions(models.sketcher(device), SKETCH, POLARITY)
         return work.captions(models.captioner(device, work.batch_size))
-    raise ValueError(f"there is no annotation {kind!r}; known are masks, sketches, captions")
 
 
 def _say(note: str) -> None:

@@ -83,7 +83,7 @@ def write_pictures(
         ValueError: if the folder holds the work of another annotator.
     """
     agree_on(folder / KEY_FILE, annotator.made_by)
-    for each in {picture_output(folder, item.id).parent for item in items}:
+    for each in {folder, *(picture_output(folder, item.id).parent for item in items)}:
         sweep(each)
     missing = [item for item in items if not picture_output(folder, item.id).exists()]
     outcome = Outcome(num_skipped=len(items) - len(missing))
@@ -119,6 +119,7 @@ def write_captions(
         ValueError: if the folder holds the work of another captioner, or a broken line.
     """
     agree_on(folder / KEY_FILE, captioner.made_by)
+    sweep(folder)
     lines = Lines(folder / f"captions-{shard[0]:05d}-of-{shard[1]:05d}.jsonl")
     done = read_captions(folder)
     missing = [item for item in items if item.id not in done]

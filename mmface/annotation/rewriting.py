@@ -15,6 +15,7 @@ from transformers import (
 
 from mmface.annotation.caption_engines import generate
 from mmface.annotation.caption_filters import filter_caption, sentences, words
+from mmface.core.sources import opened
 
 REWRITER = "Qwen/Qwen3-8B"
 """The paper rewrites with Qwen3; it does not say which size."""
@@ -107,10 +108,11 @@ class Rewriter:
     def from_pretrained(cls, settings: RewriterSettings) -> "Rewriter":
         """Load the model and its tokenizer; OSError if there is no such model."""
         where = {"revision": settings.revision}
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.model, **where, dtype=getattr(torch, settings.dtype)
-        )
+        with opened("rewriter", settings.model) as source:
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, **where, dtype=getattr(torch, settings.dtype)
+            )
         return cls(model, tokenizer, settings)
 
     @property

@@ -65,7 +65,7 @@ def open_picture(source: Picture) -> Image.Image:
         raise ValueError(
             f"{name} is larger than {MAX_PIXELS // 10**6} million pixels; make it smaller first."
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # decoders fail in many ways, that of AVIF with a RuntimeError
         raise ValueError(f"{name} cannot be read as a picture ({error}).") from error
     try:
         return ImageOps.exif_transpose(picture)

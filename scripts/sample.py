@@ -34,18 +34,27 @@ def main(**values: Any) -> int:
     # Loading torch takes seconds, which `--help` need not wait for.
     if not any(values[name] for name in ("lora", "quantize", "rerun")):
         hide_optional_libraries()
-    from mmface.generation import sample as sampling
+    from mmface.generation import sample
 
-    chosen = [from_options(group, values) for group in GROUPS]
-    sampling.quiet()
-    if values["plan"]:
+    settings, draws, choice, asked = (from_options(group, values) for group in GROUPS)
+    sample.quiet()
+    status = 0
+    if asked.plan:
         from mmface.planning.sampling import plan_command
 
-        typer.echo(plan_command(*chosen))
-        return 0
-    paths, status = sampling.sample(*chosen)
-    for path in paths:
-        typer.echo(path)
+        done = [plan_command(settings, draws, choice, asked)]
+    elif asked.rerun is not None:
+        from mmface.generation.rerun import rerun
+
+        done = rerun(settings, draws, choice, asked)
+    elif asked.jobs is not None:
+        from mmface.generation.jobs import run_jobs
+
+        done, status = run_jobs(settings, draws, choice, asked)
+    else:
+        done = sample.sample_one(settings, draws, choice, asked)
+    for each in done:
+        typer.echo(each)
     return status
 
 

@@ -248,7 +248,8 @@ def test_a_lora_of_the_modulations_keeps_them_apart(tmp_path: Path):
 FAST = """
 import sys, torch
 from pathlib import Path
-from mmface.generation import sample as sampling
+from mmface.generation.sample import sample_one
+from mmface.generation.rerun import rerun
 from mmface.generation.provenance import read_provenance
 from mmface.generation.settings import Draws, ModelChoice, Run, Settings
 
@@ -256,9 +257,9 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 asked = Settings("a face", conditions={"mask": str(folder / "mask.png")}, steps=2)
 choice = ModelChoice(str(folder), fast=True)
-sampling.sample(asked, Draws(), choice, Run(str(folder / "fast.png")))
+sample_one(asked, Draws(), choice, Run(str(folder / "fast.png")))
 assert read_provenance(folder / "fast.png")[0].model.fast
-sampling.sample(Settings(), Draws(), ModelChoice(), Run(str(folder / "again.png"),
+rerun(Settings(), Draws(), ModelChoice(), Run(str(folder / "again.png"),
     rerun=str(folder / "fast.png")))
 assert (folder / "again.png").read_bytes() == (folder / "fast.png").read_bytes()
 """

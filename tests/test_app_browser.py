@@ -22,8 +22,8 @@ from mmface.app.painting import from_data_url  # noqa: E402
 from mmface.app.server import served  # noqa: E402
 from mmface.conditions import LABEL_INDEX, PALETTE  # noqa: E402
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
-from mmface.generation.models import open_model  # noqa: E402
 from mmface.generation.provenance import read_provenance  # noqa: E402
+from mmface.generation.sample import open_model  # noqa: E402
 from mmface.generation.settings import ModelChoice  # noqa: E402
 
 pytestmark = [

@@ -23,8 +23,8 @@ from mmface.conditions import (  # noqa: E402
 )
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
 from mmface.encoders.vae import image_pixels  # noqa: E402
-from mmface.generation.models import OpenedModel, open_model  # noqa: E402
 from mmface.generation.provenance import read_provenance  # noqa: E402
+from mmface.generation.sample import OpenedModel, open_model  # noqa: E402
 from mmface.generation.settings import ModelChoice  # noqa: E402
 from mmface.rendered import render_face  # noqa: E402
 

@@ -18,9 +18,9 @@ from gradio_client.utils import Status  # noqa: E402
 
 from mmface.app.server import credentials, served  # noqa: E402
 from mmface.encoders.face_parser import FaceParser  # noqa: E402
-from mmface.generation.models import OpenedModel, open_model  # noqa: E402
 from mmface.generation.provenance import read_provenance  # noqa: E402
 from mmface.generation.requests import prepare_request, sample_requests  # noqa: E402
+from mmface.generation.sample import OpenedModel, open_model  # noqa: E402
 from mmface.generation.settings import ModelChoice, Settings  # noqa: E402
 
 PROMPT = "a woman with red hair"

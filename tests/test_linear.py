@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from mmface.benchmarks.counting import count_operators
 from mmface.benchmarks.measuring import relative_error
-from mmface.model import linear
-from mmface.model.linear import Linear, OneDnnLinear, product
-from mmface.model.transformer import MMFaceDiT
+from mmface.model import transformer
+from mmface.model.transformer import Linear, MMFaceDiT, OneDnnLinear, product
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"
@@ -58,8 +57,8 @@ def test_onednn_takes_strided_inputs():
 
 @needs_onednn
 def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", True)
-    monkeypatch.setattr(linear, "WORTH_IT", 0)
+    monkeypatch.setattr(transformer, "HAS_WIDE_ONEDNN", True)
+    monkeypatch.setattr(transformer, "WORTH_IT", 0)
     layer, x = Linear(8, 4), torch.randn(2, 3, 8, requires_grad=True)
     layer.weight.requires_grad_(False)
     layer(x).sum().backward()
@@ -75,8 +74,8 @@ def test_layer_is_torchs_in_every_dtype(
 ):
     if wide and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", wide)
-    monkeypatch.setattr(linear, "WORTH_IT", 0)
+    monkeypatch.setattr(transformer, "HAS_WIDE_ONEDNN", wide)
+    monkeypatch.setattr(transformer, "WORTH_IT", 0)
     torch.manual_seed(0)
     layer, x = Linear(32, 16).to(dtype), torch.randn(2, 5, 32, dtype=dtype)
     with torch.no_grad():
@@ -86,7 +85,7 @@ def test_layer_is_torchs_in_every_dtype(
 
 
 def test_small_products_stay_torchs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", True)
+    monkeypatch.setattr(transformer, "HAS_WIDE_ONEDNN", True)
     layer, x = Linear(32, 16), torch.randn(2, 32)
     assert count_operators(lambda: layer(x))["aten.addmm.default"] == 1
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmface.encoders import meta_text_model, meta_vae
-from mmface.model import linear
+from mmface.model import transformer
 from mmface.model.ablations import SingleStreamDiT
 from mmface.model.recomputation import SELECTIVE, recompute_blocks
 from mmface.model.transformer import MMFaceDiT
@@ -83,7 +83,7 @@ def really_kept(network, batch, setting):
 @pytest.mark.parametrize("setting", [0, 1, SELECTIVE])
 @pytest.mark.parametrize("variant", [MMFaceDiT, SingleStreamDiT])
 def test_activations_are_those_of_a_real_run(variant, setting, monkeypatch):
-    monkeypatch.setattr(linear, "HAS_WIDE_ONEDNN", False)  # it keeps less than a GPU's product
+    monkeypatch.setattr(transformer, "HAS_WIDE_ONEDNN", False)  # it keeps less than a GPU's product
     counted = Activations.counted(on_meta(variant=variant), IMAGE_SIZE, False, setting)
     network = variant(**TINY, depth=5)
     recompute_blocks(network, setting)

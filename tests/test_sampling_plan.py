@@ -14,9 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmface import builtin
 from mmface.encoders import meta_text_model, meta_vae
-from mmface.generation.models import open_model
 from mmface.generation.requests import PreparedRequest, call_arguments, located, prepare_request
-from mmface.generation.sample import sample
+from mmface.generation.sample import open_model
 from mmface.generation.settings import Draws, ModelChoice, Run, Settings
 from mmface.model.released import WEIGHTS_NAME
 from mmface.model.transformer import MMFaceDiT
@@ -282,7 +281,7 @@ def test_what_is_no_pipeline_is_said(tmp_path):
 @pytest.mark.slow
 def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loaded = "mmface.generation.models.open_model"
+    loaded = "mmface.generation.sample.open_model"
     monkeypatch.setattr(loaded, lambda *_: pytest.fail("weights were loaded"))
     choice, draws = ModelChoice(pipeline="tiny-flow"), Draws(num=3)
     run = Run(plan=True, memory=16.0)
@@ -296,13 +295,12 @@ def test_the_command_line_plans_and_writes_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (Run(memory=16.0), "--memory is for --plan"),
-        (Run(plan=True, memory=-1.0), "memory"),
-        (Run(plan=True, rerun="face.png"), "not for --rerun"),
-        (Run(plan=True, jobs="faces.jsonl"), "not for --jobs"),
+        ({"memory": 16.0}, "--memory is for --plan"),
+        ({"plan": True, "memory": -1.0}, "memory"),
+        ({"plan": True, "rerun": "face.png"}, "not for --rerun"),
+        ({"plan": True, "jobs": "faces.jsonl"}, "not for --jobs"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(run, message):
-    command = plan_command if run.plan else sample
     with pytest.raises(ValueError, match=message):
-        command(Settings(steps=2), Draws(), ModelChoice(), run)
+        plan_command(Settings(steps=2), Draws(), ModelChoice(), Run(**run))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from mmface.benchmarks.counting import count_operators
-from mmface.model import linear, transformer
+from mmface.model import transformer
 from mmface.model.transformer import Block, MMFaceDiT, joint_rotation, rotate
 
 GOLDEN = Path(__file__).parent / "golden" / "released_layout_public.safetensors"
@@ -50,17 +50,15 @@ def tiny_inputs(height: int = 8, width: int = 8, batch: int = 2) -> dict[str, Te
 
 @pytest.fixture(scope="module")
 def unchecked() -> Iterator[ModuleType]:
-    """The model's files without run-time type checks, as users run them.
+    """The model's file without run-time type checks, as users run it.
 
     An import hook that checks shapes would answer wrong inputs in the model's place, and its
     wrappers cannot be compiled.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for module in (linear,):
-            own = unchecked_copy(module)
-            patch.setitem(sys.modules, own.__name__, own)  # where the compiler looks for globals
-            patch.setitem(sys.modules, module.__name__, own)
-        yield unchecked_copy(transformer)
+        own = unchecked_copy(transformer)
+        patch.setitem(sys.modules, own.__name__, own)  # where the compiler looks for globals
+        yield own
 
 
 def unchecked_copy(module: ModuleType) -> ModuleType:

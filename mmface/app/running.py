@@ -24,19 +24,18 @@ from mmface.core.command_line import check_number, check_whole
 from mmface.encoders import LatentCodec
 from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.generation.adherence import Adherence, measure_adherence
-from mmface.generation.models import OpenedModel
 from mmface.generation.provenance import write_pictures
 from mmface.generation.requests import (
     PreparedRequest,
     prepare_request,
-    provenance_of,
     sample_requests,
     seeds_from,
 )
+from mmface.generation.sample import OpenedModel, provenance_of
 from mmface.generation.settings import Settings, check_text
 from mmface.objectives.solvers import RECTIFIED_FLOW
 from mmface.rendered import render_face
-from mmface.sampling.blending import checked_strength
+from mmface.sampling.pipeline import checked_strength
 
 MAX_PICTURES = 4
 MAX_STEPS = 100

@@ -17,9 +17,8 @@ from mmface.app.handlers import Handlers
 from mmface.app.page import MAX_WAITING, STYLE, Page, theme
 from mmface.app.running import FaceMaker
 from mmface.encoders.face_parser import FaceParser
-from mmface.generation.models import OpenedModel, open_model
 from mmface.generation.requests import open_parser
-from mmface.generation.sample import quiet
+from mmface.generation.sample import OpenedModel, open_model, quiet
 from mmface.generation.settings import ModelChoice
 
 HOST = "127.0.0.1"

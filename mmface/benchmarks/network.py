@@ -22,9 +22,8 @@ from mmface.benchmarks.subjects import (
     twin,
 )
 from mmface.model import released
-from mmface.model.linear import Linear
 from mmface.model.recomputation import selective_checkpoint
-from mmface.model.transformer import MMFaceDiT
+from mmface.model.transformer import Linear, MMFaceDiT
 from mmface.objectives.objective import RectifiedFlow
 from mmface.sampling.acceleration import CapturedDenoise
 from mmface.training.optimization import ExponentialAverage

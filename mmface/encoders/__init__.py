@@ -4,9 +4,9 @@ Each says of itself what `Encoder` asks for: what it gives, its identity and its
 are `LatentCodec` and `TextEncoder`; `mmface.encoders.face_parser` has `FaceParser`.
 """
 
-from mmface.encoders.encoder import Encoder, Feature, execution_device
+from mmface.encoders.encoder import Encoder, Feature
 from mmface.encoders.text import TextEncoder, TextFeatures, meta_text_model
-from mmface.encoders.vae import VAES, LatentCodec, Vae, VaeSpec, meta_vae
+from mmface.encoders.vae import VAES, LatentCodec, Vae, VaeSpec, execution_device, meta_vae
 
 __all__ = [
     "VAES",

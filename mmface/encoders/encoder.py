@@ -79,10 +79,3 @@ def count_flops(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     return counter.get_total_flops()
-
-
-def execution_device(module: nn.Module) -> torch.device:
-    """Return where a module computes, also while accelerate keeps its weights elsewhere."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return next(module.parameters()).device if device is None else torch.device(device)

@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.core.files import values_sha256
 from mmface.core.sources import opened
-from mmface.encoders.encoder import Feature, count_flops, execution_device
+from mmface.encoders.encoder import Feature, count_flops
+from mmface.encoders.vae import execution_device
 
 
 class TextFeatures(NamedTuple):

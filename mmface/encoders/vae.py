@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from jaxtyping import Float, Float32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmface.core.files import values_sha256
 from mmface.core.sources import opened
-from mmface.encoders.encoder import Feature, count_flops, execution_device
+from mmface.encoders.encoder import Feature, count_flops
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderKLQwenImage
 _VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderKLQwenImage]] = {
@@ -174,6 +174,13 @@ def _vae_class(config: Any, name_or_path: str) -> Any:
             f"of the names {', '.join(VAES)}, or a folder with a {' or '.join(_VAE_CLASSES)}."
         )
     return _VAE_CLASSES[class_name]
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Return where a module computes, also while accelerate keeps its weights elsewhere."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
 
 
 class LatentCodec:

@@ -19,7 +19,6 @@ from mmface.conditions import condition_kinds
 from mmface.core.files import write_text
 from mmface.core.journal import as_lines
 from mmface.core.processes import joined_processes
-from mmface.generation.models import OpenedModel, open_model
 from mmface.generation.provenance import (
     Provenance,
     check_output,
@@ -32,11 +31,11 @@ from mmface.generation.requests import (
     check_asked,
     located,
     prepare_request,
-    provenance_of,
     sample_requests,
     say,
     seeds_from,
 )
+from mmface.generation.sample import OpenedModel, open_model, provenance_of
 from mmface.generation.settings import (
     Draws,
     ModelChoice,

@@ -20,12 +20,10 @@ from mmface.conditions import condition_kinds, flat_rgb, load_mask, load_sketch,
 from mmface.core.command_line import check_whole
 from mmface.core.files import file_sha256
 from mmface.encoders.face_parser import FaceParser
-from mmface.generation.models import OpenedModel
-from mmface.generation.provenance import MAX_PICTURES, Provenance, current_versions
+from mmface.generation.provenance import MAX_PICTURES
 from mmface.generation.settings import ALL_STEPS, Settings
 from mmface.sampling.blending import load_image, load_region
-from mmface.sampling.guidance import ConditionControl, Guidance
-from mmface.sampling.inputs import CONTROL_SUFFIX
+from mmface.sampling.guidance import CONTROL_SUFFIX, ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline
 from mmface.sampling.step_cache import cache_named
 
@@ -331,30 +329,6 @@ def call_arguments(
         "solver": first.solver,
         "cache": None if first.cache is None else cache_named(first.cache),
     }
-
-
-def provenance_of(
-    model: OpenedModel, requests: Sequence[PreparedRequest], seeds: Sequence[int]
-) -> Provenance:
-    """Write down what the faces of requests are made from.
-
-    Args:
-        model: What sampled.
-        requests: The requests.
-        seeds: The seeds that each of them has.
-
-    Returns:
-        The recipe of all of them as a grid; `of_picture` gives that of one.
-    """
-    files: dict[str, str] = {}
-    for one in requests:
-        files |= one.files.sha256
-    if (lora := model.choice.lora) is not None:
-        files[lora] = file_sha256(lora)
-    asked = tuple(one.settings for one in requests)
-    return Provenance(
-        model.choice, model.weights, asked, tuple(seeds), None, files, current_versions()
-    )
 
 
 def _guidance(settings: Settings) -> Guidance:

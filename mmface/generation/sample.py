@@ -1,61 +1,49 @@
-"""From words on a command line to picture files: what `scripts/sample.py` does."""
+"""One request from words to picture files: what `scripts/sample.py` does where it is asked once."""
 
 import json
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
 import numpy as np
+import torch
 import transformers
+from diffusers import BitsAndBytesConfig
 from PIL import Image
 
-from mmface.conditions import condition_kind, condition_kinds, draw_conditions
+from mmface.conditions import condition_kind, draw_conditions
 from mmface.core.command_line import check_whole
-from mmface.core.files import file_sha256, write_text
+from mmface.core.files import file_sha256, model_sha256, write_text
+from mmface.core.sources import builtin_pipelines, opened
 from mmface.generation.adherence import Adherence, check_measurable, measure_adherence
 from mmface.generation.grid import GridRow, labelled_grid
-from mmface.generation.jobs import run_jobs
-from mmface.generation.models import default_device, open_model
-from mmface.generation.provenance import (
-    Provenance,
-    check_output,
-    current_versions,
-    read_provenance,
-    write_pictures,
-)
+from mmface.generation.provenance import Provenance, check_output, current_versions, write_pictures
 from mmface.generation.requests import (
     BUILTIN_PREFIX,
     DEFAULT_STEPS,
-    Locate,
     PreparedRequest,
     check_asked,
     located,
     open_parser,
     prepare_request,
-    provenance_of,
     sample_requests,
     say,
     seeds_from,
 )
-from mmface.generation.settings import (
-    Draws,
-    ModelChoice,
-    Run,
-    Settings,
-    option_values,
-    options_of,
-)
+from mmface.generation.settings import Draws, ModelChoice, Run, Settings
+from mmface.model.lora import load_lora
+from mmface.model.transformer import MMFaceDiT
 from mmface.rendered.examples import EXAMPLES, read_examples
-from mmface.sampling.acceleration import check_compiler
+from mmface.sampling.acceleration import accelerate_pipeline, check_compiler
+from mmface.sampling.pipeline import MMFacePipeline
+from mmface.sampling.released_folder import RELEASED_TEXT, released_checkpoint
 
 DEMO_STEPS = 25
 DEMO_NUM = 3
-MAX_RERUN_PIXELS = 1 << 28
-"""Above this, all faces together, a picture's recipe is not followed."""
 
 
 def quiet() -> None:
@@ -66,34 +54,142 @@ def quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def sample(
-    settings: Settings, draws: Draws, choice: ModelChoice, run: Run
-) -> tuple[list[Path], int]:
-    """Do what a command line asks for.
+class OpenedModel(NamedTuple):
+    """A pipeline, and what identifies it.
+
+    Attributes:
+        pipeline: Ready to sample.
+        choice: What it was opened by.
+        weights: Digest of its files.
+    """
+
+    pipeline: MMFacePipeline
+    choice: ModelChoice
+    weights: str
+
+
+def open_model(
+    choice: ModelChoice,
+    offload: bool = False,
+    device: torch.device | None = None,
+    weights: str | None = None,
+) -> OpenedModel:
+    """Load a pipeline as it was chosen, on the GPU if there is one.
 
     Args:
-        settings: The face; without prompt and conditions, the built-in examples.
-        draws: Seeds.
-        choice: The model.
-        run: What to do with the faces. `out` is a file, for one face as it is or a labelled grid
-            of several; or a folder, for a file `seed_<seed>.png` of each.
+        choice: Which weights, in which arithmetic.
+        offload: Whether to keep on the GPU only the component that computes.
+        device: Where to compute; None takes the GPU if there is one.
+        weights: What the digest of its files must be; None takes any.
 
     Returns:
-        What was written, and the exit status: 0, or 1 if some jobs failed.
+        The pipeline with its digest.
 
     Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If what is asked for does not fit; nothing was written then.
+        FileNotFoundError: If there is no such pipeline.
+        ValueError: If it cannot be loaded so, or is another one than `weights` says.
     """
-    if run.memory is not None:
-        raise ValueError("--memory is for --plan; give both.")
+    _check_gpu(choice, offload)
+    folder, digest = _locate(choice)
+    if weights is not None and digest != weights:
+        raise ValueError(
+            f"The weights of {choice.released or choice.pipeline} have the digest "
+            f"{digest[:16]}..., not {weights[:16]}...: the picture was made by others. Say where "
+            "those lie (--pipeline or --released)."
+        )
+    device = device or default_device()
     if choice.fast:
+        check_compiler(device)
         say("--fast: the first faces of each batch size and picture size take longer, to compile")
-    if run.rerun is not None:
-        return _rerun(settings, draws, choice, run), 0
-    if run.jobs is not None:
-        return run_jobs(settings, draws, choice, run)
-    return _sample_one(settings, draws, choice, run), 0
+    pipeline = _load(choice, folder)
+    if choice.lora is not None:
+        load_lora(pipeline.transformer, choice.lora, choice.lora_scale)
+    if choice.vae_tiling:
+        if not hasattr(pipeline.vae, "enable_tiling"):
+            raise ValueError(f"The VAE {type(pipeline.vae).__name__} cannot decode in tiles.")
+        pipeline.vae.enable_tiling()
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+        return OpenedModel(pipeline, choice, digest)
+    pipeline.to(device)
+    if choice.fast:
+        accelerate_pipeline(pipeline)
+    return OpenedModel(pipeline, choice, digest)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_gpu(choice: ModelChoice, offload: bool) -> None:
+    """Raise ValueError if something is asked for that this machine or model cannot do."""
+    for asked, name in ((offload, "--offload"), (choice.quantize, "--quantize")):
+        if asked and not torch.cuda.is_available():
+            raise ValueError(f"{name} needs a CUDA GPU, and this machine shows none; leave it out.")
+    if choice.fast and offload:
+        raise ValueError("--fast keeps all weights on the GPU: leave --offload or --fast out.")
+    if choice.quantize and choice.released:
+        raise ValueError(
+            "The authors' weights are quantized from a saved pipeline: save one first "
+            "(MMFacePipeline.from_released, save_pretrained), then give it as --pipeline."
+        )
+
+
+def _locate(choice: ModelChoice) -> tuple[Path, str]:
+    """Find the folder of the weights, downloading a hub id, and digest its files."""
+    if choice.released is not None:
+        folder = Path(choice.released)
+        found = released_checkpoint(folder, choice.checkpoint, None, None)
+        text = [f"{RELEASED_TEXT}/{part}" for part in ("text_encoder", "tokenizer")]
+        return folder, model_sha256(folder, [str(found.weights.relative_to(folder)), "VAE", *text])
+    name = choice.pipeline
+    with opened("pipeline", name, builtin_pipelines()) as source:
+        folder = Path(source)
+        if not folder.exists():
+            try:
+                folder = Path(MMFacePipeline.download(name, use_safetensors=True))
+            except (ValueError, AttributeError) as error:
+                raise _unloadable(name, error) from error
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{name} is not a saved pipeline: it has no model_index.json. Give a folder that "
+            "save_pretrained wrote, or the authors' weights as --released."
+        )
+    return folder, model_sha256(folder)
+
+
+def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:
+    """Load the components from where they lie."""
+    dtype = getattr(torch, choice.dtype)
+    if choice.released is not None:
+        return MMFacePipeline.from_released(folder, choice.checkpoint, dtype=dtype)
+    options = {}
+    try:
+        if choice.quantize:
+            options["transformer"] = MMFaceDiT.from_pretrained(
+                folder,
+                subfolder="transformer",
+                quantization_config=_quantization(choice.quantize, dtype),
+                dtype=dtype,
+            )
+        return MMFacePipeline.from_pretrained(folder, dtype=dtype, **options)
+    except (OSError, ValueError, AttributeError) as error:
+        raise _unloadable(choice.pipeline, error) from error
+
+
+def _quantization(bits: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Give bitsandbytes' config: LLM.int8 (arXiv 2208.07339) or NF4 (arXiv 2305.14314)."""
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _unloadable(name: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(f"The pipeline {name} cannot be loaded: {reason}")
 
 
 class Asked(NamedTuple):
@@ -129,7 +225,22 @@ def asked_of(settings: Settings, draws: Draws, run: Run) -> Asked:
     )
 
 
-def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
+def provenance_of(
+    model: OpenedModel, requests: Sequence[PreparedRequest], seeds: Sequence[int]
+) -> Provenance:
+    """Record what all faces of some requests are made from; `of_picture` gives that of one."""
+    files: dict[str, str] = {}
+    for one in requests:
+        files |= one.files.sha256
+    if (lora := model.choice.lora) is not None:
+        files[lora] = file_sha256(lora)
+    asked = tuple(one.settings for one in requests)
+    return Provenance(
+        model.choice, model.weights, asked, tuple(seeds), None, files, current_versions()
+    )
+
+
+def sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
     """Sample one request, or all built-in ones, and write the faces."""
     asked, seeds, steps, is_demo = asked_of(settings, draws, run)
     default = "mmface_demo.png" if is_demo else "faces.png"
@@ -145,11 +256,11 @@ def _sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run)
     kept = [range(len(seeds))] * len(requests)
     if run.best_of is not None:
         kept = [_best(seeds, scores[0])]
-    if is_demo or (len(kept[0]) > 1 and not _is_folder(out)):
-        path = out / default if _is_folder(out) else out
-        files = {path: (_grid(requests, seeds, faces), recipe)}
+    if is_demo or (len(kept[0]) > 1 and not is_folder(out)):
+        path = out / default if is_folder(out) else out
+        files = {path: (grid_of(requests, seeds, faces), recipe)}
     else:
-        paths = {k: out / f"seed_{seeds[k]}.png" if _is_folder(out) else out for k in kept[0]}
+        paths = {k: out / f"seed_{seeds[k]}.png" if is_folder(out) else out for k in kept[0]}
         files = {paths[k]: (faces[0][k], recipe.of_picture(k)) for k in kept[0]}
     write_pictures(files)
     if not run.report:
@@ -171,11 +282,12 @@ def locate_here(option: str, path: str) -> Path:
     return located(path, Path())
 
 
-def _is_folder(out: Path) -> bool:
+def is_folder(out: Path) -> bool:
+    """Whether an `--out` means a folder, which may be missing still."""
     return not out.suffix or out.is_dir()
 
 
-def _grid(
+def grid_of(
     requests: Sequence[PreparedRequest],
     seeds: Sequence[int],
     faces: Sequence[Sequence[Image.Image]],
@@ -218,130 +330,6 @@ def _write_report(
             prompt = one.settings.prompt
             print(f"seed {seeds[k]}, {prompt!r}\n{own[k].table()}", file=sys.stderr)
             entries.append({"prompt": prompt, "seed": seeds[k], "adherence": own[k].to_json()})
-    path = out / "report.json" if _is_folder(out) else out.with_name(f"{out.stem}_report.json")
+    path = out / "report.json" if is_folder(out) else out.with_name(f"{out.stem}_report.json")
     write_text(path, json.dumps({"pictures": entries}, indent=1) + "\n")
     return path
-
-
-def _rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
-    """Make a picture again as its recipe says, and say what is not as it was."""
-    assert run.rerun is not None
-    source = Path(run.rerun)
-    recipe, picture = read_provenance(source)
-    _check_only_places(settings, draws, choice, run)
-    _check_size(recipe, picture, source)
-    out = check_output(f"{source.stem}_rerun.png" if run.out is None else run.out)
-    out = out / f"{source.stem}_rerun.png" if _is_folder(out) else out
-    if out.resolve() == source.resolve():
-        raise ValueError(f"{out} is the picture itself; give another --out.")
-    locate = _recorded_files(recipe, settings.paths, source.parent)
-    model = open_model(_recorded_model(recipe, choice, locate), run.offload, None, recipe.weights)
-    requests = [prepare_request(each, model.pipeline, locate) for each in recipe.rows]
-    if any(one.settings != each for one, each in zip(requests, recipe.rows, strict=True)):
-        raise ValueError(f"The recipe in {source} leaves open what a written one says.")
-    own_seeds = [recipe.seeds] * len(requests)
-    faces = sample_requests(model.pipeline, requests, own_seeds, run.max_batch)
-    k = recipe.picture
-    made = _grid(requests, recipe.seeds, faces) if k is None else faces[0][k]
-    made_by = replace(recipe.model, fast=model.choice.fast)
-    again = replace(recipe, model=made_by, versions=current_versions())
-    write_pictures({out: (made, again)})
-    for difference in recipe.other_versions(again.versions):
-        say(f"made with {difference}")
-    say(_compared(made, picture, source))
-    return [out]
-
-
-def _check_only_places(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> None:
-    """Raise ValueError if a rerun is asked for anything but where things lie."""
-    places = {kind.name for kind in condition_kinds()}
-    places |= {"photo", "image", "region", "condition_region"}
-    places |= {"pipeline", "released", "checkpoint", "lora"}
-    places |= {"out", "rerun", "max_batch", "offload"}
-    for group in (settings, draws, choice, run):
-        values = option_values(group)
-        for each in options_of(type(group)):
-            if each.name not in places and values[each.name] != each.default:
-                name = each.name.replace("_", "-")
-                raise ValueError(
-                    f"--rerun takes --{name} from the picture; leave it out. What may be given "
-                    "are --out and, where files have moved, their places."
-                )
-
-
-def _check_size(recipe: Provenance, picture: Image.Image, source: Path) -> None:
-    """Raise ValueError unless a recipe can be that of its picture, and is worth following."""
-    sizes = [(row.width or 0, row.height or 0) for row in recipe.rows]
-    if recipe.picture is not None and sizes[0] != picture.size:
-        raise ValueError(f"The recipe in {source} is for {sizes[0]}, not for {picture.size}.")
-    if len(recipe.seeds) * sum(width * height for width, height in sizes) > MAX_RERUN_PIXELS:
-        raise ValueError(f"The recipe in {source} asks for too many or too large faces.")
-
-
-def _recorded_files(recipe: Provenance, given: Mapping[str, str], beside: Path) -> Locate:
-    """Give what finds a recipe's files: where they are said to be, or beside the picture."""
-
-    def locate(option: str, path: str) -> Path:
-        places = [Path(given[option])] if option in given else []
-        places += [located(path, Path()), beside / path]
-        found = [place for place in places if place.is_file()]
-        for place in found:
-            if file_sha256(place) == recipe.files[path]:
-                return place
-        flag = option.replace("_", "-")
-        if found:
-            raise ValueError(
-                f"{found[0]} is not the file that the picture was made from (its SHA-256 is "
-                f"another one); say where that lies with --{flag}."
-            )
-        raise FileNotFoundError(f"{path} is not there; say where it lies with --{flag}.")
-
-    return locate
-
-
-def _recorded_model(recipe: Provenance, given: ModelChoice, locate: Locate) -> ModelChoice:
-    """Give the model of a recipe, from where it lies; nothing is downloaded for a recipe's sake."""
-    model, default = _compilable(recipe.model), ModelChoice()
-    if given.released is not None:
-        model = replace(model, released=given.released, checkpoint=given.checkpoint)
-    elif given.pipeline != default.pipeline:
-        model = replace(model, pipeline=given.pipeline, released=None, checkpoint=None)
-    elif model.released is None and "/" in model.pipeline and not Path(model.pipeline).exists():
-        raise ValueError(
-            f"The picture was made by {model.pipeline}, which is not here; give it as --pipeline."
-        )
-    for row in recipe.rows:
-        is_local = "/" not in row.parser or Path(row.parser).is_dir()
-        if row.photo is not None and not is_local:
-            raise ValueError(f"The face parser {row.parser} of the picture is not here.")
-    if model.lora is None:
-        return model
-    places = {"lora": given.lora} if given.lora else {}
-    lora = _recorded_files(recipe, places, Path())("lora", model.lora)
-    return replace(model, lora=str(lora))
-
-
-def _compilable(model: ModelChoice) -> ModelChoice:
-    """Give the model of a recipe uncompiled if this machine cannot compile, and say so."""
-    if not model.fast:
-        return model
-    try:
-        check_compiler(default_device())
-    except ValueError as error:
-        say(f"made with --fast, which this machine cannot; made without now. {error}")
-        return replace(model, fast=False)
-    return model
-
-
-def _compared(made: Image.Image, picture: Image.Image, source: Path) -> str:
-    """Say whether a picture came out as it was."""
-    if source.suffix.lower() != ".png":
-        return f"{source} is not lossless, so it was not compared"
-    one, other = (np.array(each.convert("RGB")).astype(int) for each in (made, picture))
-    if one.shape != other.shape:
-        return f"it is not like {source}, which has another size"
-    difference = np.abs(one - other)
-    if not difference.any():
-        return f"bit-equal to {source}"
-    share = (difference.max(axis=-1) > 0).mean()
-    return f"{share:.2%} of the pixels differ from {source}, by at most {difference.max()} of 255"

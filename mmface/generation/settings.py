@@ -144,6 +144,11 @@ class Run:
     memory: float | None = option(None, "Output", "What the device has, in GB, for --plan.")
     offload: bool = option(False, "Model", "Keep on the GPU only what computes.")
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if options are given that do not go together."""
+        if self.memory is not None and not self.plan:
+            raise ValueError("--memory is for --plan; give both.")
+
 
 class Option(NamedTuple):
     """One option of a group.

@@ -30,10 +30,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmface.model.linear import Linear
 from mmface.model.transformer import (
     Image,
     Index,
+    Linear,
     MMFaceDiT,
     Modulation,
     Pooled,

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmface.model.linear import Linear
-from mmface.model.transformer import BlockModulations
+from mmface.model.transformer import BlockModulations, Linear
 
 Vector = Float[Tensor, "batch dim"]
 

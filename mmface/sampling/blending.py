@@ -11,9 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmface.conditions import Picture, flat_rgb, open_picture, picture_name
-from mmface.core.command_line import check_number
 from mmface.encoders.vae import image_pixels
-from mmface.sampling.inputs import one_each
 
 VARIATION_STRENGTH = 0.6
 """Default fraction of the steps that a variation runs."""
@@ -22,33 +20,6 @@ FEATHER_PX = 4
 """Width of the soft edge, inside the region that is changed."""
 
 Map = Float32[Tensor, "height width"]
-
-
-def checked_strength(image: object | None, strength: float | None, region: object | None) -> float:
-    """Give the fraction of the steps that a call runs, in (0, 1].
-
-    Args:
-        image: The picture to start from, or None.
-        strength: The requested fraction, or None.
-        region: The part of the picture that may change, or None.
-
-    Returns:
-        The fraction; 1 without a picture.
-
-    Raises:
-        ValueError: If a strength or a region is given without a picture, or is out of range.
-    """
-    if image is None:
-        for name, value in (("strength", strength), ("region", region)):
-            if value is not None:
-                raise ValueError(f"{name} is given without an image; give the image too.")
-        return 1.0
-    if strength is None:
-        return VARIATION_STRENGTH if region is None else 1.0
-    check_number("strength", strength, 0, 1)
-    if strength == 0:
-        raise ValueError("strength must be above 0: at 0 the image would come back as it is.")
-    return strength
 
 
 def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 height width"]:
@@ -131,34 +102,14 @@ class KeptPicture:
 
     @classmethod
     def load(
-        cls,
-        image: Picture | Sequence[Picture],
-        region: Picture | Sequence[Picture] | None,
-        count: int,
-        size: tuple[int, int],
+        cls, images: Sequence[Picture], regions: Sequence[Picture] | None, size: tuple[int, int]
     ) -> "KeptPicture":
-        """Read the pictures and the regions of a call.
-
-        Args:
-            image: One for all prompts, or one a prompt.
-            region: One for all prompts, or one a prompt; None for everywhere.
-            count: Number of prompts.
-            size: Height and width in pixels.
-
-        Returns:
-            A picture a prompt.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: As for `load_image` and `load_region`.
-        """
-        pixels = torch.stack([load_image(each, size) for each in one_each("image", image, count)])
-        if region is None:
+        """Read a picture and a region a prompt; see `load_image` and `load_region`."""
+        pixels = torch.stack([load_image(each, size) for each in images])
+        if regions is None:
             return cls(pixels, None)
-        regions = [
-            load_region(each, size, "The region") for each in one_each("region", region, count)
-        ]
-        return cls(pixels, torch.stack(regions).unsqueeze(1))
+        loaded = [load_region(each, size, "The region") for each in regions]
+        return cls(pixels, torch.stack(loaded).unsqueeze(1))
 
     def blend(
         self,

@@ -27,11 +27,12 @@ from mmface.core.command_line import check_interval, check_number
 from mmface.encoders import TextFeatures
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.blending import covered, load_region
-from mmface.sampling.inputs import CONTROL_SUFFIX, ConditionedPrompt
 from mmface.sampling.step_cache import ComputedBlocks, StepCache
 
 Weights = Float32[Tensor, "rows 1 _ _"]
 Predictions = Float32[Tensor, "rows channels height width"]
+CONTROL_SUFFIX = "_control"
+"""What follows a kind's name in the keyword for its control."""
 _NEGLIGIBLE = 1e-9  # what is left of 1 - s + s in floating point
 
 
@@ -110,6 +111,20 @@ class ConditionControl:
         """Raise ValueError unless these are numbers that can be sampled with."""
         check_number("condition strength", self.strength, 0)
         check_interval("condition", self.start, self.end)
+
+
+class ConditionedPrompt(NamedTuple):
+    """One prompt of a call, with what belongs to it.
+
+    Attributes:
+        prompt: What the face should look like.
+        negative_prompt: What guidance on the text leads away from.
+        conditions: By the name of their kind, in the order of the registry.
+    """
+
+    prompt: str
+    negative_prompt: str
+    conditions: Mapping[str, Picture]
 
 
 class Term(NamedTuple):

@@ -1,0 +1,156 @@
+"""A picture made again from what it says of itself, and compared."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmface.conditions import condition_kinds
+from mmface.core.files import file_sha256
+from mmface.generation.provenance import (
+    Provenance,
+    check_output,
+    current_versions,
+    read_provenance,
+    write_pictures,
+)
+from mmface.generation.requests import Locate, located, prepare_request, sample_requests, say
+from mmface.generation.sample import default_device, grid_of, is_folder, open_model
+from mmface.generation.settings import (
+    Draws,
+    ModelChoice,
+    Run,
+    Settings,
+    option_values,
+    options_of,
+)
+from mmface.sampling.acceleration import check_compiler
+
+MAX_RERUN_PIXELS = 1 << 28
+"""Largest number of pixels of all faces together for which a picture is made again."""
+
+
+def rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> list[Path]:
+    """Make a picture again as its recipe says, and say what is not as it was."""
+    assert run.rerun is not None
+    source = Path(run.rerun)
+    recipe, picture = read_provenance(source)
+    _check_only_places(settings, draws, choice, run)
+    _check_size(recipe, picture, source)
+    out = check_output(f"{source.stem}_rerun.png" if run.out is None else run.out)
+    out = out / f"{source.stem}_rerun.png" if is_folder(out) else out
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{out} is the picture itself; give another --out.")
+    locate = _recorded_files(recipe, settings.paths, source.parent)
+    model = open_model(_recorded_model(recipe, choice, locate), run.offload, None, recipe.weights)
+    requests = [prepare_request(each, model.pipeline, locate) for each in recipe.rows]
+    if any(one.settings != each for one, each in zip(requests, recipe.rows, strict=True)):
+        raise ValueError(f"The recipe in {source} leaves open what a written one says.")
+    own_seeds = [recipe.seeds] * len(requests)
+    faces = sample_requests(model.pipeline, requests, own_seeds, run.max_batch)
+    k = recipe.picture
+    made = grid_of(requests, recipe.seeds, faces) if k is None else faces[0][k]
+    made_by = replace(recipe.model, fast=model.choice.fast)
+    again = replace(recipe, model=made_by, versions=current_versions())
+    write_pictures({out: (made, again)})
+    for difference in recipe.other_versions(again.versions):
+        say(f"made with {difference}")
+    say(_compared(made, picture, source))
+    return [out]
+
+
+def _check_only_places(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> None:
+    """Raise ValueError if a rerun is asked for anything but where things lie."""
+    places = {kind.name for kind in condition_kinds()}
+    places |= {"photo", "image", "region", "condition_region"}
+    places |= {"pipeline", "released", "checkpoint", "lora"}
+    places |= {"out", "rerun", "max_batch", "offload"}
+    for group in (settings, draws, choice, run):
+        values = option_values(group)
+        for each in options_of(type(group)):
+            if each.name not in places and values[each.name] != each.default:
+                name = each.name.replace("_", "-")
+                raise ValueError(
+                    f"--rerun takes --{name} from the picture; leave it out. What may be given "
+                    "are --out and, where files have moved, their places."
+                )
+
+
+def _check_size(recipe: Provenance, picture: Image.Image, source: Path) -> None:
+    """Raise ValueError unless a recipe can be that of its picture, and is worth following."""
+    sizes = [(row.width or 0, row.height or 0) for row in recipe.rows]
+    if recipe.picture is not None and sizes[0] != picture.size:
+        raise ValueError(f"The recipe in {source} is for {sizes[0]}, not for {picture.size}.")
+    if len(recipe.seeds) * sum(width * height for width, height in sizes) > MAX_RERUN_PIXELS:
+        raise ValueError(f"The recipe in {source} asks for too many or too large faces.")
+
+
+def _recorded_files(recipe: Provenance, given: Mapping[str, str], beside: Path) -> Locate:
+    """Give what finds a recipe's files: where they are said to be, or beside the picture."""
+
+    def locate(option: str, path: str) -> Path:
+        places = [Path(given[option])] if option in given else []
+        places += [located(path, Path()), beside / path]
+        found = [place for place in places if place.is_file()]
+        for place in found:
+            if file_sha256(place) == recipe.files[path]:
+                return place
+        flag = option.replace("_", "-")
+        if found:
+            raise ValueError(
+                f"{found[0]} is not the file that the picture was made from (its SHA-256 is "
+                f"another one); say where that lies with --{flag}."
+            )
+        raise FileNotFoundError(f"{path} is not there; say where it lies with --{flag}.")
+
+    return locate
+
+
+def _recorded_model(recipe: Provenance, given: ModelChoice, locate: Locate) -> ModelChoice:
+    """Give the model of a recipe, from where it lies; nothing is downloaded for a recipe's sake."""
+    model, default = _compilable(recipe.model), ModelChoice()
+    if given.released is not None:
+        model = replace(model, released=given.released, checkpoint=given.checkpoint)
+    elif given.pipeline != default.pipeline:
+        model = replace(model, pipeline=given.pipeline, released=None, checkpoint=None)
+    elif model.released is None and "/" in model.pipeline and not Path(model.pipeline).exists():
+        raise ValueError(
+            f"The picture was made by {model.pipeline}, which is not here; give it as --pipeline."
+        )
+    for row in recipe.rows:
+        is_local = "/" not in row.parser or Path(row.parser).is_dir()
+        if row.photo is not None and not is_local:
+            raise ValueError(f"The face parser {row.parser} of the picture is not here.")
+    if model.lora is None:
+        return model
+    places = {"lora": given.lora} if given.lora else {}
+    lora = _recorded_files(recipe, places, Path())("lora", model.lora)
+    return replace(model, lora=str(lora))
+
+
+def _compilable(model: ModelChoice) -> ModelChoice:
+    """Give the model of a recipe uncompiled if this machine cannot compile, and say so."""
+    if not model.fast:
+        return model
+    try:
+        check_compiler(default_device())
+    except ValueError as error:
+        say(f"made with --fast, which this machine cannot; made without now. {error}")
+        return replace(model, fast=False)
+    return model
+
+
+def _compared(made: Image.Image, picture: Image.Image, source: Path) -> str:
+    """Say whether a picture came out as it was."""
+    if source.suffix.lower() != ".png":
+        return f"{source} is not lossless, so it was not compared"
+    one, other = (np.array(each.convert("RGB")).astype(int) for each in (made, picture))
+    if one.shape != other.shape:
+        return f"it is not like {source}, which has another size"
+    difference = np.abs(one - other)
+    if not difference.any():
+        return f"bit-equal to {source}"
+    share = (difference.max(axis=-1) > 0).mean()
+    return f"{share:.2%} of the pixels differ from {source}, by at most {difference.max()} of 255"

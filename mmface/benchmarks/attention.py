@@ -24,16 +24,9 @@ PADDED = (80, 96, 128)
 
 
 def padded_attention(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
-    """Attend with zeros behind each head: the same numbers, in a width that a kernel may prefer.
+    """Attend with zeros behind each head, [B, tokens, H, d] -> the same numbers.
 
-    Args:
-        query: [B, tokens, H, d], as key and value are.
-        key: What is compared with it.
-        value: What is gathered.
-        head_dim: The width to pad to, d or more.
-
-    Returns:
-        What was gathered, [B, tokens, H, d].
+    A kernel may prefer the width `head_dim`.
     """
     own = query.shape[-1]
     query, key, value = (F.pad(x, (0, head_dim - own)) for x in (query, key, value))

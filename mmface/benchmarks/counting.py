@@ -39,11 +39,7 @@ TOY = {"hidden_size": 16, "num_heads": 2, "text_dim": 8, "latent_channels": 4}
 
 
 class OperatorCount(TorchDispatchMode):
-    """Counts the ATen operators that reach the dispatcher, by name.
-
-    Attributes:
-        calls: The counts.
-    """
+    """Counts the ATen operators that reach the dispatcher, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,13 +109,7 @@ def forbidden_syncs(device: torch.device) -> Iterator[None]:
 def count_compilation(model: MMFaceDiT, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """Count the graph breaks of a forward pass, and the compilations after the first call.
 
-    Args:
-        model: The model; not compiled before, and not compiled afterwards.
-        inputs: What its forward takes; the second shape has the batch twice.
-
-    Returns:
-        `graph_breaks`; `recompiles` of three more calls of the same shape; `graphs`, one for
-        each of two shapes.
+    `recompiles` are of three more calls of the same shape; `graphs` of two shapes.
     """
     torch._dynamo.reset()
     counters.clear()

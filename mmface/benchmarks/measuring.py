@@ -64,17 +64,9 @@ def in_turn(
 ) -> dict[str, float]:
     """Time two pieces of work in turn, after two warm-ups, or one if it takes long.
 
-    Args:
-        reference: The plain one.
-        own: Ours.
-        device: Where they run.
-        limit_s: No new pair is begun after this many seconds of the clock that counts, unless
-            there are fewer than three yet.
-
-    Returns:
-        `reference_ms` and `own_ms`, medians; `ratio`, the median of the pairs' ratios, with its
-        quartiles `ratio_low` and `ratio_high`; `pairs`, their number; on a GPU the peak memory of
-        each, `reference_gb` and `own_gb`, in which everything that lives at the time is counted.
+    Gives medians `reference_ms` and `own_ms`; `ratio`, the median of the pairs' ratios, with its
+    quartiles; `pairs`, their number; on a GPU the peak memory of each. No new pair is begun after
+    `limit_s`, unless there are fewer than three yet.
     """
     memory = {}
     for _ in range(WARM_UPS):
@@ -136,13 +128,7 @@ class Report:
     started: float = field(default_factory=time.monotonic)
 
     def measure(self, family: str, case: str, make: Callable[[], Mapping[str, Any]]) -> None:
-        """Run one measurement; whatever it raises is its record, and the rest goes on.
-
-        Args:
-            family: The group it belongs to, such as `forward`.
-            case: What sets it apart in the group.
-            make: Measures, and returns the values by name.
-        """
+        """Run one measurement; whatever `make` raises is its record, and the rest goes on."""
         began = time.monotonic()
         if began - self.started > self.limit_s:
             values: Mapping[str, Any] = {"failed": f"left out, {self.limit_s:.0f} s were over"}

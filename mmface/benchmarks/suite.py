@@ -69,20 +69,7 @@ def run_suite(
 ) -> Report:
     """Run families of measurements; a measurement that fails is reported as such.
 
-    Args:
-        families: Keys of `FAMILIES`.
-        size: A key of `SIZES`.
-        device: "cpu" or "cuda".
-        out: The JSON file, written anew after every measurement; None for no file.
-        traces: Folder for a profiler trace of each timed measurement, or None.
-        minutes: After so many minutes no measurement is begun.
-        reference: The file of the plain reference.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: If a name is unknown, or the device is not there.
+    `out` is written anew after every measurement. After `minutes` none is begun.
     """
     choices: list[tuple[str, str, Collection[str]]] = [
         *(("family", family, FAMILIES) for family in families),

@@ -28,7 +28,6 @@ class RealPictures(GeneratingMethod):
     """The true pictures or answers; ACC and mIoU of pictures are the parser's ceiling."""
 
     def __init__(self, name: str = "Real pictures") -> None:
-        """Name the row."""
         super().__init__(name)
 
     def unavailable(self) -> Skipped | None:
@@ -48,7 +47,6 @@ class OtherFaces(RealPictures):
     """Real pictures against the prompt, condition and picture of the next face."""
 
     def __init__(self, name: str = "Real pictures of other faces") -> None:
-        """Name the row."""
         super().__init__(name)
 
     def order(self, references: References, item: int, seed: int) -> PictureOrder:
@@ -67,13 +65,9 @@ class VaeReconstruction(GeneratingMethod):
         name: str = "VAE reconstruction",
         how: str | None = None,
     ) -> None:
-        """Name a VAE; it is loaded when the first picture is asked for.
+        """Name a VAE, loaded when first needed: of `VAES`, a folder or a hub id.
 
-        Args:
-            vae: a name in `mmface.encoders.VAES`, a folder or a hub id.
-            subfolder: the folder inside that one.
-            name: the row's name.
-            how: the command that makes the folder; None takes the one that downloads it.
+        `how` is the command that makes the folder; None takes the one that downloads it.
         """
         super().__init__(name)
         self.vae = str(vae)

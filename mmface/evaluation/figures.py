@@ -38,16 +38,7 @@ def examples_grid(
 ) -> Image.Image:
     """Draw the first faces: condition, prompt, true picture, and every method's.
 
-    Args:
-        references: the faces.
-        methods: pictures by method's name.
-        num_examples: how many faces; those that a method lacks are left out.
-
-    Returns:
-        The grid.
-
-    Raises:
-        ValueError: if no face has a picture of every method.
+    Faces that a method lacks are left out.
     """
     shared = [
         item
@@ -98,17 +89,7 @@ def _heading(figure: "Figure", title: str) -> None:
 
 
 def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> "Figure":
-    """Draw each method's intersection over union by class, over the whole set.
-
-    Args:
-        class_ious: by method and class, in [0, 1]; None for a class that does not occur.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: if there is no method, or no class that occurs.
-    """
+    """Draw each method's IoU by class, in [0, 1]; None for a class that does not occur."""
     present = [
         name for name in LABELS if any(one.get(name) is not None for one in class_ious.values())
     ]
@@ -146,14 +127,7 @@ def guidance_plot(
 ) -> "Figure":
     """Draw metrics against the scale of guidance, a panel each.
 
-    Args:
-        curves: by column, then method: pairs of scale and value, two or more.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: if there is no column.
+    `curves` holds pairs of scale and value by column, then method.
     """
     if not curves:
         raise ValueError("there is no curve to draw; give two or more guidance_scales")

@@ -69,17 +69,7 @@ class Pictures:
         return digest.hexdigest()
 
     def read(self, id_: str) -> UInt8[np.ndarray, "size size 3"]:
-        """Read a picture.
-
-        Args:
-            id_: whose.
-
-        Returns:
-            RGB; resized with LANCZOS if it is of another size.
-
-        Raises:
-            ValueError: if it is no square picture.
-        """
+        """Read a picture, RGB; resized with LANCZOS if it is a square of another size."""
         picture = Image.fromarray(flat_rgb(open_picture(self.paths[id_]), "white"))
         if picture.width != picture.height:
             raise ValueError(
@@ -95,14 +85,6 @@ class Pictures:
         """Read pictures as metrics take them."""
         stacked = np.stack([self.read(id_) for id_ in ids])
         return torch.from_numpy(stacked).movedim(-1, 1).contiguous().to(device)
-
-    def num_resized(self) -> int:
-        """How many pictures are of another size."""
-        count = 0
-        for path in self.paths.values():
-            with Image.open(path) as picture:
-                count += picture.width != self.size_px
-        return count
 
 
 @dataclass(frozen=True)
@@ -132,15 +114,6 @@ class Generation:
     def __init__(
         self, method: Method, references: References, folder: Path, seed: int, batch_size: int
     ) -> None:
-        """Plan the work; nothing is loaded yet.
-
-        Args:
-            method: what makes the pictures, or has them.
-            references: what is asked for.
-            folder: where pictures go.
-            seed: of this run.
-            batch_size: pictures made at once.
-        """
         self.method = method
         self.references = references
         self.folder = folder

@@ -56,16 +56,7 @@ COLUMNS = {
 def nearest_colour(
     image: np.ndarray, region: np.ndarray, colours: Mapping[str, tuple[int, int, int]]
 ) -> str:
-    """Name the colour nearest (RGB L2) to the median of a region.
-
-    Args:
-        image: uint8 [H, W, 3].
-        region: bool [H, W], with at least one pixel.
-        colours: RGB by name.
-
-    Returns:
-        A key of `colours`.
-    """
+    """Name the colour nearest (RGB L2) to the median of a region, bool [H, W]."""
     median = np.median(image[region], axis=0)
     distances = {name: float(((median - rgb) ** 2).sum()) for name, rgb in colours.items()}
     return min(distances, key=distances.__getitem__)
@@ -146,12 +137,7 @@ class HeldOutEvaluation:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, before the first picture is made.
-
-        Raises:
-            FileNotFoundError: if there is no folder of the pipeline or the parser.
-            ValueError: if a setting is out of its range, or the output is a folder.
-        """
+        """Refuse what cannot be run, before the first picture is made."""
         check_whole("num_faces", self.num_faces, 1)
         check_whole("batch_size", self.batch_size, 1)
         for name in ("pipeline", "parser"):

@@ -39,11 +39,7 @@ class Method(ABC):
     remark = ""
 
     def __init__(self, name: str) -> None:
-        """Name the row.
-
-        Args:
-            name: the row's name; a published one stands beside the paper's numbers.
-        """
+        """A published `name` stands beside the paper's numbers."""
         self.name = name
 
     @abstractmethod
@@ -64,15 +60,7 @@ class GeneratingMethod(Method):
 
     @abstractmethod
     def generate(self, orders: Sequence[Any], device: torch.device) -> Sequence[Picture | str]:
-        """Make what orders ask for.
-
-        Args:
-            orders: one batch, of `PictureOrder` or `AnswerOrder`.
-            device: where to compute.
-
-        Returns:
-            One RGB picture, or one answer, an order.
-        """
+        """Make one RGB picture, or one answer, for each order of a batch."""
 
 
 def _guidance(scale: float | None, interval: Sequence[float]) -> Guidance:
@@ -167,18 +155,7 @@ class PipelineMethod(GeneratingMethod):
         return pipeline
 
     def generate(self, orders: Sequence[PictureOrder], device: torch.device) -> list[Picture]:
-        """Sample.
-
-        Args:
-            orders: what is asked for; one batch.
-            device: where to compute.
-
-        Returns:
-            One RGB picture an order.
-
-        Raises:
-            ValueError: if the pipeline was trained at another size than the references'.
-        """
+        """Sample; ValueError if the pipeline's pictures are not of the references' size."""
         size, own = orders[0].face.image.shape[0], self.pipeline.config.image_size
         if size != own:
             raise ValueError(
@@ -213,18 +190,7 @@ class ReleasedMethod(PipelineMethod):
         guidance_interval: Sequence[float] = ALL_STEPS,
         cache: StepCache | None = None,
     ) -> None:
-        """Name a checkpoint.
-
-        Args:
-            name: the row's name.
-            folder: the copy of the repository.
-            checkpoint: the checkpoint's folder inside it.
-            num_inference_steps: steps of the solver.
-            guidance_scale: scale of guidance; None takes the release's.
-            solver: see `PipelineMethod`.
-            guidance_interval: see `PipelineMethod`.
-            cache: see `PipelineMethod`.
-        """
+        """Name the copy of the repository and the checkpoint's folder in it."""
         how = f"hf download BharathK333/MMFace-DiT-Models --local-dir {folder}"
         sampler = (solver, guidance_interval, cache)
         super().__init__(name, folder, num_inference_steps, guidance_scale, how, *sampler)
@@ -253,15 +219,7 @@ class FolderMethod(Method):
         allow_missing: bool = False,
         how: str = "give it with folder=DIR",
     ) -> None:
-        """Name a folder.
-
-        Args:
-            name: the row's name.
-            folder: the folder; None if there is none yet.
-            allow_missing: whether some pictures may be missing. Distances between sets are then
-                not measured.
-            how: how to make the folder.
-        """
+        """With `allow_missing`, distances between sets are not measured."""
         super().__init__(name)
         self.folder = None if folder is None else Path(folder)
         self.allow_missing = allow_missing
@@ -280,17 +238,7 @@ class FolderMethod(Method):
         return {"method": type(self).__name__, "allow_missing": self.allow_missing}
 
     def pictures(self, ids: Sequence[str]) -> dict[str, Path]:
-        """Find the picture of each id.
-
-        Args:
-            ids: the references' ids.
-
-        Returns:
-            The paths by id, in the order of the ids.
-
-        Raises:
-            ValueError: if some ids have no picture and `allow_missing` is not set, or none has.
-        """
+        """Find each id's picture; ValueError if some have none and `allow_missing` is not set."""
         assert self.folder is not None
         listed = self.folder / RESULTS_FILE
         named = _listed_pictures(listed) if listed.is_file() else _named_pictures(self.folder)
@@ -348,16 +296,7 @@ class ControlNetMethod(GeneratingMethod):
         guidance_scale: float = 7.5,
         size_px: int = 512,
     ) -> None:
-        """Name the models; they are loaded when they are first needed.
-
-        Args:
-            name: the row's name.
-            controlnet: a folder or hub id of the ControlNet.
-            base: a folder or hub id of the Stable Diffusion that it was trained on.
-            num_inference_steps: steps of the pipeline's own scheduler.
-            guidance_scale: scale of guidance.
-            size_px: edge of the pictures that it makes; they are resized to the references' size.
-        """
+        """Name folders or hub ids; pictures of `size_px` are resized to the references' size."""
         super().__init__(name)
         self.controlnet = str(controlnet)
         self.base = str(base)

@@ -19,22 +19,13 @@ _CACHED_FACES = 1024
 
 @dataclass(frozen=True)
 class HeldOutPictures:
-    """Rendered faces that nothing was trained on: the first ones from `HELD_OUT_SEED` up.
-
-    Attributes:
-        num_faces: how many.
-        size_px: edge of the square pictures.
-    """
+    """Rendered faces that nothing was trained on: the first ones from `HELD_OUT_SEED` up."""
 
     num_faces: int
     size_px: int = 128
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn.
-
-        Raises:
-            ValueError: if the number of faces or their size is no whole number above 0.
-        """
+        """Refuse what cannot be drawn."""
         check_whole("num_faces", self.num_faces, 1)
         check_whole("size_px", self.size_px, 1)
 
@@ -75,16 +66,9 @@ class References:
         caption_index: int = 0,
         num_faces: int | None = None,
     ) -> None:
-        """Take the first faces of a source.
+        """Take the first `num_faces` of a source, or all.
 
-        Args:
-            source: pictures with their conditions and captions.
-            modality: the name of a kind of condition.
-            caption_index: which caption is the prompt; a face with fewer gives its last one.
-            num_faces: how many faces; None takes all.
-
-        Raises:
-            ValueError: if the source has fewer faces, or there is no such kind or caption.
+        `modality` names a kind of condition. A face with fewer captions gives its last one.
         """
         check_whole("caption_index", caption_index, 0)
         check_whole("size_px", source.size()[0], 1)
@@ -116,15 +100,7 @@ class References:
         return self.source.size()[0]
 
     def order(self, item: int, seed: int) -> Any:
-        """Ask for a face.
-
-        Args:
-            item: its number.
-            seed: of the run; each face has noise of its own.
-
-        Returns:
-            The order.
-        """
+        """Ask for a face; `seed` is of the run, and each face has noise of its own."""
         face = self._face(item)
         caption = face.captions[min(self.caption_index, len(face.captions) - 1)]
         # A million seeds apart, the runs of two seeds share no noise.
@@ -157,13 +133,7 @@ class Questions(References):
         ask: Callable[[FacePictures], tuple[str, str]],
         num_faces: int | None = None,
     ) -> None:
-        """Take the first faces of a source.
-
-        Args:
-            source: the faces.
-            ask: gives a face's question and its true answer; a function with a name.
-            num_faces: how many faces; None takes all.
-        """
+        """`ask` gives a face's question and its true answer; a function with a name."""
         super().__init__(source, condition_kinds()[0].name, 0, num_faces)
         self.ask = ask
 

@@ -32,14 +32,7 @@ NO_JUDGE = (
 
 
 def check_table(name: str) -> None:
-    """Refuse a table that the paper lacks.
-
-    Args:
-        name: `1`, `2`, `3`, or one of `BARE_TITLES`.
-
-    Raises:
-        ValueError: for any other.
-    """
+    """Refuse a table that is neither the paper's nor one of `BARE_TITLES`."""
     if name not in (names := [*PUBLISHED, *BARE_TITLES]):
         known = f"{', '.join(names[:-1])} or {names[-1]}"
         raise ValueError(f"there is no table {name!r}; take {known}")
@@ -48,13 +41,7 @@ def check_table(name: str) -> None:
 def results_table(name: str, scores: Mapping[str, Scores | Skipped], notes: Sequence[str]) -> Table:
     """Set methods beside the published numbers.
 
-    Args:
-        name: see `check_table`.
-        scores: by method's name; `Skipped` for one that could not be measured.
-        notes: lines for below the table, the first of which is a watermark if there is one.
-
-    Returns:
-        The table.
+    The first note is a watermark, if there is one.
     """
     remarks = [r for one in scores.values() if isinstance(one, Scores) for r in one.remarks]
     lines = list(dict.fromkeys([*notes, *remarks]))
@@ -86,15 +73,7 @@ def _bare(title: str, scores: Mapping[str, Scores | Skipped], notes: Sequence[st
 
 
 def write_all(table: Table, stem: Path) -> list[Path]:
-    """Write a table in every format.
-
-    Args:
-        table: the table.
-        stem: the files' path without a suffix.
-
-    Returns:
-        The files.
-    """
+    """Write a table in every format; `stem` is the files' path without a suffix."""
     paths = [stem.with_name(stem.name + suffix) for suffix in FORMATS]
     for path in paths:
         write_table(table, path)
@@ -258,15 +237,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 
 
 def write_table(table: Table, path: str | Path) -> None:
-    """Write a table in the format of the file's suffix.
-
-    Args:
-        table: the table.
-        path: the file; its folder is made.
-
-    Raises:
-        ValueError: if no format has this suffix.
-    """
+    """Write a table in the format of the file's suffix."""
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} has no suffix of a table; take one of {', '.join(FORMATS)}")

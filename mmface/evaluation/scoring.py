@@ -58,17 +58,7 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> "Scores":
-        """Read what `write` wrote.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The scores.
-
-        Raises:
-            ValueError: if the file is broken.
-        """
+        """Read what `write` wrote."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -107,13 +97,6 @@ class FeatureCache:
     """The features of one method's pictures, by backbone."""
 
     def __init__(self, folder: Path, pictures: Pictures, batch_size: int) -> None:
-        """Plan the work.
-
-        Args:
-            folder: where features are kept.
-            pictures: whose.
-            batch_size: pictures read at once.
-        """
         self.folder = folder
         self.pictures = pictures
         self.batch_size = batch_size
@@ -135,14 +118,7 @@ class FeatureCache:
         )
 
     def run(self, name: str, backbone: Backbone, processes: Processes, title: str) -> None:
-        """Read what is absent; all processes call this.
-
-        Args:
-            name: of the backbone's folder.
-            backbone: reads the pictures.
-            processes: who shares the work.
-            title: stands beside the progress bar.
-        """
+        """Read what is absent; all processes call this."""
         ids, device = self.pictures.ids, processes.accelerator.device
 
         def part(items: range) -> bytes:
@@ -170,15 +146,7 @@ class Scoring:
         processes: Processes,
         batch_size: int,
     ) -> None:
-        """Choose the metrics.
-
-        Args:
-            references: what methods are measured against.
-            metrics: in the order of the columns; those that need what the references do not give,
-                such as another condition, are left out.
-            processes: who shares the work.
-            batch_size: pictures read at once.
-        """
+        """Leave out metrics that need what the references lack, such as another condition."""
         self.references = references
         self.metrics = {n: one for n, one in metrics.items() if one.needs <= references.gives}
         self.processes = processes
@@ -201,16 +169,7 @@ class Scoring:
                 cache.run(metric.backbone_name, backbone, self.processes, f"{title}: features")
 
     def score(self, runs: Sequence[MethodRun], real: MethodRun, name: str) -> Scores:
-        """Measure a method; all processes call this.
-
-        Args:
-            runs: its pictures, by seed.
-            real: the true pictures.
-            name: the method's.
-
-        Returns:
-            Its scores.
-        """
+        """Measure a method by its runs, one a seed; all processes call this."""
         scores = Scores()
         for metric in self.metrics.values():
             if isinstance(metric, SetMetric):

@@ -92,12 +92,7 @@ class TableEvaluation:
     num_examples: int = 6
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: for an unknown table or stage, no method, or two of one name; for seeds or
-                scales of guidance that are no list of different numbers; for a size below 1.
-        """
+        """Refuse what cannot be run."""
         check_table(str(self.table))
         if isinstance(self.stages, str) or not self.stages or not set(self.stages) <= set(STAGES):
             raise ValueError(f"stages are some of [{','.join(STAGES)}], not {self.stages!r}")
@@ -151,15 +146,7 @@ class TableEvaluation:
         return Scoring(self.references, self.protocol.metrics, self.processes, self.batch_size)
 
     def run(self) -> Path:
-        """Run the stages; all processes call this.
-
-        Returns:
-            The folder of the results.
-
-        Raises:
-            ValueError: if there is nothing that could be measured.
-            BlockingIOError: if another evaluation works in the folder.
-        """
+        """Run the stages; all processes call this. Gives the folder of the results."""
         _ = self.references  # a fault of theirs is told first
         available = self._available()
         with ExitStack() as held:

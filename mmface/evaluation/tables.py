@@ -7,7 +7,7 @@ compare rankings and gaps under one protocol, not single digits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 
 from mmface.metrics.backbones import UNTRAINED
@@ -32,12 +32,7 @@ SOURCE = "arXiv 2603.29029"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One method of a table.
-
-    Attributes:
-        method: its name in the table.
-        values: the printed numbers by metric.
-    """
+    """One method of a table: its name there, and the printed numbers by metric."""
 
     method: str
     values: Mapping[str, Decimal]
@@ -45,15 +40,7 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table.
-
-    Attributes:
-        number: the table's number.
-        title: what it shows.
-        metrics: its columns, in order.
-        rows: its methods, in order.
-        source: where it is printed.
-    """
+    """One table; columns and rows in order."""
 
     number: int
     title: str
@@ -62,28 +49,12 @@ class PublishedTable:
     source: str = SOURCE
 
     def row(self, method: str) -> PublishedRow:
-        """Find a method.
-
-        Args:
-            method: its name.
-
-        Returns:
-            Its row.
-
-        Raises:
-            ValueError: if the table has no such method.
-        """
+        """Find a method."""
         for row in self.rows:
             if row.method == method:
                 return row
         names = ", ".join(row.method for row in self.rows)
         raise ValueError(f"table {self.number} has no method {method!r}; it has {names}")
-
-
-def printed_distance(row: PublishedRow) -> Decimal:
-    """The CLIP distance that a row's CLIP score gives, 1 - score / 100, to two digits."""
-    distance = 1 - row.values["clip"] / 100
-    return distance.quantize(Decimal("0.01"), rounding=ROUND_HALF_UP)
 
 
 def _table(number: int, title: str, metrics: str, lines: str) -> PublishedTable:
@@ -169,12 +140,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a method.
-
-    Attributes:
-        published: the paper's number, if it has one.
-        measured: ours, or why it is not there; None if nobody tried.
-    """
+    """The paper's number, and ours or why it is not there; None if nobody tried."""
 
     published: Decimal | None = None
     measured: Measured | Skipped | None = None
@@ -182,12 +148,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method.
-
-    Attributes:
-        name: its name.
-        cells: its cells by metric.
-    """
+    """A method, and its cells by metric."""
 
     name: str
     cells: Mapping[str, Cell]
@@ -210,15 +171,7 @@ def installed_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Table:
-    """Results of several methods.
-
-    Attributes:
-        title: what is shown.
-        metrics: names of columns, in the order of the columns.
-        rows: the methods.
-        notes: lines for below the table.
-        versions: package versions.
-    """
+    """Results of several methods; columns and rows in order, notes for below."""
 
     title: str
     metrics: Sequence[str]
@@ -227,11 +180,7 @@ class Table:
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     def __post_init__(self) -> None:
-        """Refuse columns that cannot be read as one.
-
-        Raises:
-            ValueError: for a metric without a column, or sets of different N in one column.
-        """
+        """Refuse a metric without a column, and sets of different N in one column."""
         for metric in self.metrics:
             if metric not in columns():
                 raise ValueError(f"there is no column {metric!r}; there are {', '.join(columns())}")
@@ -252,14 +201,7 @@ class Table:
     ) -> "Table":
         """Set measured numbers beside a published table.
 
-        Args:
-            published: the paper's table.
-            measured: ours, by method and metric. Methods that the table lacks come after its own,
-                as do metrics.
-            notes: lines for below the table.
-
-        Returns:
-            The table.
+        Methods that it lacks come after its own, as do metrics.
         """
         extra = dict.fromkeys(m for row in measured.values() for m in row)
         metrics = [*published.metrics, *(m for m in extra if m not in published.metrics)]

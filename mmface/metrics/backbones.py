@@ -44,14 +44,7 @@ class Backbone(nn.Module, ABC):
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, name: str, num_features: int
     ) -> None:
-        """Freeze a network.
-
-        Args:
-            network: the network.
-            preprocessing: how it wants its pictures.
-            name: which network it is; `UNTRAINED` starts the name of one that nobody trained.
-            num_features: width of its feature vectors.
-        """
+        """A `name` that starts with `UNTRAINED` marks a network that nobody trained."""
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.preprocessing = preprocessing
@@ -93,32 +86,13 @@ class InceptionBackbone(Backbone):
         preprocessing: Preprocessing | None = None,
         name: str = "inception-2015-12-05",
     ) -> None:
-        """Wrap the network.
-
-        Args:
-            network: with its weights.
-            preprocessing: `TorchBilinear` (pytorch-fid's) or `CleanBicubic`.
-            name: which weights.
-        """
         super().__init__(network, preprocessing or TorchBilinear(), name, NUM_FEATURES)
 
     @classmethod
     def from_file(
         cls, path: str | Path, preprocessing: Preprocessing | None = None
     ) -> "InceptionBackbone":
-        """Load `pt_inception-2015-12-05-6726825d.pth`, from pytorch-fid's releases.
-
-        Args:
-            path: the file; read without unpickling objects.
-            preprocessing: see the constructor.
-
-        Returns:
-            The backbone.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file holds another network's weights.
-        """
+        """Load pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`; another file is refused."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist")
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -149,13 +123,6 @@ class Dinov2Backbone(Backbone):
     """DINOv2's class token after the last norm, the features of FDD (arXiv 2306.04675)."""
 
     def __init__(self, network: Dinov2Model, name: str, size_px: int = 224) -> None:
-        """Wrap a DINOv2.
-
-        Args:
-            network: the network.
-            name: which one.
-            size_px: edge of the pictures it reads; FDD reads 224.
-        """
         width = network.config.hidden_size
         super().__init__(network, PillowBicubic(size_px, *IMAGENET), name, width)
 
@@ -185,14 +152,7 @@ class ClipBackbone(Backbone):
         name: str,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        """Wrap a CLIP pair.
-
-        Args:
-            network: both towers.
-            tokenizer: the tokenizer of its text tower.
-            name: which one.
-            preprocessing: OpenAI's, at the size of the picture tower, unless given.
-        """
+        """Without `preprocessing`, OpenAI's at the size of the picture tower."""
         config = network.config
         if preprocessing is None:
             preprocessing = PillowBicubic(config.vision_config.image_size, *CLIP_STATISTICS)
@@ -239,18 +199,11 @@ class ClipBackbone(Backbone):
 class ClipStatesBackbone(ClipBackbone):
     """The picture tower's pooled states.
 
-    The projected embeddings are of unit length, so that distances between their sets vanish in a
-    table's two digits; these are not. The built-in CLIP reads rendered faces with them.
+    Distances between sets of unit-length embeddings vanish in a table's two digits; these are not
+    of unit length. The built-in CLIP reads rendered faces with them.
     """
 
     def __init__(self, network: CLIPModel, tokenizer: CLIPTokenizer, name: str) -> None:
-        """Wrap a CLIP pair.
-
-        Args:
-            network: both towers.
-            tokenizer: the tokenizer of its text tower.
-            name: which one.
-        """
         super().__init__(network, tokenizer, f"{name}-states")
         self.num_features: int = network.config.vision_config.hidden_size
 
@@ -266,25 +219,13 @@ class BackboneSource:
     """A backbone that is loaded when it is first needed, or known to be missing."""
 
     def __init__(self, load: Callable[[], Backbone], remedy: str) -> None:
-        """Name a backbone.
-
-        Args:
-            load: loads it.
-            remedy: how to get what `load` needs.
-        """
+        """`remedy` says how to get what `load` needs."""
         self._load = load
         self._remedy = remedy
         self._loaded: Backbone | Skipped | None = None
 
     def open(self, device: torch.device | str = "cpu") -> Backbone | Skipped:
-        """Load the backbone, once.
-
-        Args:
-            device: where it computes.
-
-        Returns:
-            The backbone, or why it is not there.
-        """
+        """Load the backbone, once, and move it to a device."""
         if self._loaded is None:
             self._loaded = or_skipped(self._load, self._remedy)
         if isinstance(self._loaded, Backbone):

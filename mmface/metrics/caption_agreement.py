@@ -52,13 +52,7 @@ class VisionLanguageJudge:
     """A chat model of transformers' image-text-to-text family."""
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
-        """Wrap a model.
-
-        Args:
-            model: a transformers model for image-text-to-text.
-            processor: its processor, with a chat template and a tokenizer.
-            name: which model.
-        """
+        """The processor has a chat template and a tokenizer."""
         self.model = model.eval()
         self.processor = processor
         self.name = name
@@ -67,15 +61,7 @@ class VisionLanguageJudge:
     def from_pretrained(
         cls, path: str | Path = JUDGE_ID, dtype: torch.dtype = torch.bfloat16
     ) -> "VisionLanguageJudge":
-        """Load a judge.
-
-        Args:
-            path: a folder or hub id.
-            dtype: dtype of the weights; rounding of bfloat16 moves scores by about 1e-3.
-
-        Returns:
-            The judge.
-        """
+        """Load a judge from a folder or hub id; bfloat16 moves its scores by about 1e-3."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
@@ -88,15 +74,7 @@ class VisionLanguageJudge:
 
     @torch.no_grad()
     def next_token_logits(self, image: Image, question: str) -> Float32[Tensor, " vocabulary"]:
-        """Ask one question about one picture.
-
-        Args:
-            image: a uint8 picture.
-            question: what to ask.
-
-        Returns:
-            Logits of the first token of the answer.
-        """
+        """Ask one question about one picture."""
         content = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
@@ -106,17 +84,7 @@ class VisionLanguageJudge:
         return self.model(**inputs.to(self.model.device)).logits[0, -1].float().cpu()
 
     def answer_token(self, answer: str) -> int:
-        """Look up the token of an answer.
-
-        Args:
-            answer: such as "Yes" or "7".
-
-        Returns:
-            Its token.
-
-        Raises:
-            ValueError: if the tokenizer makes more than one token of it, or does not know it.
-        """
+        """Give the token of an answer such as "Yes"; ValueError unless it is a single one."""
         tokenizer = self.processor.tokenizer
         tokens = tokenizer(answer, add_special_tokens=False).input_ids
         if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
@@ -156,19 +124,7 @@ def _ask(
 def clip_scores(
     backbone: ClipBackbone, images: Images, captions: Sequence[str]
 ) -> Float64[Tensor, " batch"]:
-    """100 * cos between each picture and its caption.
-
-    Args:
-        backbone: embeds pictures and captions.
-        images: uint8 pictures.
-        captions: one a picture; longer ones than the text tower reads are cut.
-
-    Returns:
-        The scores.
-
-    Raises:
-        ValueError: if there is not one caption a picture.
-    """
+    """100 * cos between each picture and its caption."""
     if len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures have {len(captions)} captions; give one each")
     pictures = backbone(images).double()
@@ -195,12 +151,6 @@ class ClipScore(SampleMetric):
     default_backbone: ClassVar[str] = "clip"
 
     def __init__(self, backbone: BackboneSource, backbone_name: str = "clip") -> None:
-        """Name a CLIP pair.
-
-        Args:
-            backbone: a source of a `ClipBackbone`.
-            backbone_name: its name.
-        """
         self.source = backbone
         self.remedy = f"hf download {CLIP_SCORE_ID}"
         self._backbone: ClipBackbone | None = None
@@ -257,11 +207,6 @@ class JudgeRatings(SampleMetric):
     controls = frozenset({"reconstruction", "others", "shuffled_prompts"})
 
     def __init__(self, judge: str | Path = JUDGE_ID) -> None:
-        """Name a judge.
-
-        Args:
-            judge: a folder or hub id.
-        """
         self.source = judge
         self.remedy = f"hf download {judge}, or give a folder with judge=DIR"
         self._judge: VisionLanguageJudge | None = None

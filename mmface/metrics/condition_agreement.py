@@ -92,16 +92,7 @@ def edge_agreements(
 ) -> Float64[Tensor, " batch"]:
     """F-score of pictures' strongest edges against their sketches' lines, in [0, 1].
 
-    Args:
-        images: uint8 pictures.
-        sketches: dark lines on white.
-        tolerance_px: how far apart an edge and a line may be.
-
-    Returns:
-        A score for each.
-
-    Raises:
-        ValueError: if a sketch has no line darker than mid-grey.
+    Sketches are dark lines on white; ValueError if one has no line darker than mid-grey.
     """
     check_pictures(images)
     pairs = zip(images.permute(0, 2, 3, 1).cpu().numpy(), sketches.cpu().numpy(), strict=True)
@@ -126,12 +117,7 @@ class Masks(SampleMetric):
     controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
 
     def __init__(self, parser: str | Path, revision: str | None = None) -> None:
-        """Name a parser.
-
-        Args:
-            parser: a folder or hub id of a SegFormer with its preprocessor.
-            revision: the commit of a hub id.
-        """
+        """Name a SegFormer with its preprocessor: a folder, or a hub id and its revision."""
         self.source, self.revision = parser, revision
         self.remedy = f"hf download {parser}, or give its folder with parser=DIR"
         self._parser: FaceParser | None = None
@@ -206,11 +192,7 @@ class Agreement(SampleMetric):
     controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
 
     def __init__(self, parser: str | Path | None = None) -> None:
-        """Name a parser, for kinds that are read back by one.
-
-        Args:
-            parser: a folder or hub id of a SegFormer with its preprocessor.
-        """
+        """Name a parser, for kinds that are read back by one."""
         self.source = parser
         self.remedy = f"hf download {parser}, or give its folder with parser=DIR"
         self._parser: FaceParser | None = None

@@ -29,13 +29,7 @@ _SIZES = 8
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What the Frechet distance needs of a set.
-
-    Attributes:
-        count: how many pictures.
-        mean: mean of each feature.
-        covariance: covariance of the features, divided by N - 1.
-    """
+    """Number, mean and covariance (divided by N - 1) of a set's features."""
 
     count: int
     mean: Float64[Tensor, " features"]
@@ -43,14 +37,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Float[Tensor, "n features"]) -> "FeatureStatistics":
-        """Compute the statistics of features at hand.
-
-        Args:
-            features: one row a picture.
-
-        Returns:
-            Their statistics, in float64.
-        """
+        """Compute the statistics in float64; one row a picture."""
         _require_two(len(features))
         features = features.double()
         mean = features.mean(0)
@@ -59,18 +46,7 @@ class FeatureStatistics:
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
-    """The squared Frechet distance between two normal distributions.
-
-    Args:
-        one: statistics of one set.
-        other: statistics of the other.
-
-    Returns:
-        The distance, at least 0.
-
-    Raises:
-        ValueError: if their features are of different width, or not finite.
-    """
+    """The squared Frechet distance between two normal distributions, at least 0."""
     if one.mean.shape != other.mean.shape:
         raise ValueError(
             f"the features are {len(one.mean)} and {len(other.mean)} wide; read both sets with "
@@ -102,14 +78,7 @@ def _require_two(count: int) -> None:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """A straight line through distances against 1/N.
-
-    Attributes:
-        limit: the line at 1/N = 0.
-        slope: its slope, the size of the bias at N = 1.
-        sizes: the N that were measured.
-        distances: the distance at each.
-    """
+    """A straight line through distances against 1/N; `limit` is its value at 1/N = 0."""
 
     limit: float
     slope: float
@@ -125,20 +94,8 @@ def frechet_infinity(
 ) -> Extrapolation:
     """Extrapolate the Frechet distance to infinite N (Chong and Forsyth, arXiv 1911.07023).
 
-    Subsets of both sets are drawn without replacement, at sizes evenly spaced in 1/N from half of
-    N up to N, and a line is fitted by least squares.
-
-    Args:
-        real: features of the real pictures.
-        generated: features of the generated ones, as many.
-        num_sizes: how many sizes.
-        seed: draws the subsets; the global random state is not touched.
-
-    Returns:
-        The line; its limit may lie a little below 0 for equal distributions.
-
-    Raises:
-        ValueError: if the sets are of unequal N, or too small.
+    Subsets of both sets, of equal N, are drawn without replacement at sizes evenly spaced in 1/N
+    from N/2 to N, and a line is fitted by least squares. The limit may lie a little below 0.
     """
     require_equal_counts({"real": len(real), "generated": len(generated)})
     if len(real) < 2 * num_sizes or num_sizes < 2:
@@ -158,15 +115,7 @@ def frechet_infinity(
 
 
 def frechet_floor(real: Float[Tensor, "n features"], seed: int = 0) -> tuple[float, int]:
-    """The distance between two disjoint halves of the real pictures: what N alone costs.
-
-    Args:
-        real: features of the real pictures.
-        seed: draws the halves.
-
-    Returns:
-        The distance, and the number of pictures in each half.
-    """
+    """The distance between two disjoint halves of the real pictures, and the size of a half."""
     half = len(real) // 2
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
     halves = (real.cpu()[order[:half]], real.cpu()[order[half : 2 * half]])
@@ -174,12 +123,7 @@ def frechet_floor(real: Float[Tensor, "n features"], seed: int = 0) -> tuple[flo
 
 
 class KernelEstimate(NamedTuple):
-    """A mean over subsets.
-
-    Attributes:
-        mean: mean of the subsets' estimates.
-        std: their standard deviation.
-    """
+    """Mean and standard deviation of the subsets' estimates."""
 
     mean: float
     std: float
@@ -190,12 +134,7 @@ def polynomial_mmd(
 ) -> float:
     """The unbiased squared discrepancy with the kernel (x.y / d + 1)^3; may be below 0.
 
-    Args:
-        real: features of one set.
-        generated: features of the other, as many.
-
-    Returns:
-        The estimate of arXiv 1801.01401, section 4.
+    The estimate of arXiv 1801.01401, section 4.
     """
     count, width = real.shape
 
@@ -218,18 +157,7 @@ def kernel_distance(
 ) -> KernelEstimate:
     """KID: the polynomial discrepancy, averaged over random subsets.
 
-    Args:
-        real: features of the real pictures.
-        generated: features of the generated ones.
-        num_subsets: how many subsets.
-        subset_size: pictures of each kind in a subset; of smaller sets, all of the smaller one.
-        seed: draws the subsets; the global random state is not touched.
-
-    Returns:
-        Mean and standard deviation over the subsets; the paper's units, without a factor of 1000.
-
-    Raises:
-        ValueError: if a set has fewer than two pictures, or the widths differ.
+    Without a factor of 1000, as in the paper. Sets smaller than `subset_size` are used whole.
     """
     require_width(real, generated)
     size = min(subset_size, len(real), len(generated))
@@ -253,12 +181,7 @@ def gaussian_mmd(
 ) -> float:
     """CMMD: the biased squared discrepancy with a Gaussian kernel of width 10, times 1000.
 
-    Args:
-        real: unit-length CLIP embeddings of the real pictures.
-        generated: of the generated ones.
-
-    Returns:
-        The estimate of arXiv 2401.09603, section 4; 0 for equal sets.
+    Of unit-length CLIP embeddings (arXiv 2401.09603, section 4); 0 for equal sets.
     """
     require_width(real, generated)
     real, generated = real.double(), generated.double()
@@ -297,16 +220,8 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Compare two sets by their k nearest neighbours.
 
-    Args:
-        real: features of the real pictures.
-        generated: features of the generated ones.
-        neighbours: k; a neighbourhood reaches to the k-th nearest other picture of its own set.
-
-    Returns:
-        The four measures; precision and coverage grow with N, so compare at one N.
-
-    Raises:
-        ValueError: if a set has no more than k pictures, or the widths differ.
+    A neighbourhood reaches to the k-th nearest other picture of its own set. Precision and coverage
+    grow with N: compare at one N.
     """
     require_width(real, generated)
     if min(len(real), len(generated)) <= neighbours:
@@ -351,15 +266,7 @@ def _share(hits: Bool[Tensor, " n"]) -> float:
 
 
 def require_width(real: Float[Tensor, "n features"], generated: Float[Tensor, "m other"]) -> None:
-    """Refuse features of two different networks.
-
-    Args:
-        real: features of one set.
-        generated: features of the other.
-
-    Raises:
-        ValueError: if their widths differ.
-    """
+    """Refuse features of two different networks."""
     if real.shape[1] != generated.shape[1]:
         raise ValueError(
             f"the features are {real.shape[1]} and {generated.shape[1]} wide; read both sets "

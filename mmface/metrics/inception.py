@@ -29,15 +29,7 @@ class ConvNorm(nn.Module):
         stride: int = 1,
         pad: bool = True,
     ) -> None:
-        """Build the layer.
-
-        Args:
-            in_channels: channels in.
-            out_channels: channels out.
-            kernel: height and width of the kernel.
-            stride: step in pixels; a step of 2 goes without padding.
-            pad: whether the picture keeps its size.
-        """
+        """A stride of 2 goes without padding."""
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (sides[0] // 2, sides[1] // 2) if pad and stride == 1 else (0, 0)

@@ -72,15 +72,7 @@ class Skipped:
 
 
 def or_skipped(load: Callable[[], Loaded], remedy: str) -> Loaded | Skipped:
-    """Load something, or say why it is not there.
-
-    Args:
-        load: raises OSError or ImportError if a file, a package or the hub is out of reach.
-        remedy: how to get what `load` needs.
-
-    Returns:
-        What was loaded, or `Skipped`.
-    """
+    """Load something; say why it is not there if `load` raises OSError or ImportError."""
     try:
         return load()
     except (OSError, ImportError) as error:
@@ -106,11 +98,7 @@ class Order:
 
 @dataclass(frozen=True)
 class PictureOrder(Order):
-    """An order for a picture.
-
-    Attributes:
-        kind: of the condition to make it from.
-    """
+    """An order for a picture, made from a condition of this kind."""
 
     kind: ConditionKind
 
@@ -127,11 +115,7 @@ class PictureOrder(Order):
 
 @dataclass(frozen=True)
 class AnswerOrder(Order):
-    """An order for text about the true picture; the prompt is the question.
-
-    Attributes:
-        truth: the true answer.
-    """
+    """An order for text about the true picture; the prompt is the question, `truth` the answer."""
 
     truth: str
 
@@ -174,25 +158,15 @@ class SampleMetric(Metric):
 
     @abstractmethod
     def read(self, products: Any, orders: Sequence[Any]) -> list[Values]:
-        """Measure a batch.
+        """Measure a batch: plain values of each product.
 
-        Args:
-            products: uint8 pictures [B, 3, H, W], or a list of answers.
-            orders: what each should be.
-
-        Returns:
-            Plain values of each.
+        Products are uint8 pictures [B, 3, H, W], or a list of answers.
         """
 
     def intervals(self, ids: Sequence[str], values: Sequence[Values]) -> dict[str, Interval]:
         """Turn values into columns; by default each value is one, and its mean is taken.
 
-        Args:
-            ids: the face of each; those of one face are one cluster.
-            values: what `read` gave.
-
-        Returns:
-            The columns with their intervals.
+        `ids` names the face of each; those of one face are one cluster.
         """
         names = values[0]
         columns = {name: np.array([one[name] for one in values], np.float64) for name in names}
@@ -218,12 +192,7 @@ class SetMetric(Metric):
     needs = frozenset({"picture", "truth", "backbone"})
 
     def __init__(self, backbone: "BackboneSource", backbone_name: str) -> None:
-        """Name the network.
-
-        Args:
-            backbone: reads the pictures.
-            backbone_name: of the folder of its features; metrics of one network share it.
-        """
+        """Metrics of one network share the features in a folder of `backbone_name`."""
         self.backbone = backbone
         self.backbone_name = backbone_name
 
@@ -258,17 +227,7 @@ Registered = TypeVar("Registered", bound=type[Metric])
 
 
 def register(metric: Registered) -> Registered:
-    """Declare a metric and its columns.
-
-    Args:
-        metric: a class with a name and columns.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: if its name or a column is taken by another metric.
-    """
+    """Declare a metric and its columns; ValueError if a name is taken."""
     taken = {*_METRICS} & {metric.name} | {*_COLUMNS} & {*metric.columns}
     if taken:
         raise ValueError(f"{metric.__name__}: {', '.join(sorted(taken))} is declared already")
@@ -297,17 +256,8 @@ def build_metrics(
 ) -> dict[str, Metric]:
     """Make the metrics of a table; what they load is loaded when it is first needed.
 
-    Args:
-        names: which, in the order of the columns.
-        backbones: the networks by name.
-        settings: arguments of metrics by name; `backbone` names a network of `backbones`.
-
-    Returns:
-        The metrics by name.
-
-    Raises:
-        ValueError: for a metric or network that is not there, or settings of a metric that is
-            not asked for.
+    `names` are in the order of the columns; `settings` are arguments by a metric's name, of which
+    `backbone` names a network of `backbones`.
     """
     _read_the_room()
     backbones, settings = backbones or {}, settings or {}

@@ -57,15 +57,8 @@ def multiscale_structural_similarity(
 ) -> Float64[Tensor, " batch"]:
     """MS-SSIM (Wang et al., 2003), five scales; 1 for equal pictures.
 
-    Args:
-        images: uint8 pictures.
-        references: what they should be.
-
-    Returns:
-        A value for each, windows at the border included (at most 0.001 apart).
-
-    Raises:
-        ValueError: if a side is shorter than `MIN_MULTISCALE_PX`.
+    Windows at the border are included (at most 0.001 apart). ValueError if a side is shorter than
+    `MIN_MULTISCALE_PX`.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -88,15 +81,7 @@ class PerceptualNetwork(nn.Module):
     """LPIPS 0.1 (arXiv 1801.03924): a distance in the layers of a classifier, by `lpips`."""
 
     def __init__(self, trunk: str = "alex") -> None:
-        """Build the trunk with random weights; `lpips` brings the learnt weights of its layers.
-
-        Args:
-            trunk: a name in `TRUNKS`.
-
-        Raises:
-            ValueError: if there is no such trunk.
-            ImportError: if `lpips` or torchvision is not installed.
-        """
+        """Build the trunk with random weights; `lpips` brings the learnt weights of its layers."""
         super().__init__()
         if trunk not in TRUNKS:
             raise ValueError(f"LPIPS has no trunk {trunk!r}; take one of {', '.join(TRUNKS)}")
@@ -116,16 +101,7 @@ class PerceptualNetwork(nn.Module):
     ) -> "PerceptualNetwork":
         """Build the distance with torchvision's trained trunk.
 
-        Args:
-            trunk: a name in `TRUNKS`.
-            path: torchvision's file; None takes it from torch's hub cache, or downloads it.
-
-        Returns:
-            The distance.
-
-        Raises:
-            ValueError: if the file holds another network's weights.
-            OSError: if there is no such file, or the download fails.
+        Without `path`, its file is taken from torch's hub cache, or downloaded.
         """
         network = cls(trunk)
         if path is None:
@@ -222,11 +198,7 @@ class Lpips(_Similarity):
     trunk: ClassVar[str] = "alex"
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Name the trunk's weights.
-
-        Args:
-            weights: torchvision's file; None takes it from torch's hub cache, or downloads it.
-        """
+        """Name torchvision's file; None takes it from torch's hub cache, or downloads it."""
         self.weights = weights
         self.remedy = f"download {TRUNKS[self.trunk]} and give it with lpips_weights.{self.trunk}"
         self._network: PerceptualNetwork | None = None

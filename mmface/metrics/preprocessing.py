@@ -19,14 +19,7 @@ CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258,
 
 
 def check_pictures(images: Tensor) -> None:
-    """Refuse what is no batch of uint8 pictures.
-
-    Args:
-        images: what was given.
-
-    Raises:
-        ValueError: if it is anything but uint8 [B, 3, H, W].
-    """
+    """Refuse what is no batch of uint8 pictures [B, 3, H, W]."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"pictures have dtype {images.dtype} and shape {tuple(images.shape)}; metrics read "

@@ -34,13 +34,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """A set-level metric over generation seeds.
-
-    Attributes:
-        mean: mean over the seeds.
-        std: standard deviation over the seeds, divided by the number of seeds less one.
-        seeds: how many seeds.
-    """
+    """Mean and standard deviation (of n - 1) of a set-level metric over generation seeds."""
 
     mean: float
     std: float
@@ -56,19 +50,8 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap of a statistic of sums over independent clusters.
 
-    Args:
-        totals: what each cluster adds to the sums: (sum, count) for a mean, a flattened confusion
-            matrix for a mIoU.
-        statistic: from summed totals, float64 [B, terms], to float64 [B].
-        num_resamples: how often clusters are drawn with replacement.
-        confidence: share of the resamples inside the interval.
-        seed: draws the resamples; the global random state is not touched.
-
-    Returns:
-        The statistic of all clusters, and its interval.
-
-    Raises:
-        ValueError: if there are fewer than two clusters.
+    `totals` is what each cluster adds to the sums: (sum, count) for a mean, a flattened confusion
+    matrix for a mIoU. `statistic` maps summed totals, float64 [B, terms], to float64 [B].
     """
     totals = np.asarray(totals, np.float64)
     clusters = len(totals)
@@ -96,19 +79,7 @@ def bootstrap_mean(
 ) -> Interval:
     """Bootstrap the mean of a per-picture metric.
 
-    Args:
-        values: one value a sample.
-        pictures: the picture of each sample, where captions or seeds share one; each sample its
-            own unless given.
-        num_resamples: see `bootstrap`.
-        confidence: see `bootstrap`.
-        seed: see `bootstrap`.
-
-    Returns:
-        The mean over samples, and its interval.
-
-    Raises:
-        ValueError: if there is not one picture a sample.
+    `pictures` names the picture of each sample, where captions or seeds share one.
     """
     names = list(range(len(values))) if pictures is None else list(pictures)
     if len(names) != len(values):
@@ -122,43 +93,8 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
     return sums[:, 0] / sums[:, 1]
 
 
-def paired_difference(
-    one: Float[np.ndarray, " samples"],
-    other: Float[np.ndarray, " others"],
-    pictures: Sequence[str] | None = None,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Bootstrap the mean difference of two methods on the same samples.
-
-    Args:
-        one: values of one method.
-        other: values of the other, sample by sample the same pictures, captions and order.
-        pictures: see `bootstrap_mean`.
-        num_resamples: see `bootstrap`.
-        confidence: see `bootstrap`.
-        seed: see `bootstrap`.
-
-    Returns:
-        The mean of one minus other; the methods differ where the interval leaves 0 out.
-
-    Raises:
-        ValueError: if the methods were measured on different numbers of samples.
-    """
-    require_equal_counts({"one": len(one), "the other": len(other)})
-    return bootstrap_mean(one - other, pictures, num_resamples, confidence, seed)
-
-
 def require_equal_counts(counts: Mapping[str, int]) -> None:
-    """Refuse to compare methods that were measured on different numbers of pictures.
-
-    Args:
-        counts: number of pictures by method.
-
-    Raises:
-        ValueError: if the numbers differ.
-    """
+    """Refuse to compare methods that were measured on different numbers of pictures."""
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise ValueError(
@@ -167,18 +103,7 @@ def require_equal_counts(counts: Mapping[str, int]) -> None:
 
 
 def over_seeds(values: Sequence[float]) -> SeedSpread:
-    """Mean and standard deviation of a set-level metric over generation seeds.
-
-    Args:
-        values: the metric of each seed's pictures, every set of the same N; three or more are
-            customary.
-
-    Returns:
-        The spread.
-
-    Raises:
-        ValueError: if there are fewer than two seeds.
-    """
+    """Mean and standard deviation of a set-level metric over seeds, every set of the same N."""
     if len(values) < 2:
         raise ValueError(f"a spread needs at least two seeds, not {len(values)}")
     return SeedSpread(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))

@@ -25,12 +25,7 @@ CAPTION_BYTES = 10 * 200
 
 @dataclass(frozen=True)
 class EncodingSpeed:
-    """How fast faces are encoded, each with all its pictures.
-
-    Attributes:
-        batched: faces per second in batches of all kinds.
-        one_at_a_time: faces per second in a loop over single pictures.
-    """
+    """Faces per second, each with all its pictures: in batches, and one picture at a time."""
 
     batched: float
     one_at_a_time: float
@@ -52,15 +47,7 @@ def encoding_speed(
 ) -> EncodingSpeed:
     """Measure the VAE on noise, on the device where it is; reading pictures is not in it.
 
-    Args:
-        codec: the codec; its device and dtype are what is measured.
-        size: height and width of the pictures in pixels.
-        batch_size: faces in a batch.
-        pictures_per_face: pictures that are encoded of each.
-        num_batches: batches to time, after one that is not; the median counts.
-
-    Returns:
-        The speeds of batches and of single pictures.
+    The median of `num_batches` counts, after one that is not timed; `size` is height and width.
     """
     pictures = torch.rand(batch_size * pictures_per_face, 3, *size) * 2 - 1
     batched = _median_seconds(lambda: codec.encode(pictures).cpu(), num_batches)
@@ -123,13 +110,7 @@ class EncodingPlan:
 def plan_precompute(job: Any, folder: str | Path, num_processes: int = 1) -> EncodingPlan | str:
     """Say what a job of `scripts/precompute.py` would take, without a GPU.
 
-    Args:
-        job: The job; one that encodes nothing says it itself, by its `plan`.
-        folder: Where its store is to be.
-        num_processes: Processes that work together, each with a device of its own.
-
-    Returns:
-        The plan.
+    A job that encodes nothing says it itself, by its `plan`.
     """
     if isinstance(job, LatentEncoding):
         return plan_encoding(job, folder, num_processes)
@@ -137,16 +118,7 @@ def plan_precompute(job: Any, folder: str | Path, num_processes: int = 1) -> Enc
 
 
 def plan_encoding(job: LatentEncoding, folder: str | Path, num_processes: int = 1) -> EncodingPlan:
-    """Count what encoding would take; what is there is measured, what is not is assumed.
-
-    Args:
-        job: What is encoded; its pictures and its weights may be missing yet.
-        folder: Where the store is to be.
-        num_processes: Processes that encode together, each with a device of its own.
-
-    Returns:
-        The plan.
-    """
+    """Count what encoding would take; what is there is measured, what is not is assumed."""
     pictures, batch_size = job.pictures, job.batch_size
     codec, encoders = LatentCodec(meta_vae(str(job.vae)), str(job.vae)), list(job.encoders.values())
     vae_dtype = getattr(torch, job.vae_dtype)

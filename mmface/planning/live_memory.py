@@ -26,12 +26,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, device_type: str, known: Iterable[Tensor]) -> None:
-        """Start at zero bytes.
-
-        Args:
-            device_type: `cpu`, `cuda` or `meta`.
-            known: Tensors whose storages are not counted, such as the weights.
-        """
+        """Start at zero bytes; storages of `known` tensors, such as weights, are not counted."""
         super().__init__()
         self.device_type = device_type
         self.live = 0
@@ -134,12 +129,7 @@ class KernelRules(DeviceRules):
     """
 
     def __init__(self, quantized: nn.Module, bits: str | None) -> None:
-        """Set the rules for a network.
-
-        Args:
-            quantized: The network whose linear layers are quantized.
-            bits: `8bit`, `4bit`, or None for neither.
-        """
+        """Name the network whose linear layers are quantized, and `8bit`, `4bit` or None."""
         super().__init__(bf16=False)
         layers = [module for module in quantized.modules() if isinstance(module, nn.Linear)]
         self.bits, self.weights = bits, {id(layer.weight) for layer in layers}

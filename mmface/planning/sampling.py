@@ -50,12 +50,7 @@ _VAES = {each.__name__: each for each in get_args(Vae)}
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes on the device in a phase of sampling.
-
-    Attributes:
-        weights: Of the components on the device.
-        activations: Of everything else, at its peak.
-    """
+    """Bytes on the device in a phase of sampling; activations are all but weights, at the peak."""
 
     weights: int
     activations: int
@@ -129,22 +124,10 @@ def plan_sampling(
     quantize: str | None = None,
     device_memory: int | None = None,
 ) -> SamplingPlan:
-    """Plan a call of `sample_requests`.
+    """Plan a call of `sample_requests` by a pipeline on the meta device.
 
-    Args:
-        pipeline: The pipeline on the meta device, as `meta_pipeline` makes it.
-        rows: As for `sample_requests`.
-        seeds: As for `sample_requests`.
-        max_batch: As for `sample_requests`.
-        offload: Whether only the component in use is on the device.
-        quantize: `8bit` or `4bit` for the transformer's linear layers, None for neither.
-        device_memory: Bytes of the device, to search the `max_batch` that fits; or None.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: If a setting does not fit the model.
+    `offload`: only the component in use is on the device. `device_memory`: bytes of the device, to
+    search the `max_batch` that fits; or None.
     """
     transformer: Any = pipeline.transformer
     weights = {
@@ -180,20 +163,9 @@ def plan_sampling(
 
 
 def plan_command(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> str:
-    """Say what memory a command of `scripts/sample.py` would take.
+    """Say, as a table, what memory a command of `scripts/sample.py` would take.
 
-    Args:
-        settings: As for `sample`; so are the others.
-        draws: Seeds.
-        choice: The model; of its weights, only the shapes are read.
-        run: `memory` is what the device has, in GB.
-
-    Returns:
-        A table.
-
-    Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If what is asked for does not fit.
+    Of the weights only the shapes are read. `run.memory` is what the device has, in GB.
     """
     if run.rerun is not None or run.jobs is not None:
         other = "--rerun" if run.rerun is not None else "--jobs"
@@ -225,13 +197,6 @@ def stored_bytes(module: nn.Module, quantize: str | None = None) -> int:
     """Count the bytes of a component's weights and buffers.
 
     With 8 bits, a linear layer has a float32 scale a row; with 4 bits, one a block of 64.
-
-    Args:
-        module: The component.
-        quantize: `8bit` or `4bit` for its linear layers, None for neither.
-
-    Returns:
-        The bytes.
     """
     total = sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
     for layer in module.modules() if quantize is not None else ():
@@ -250,18 +215,7 @@ def activation_peaks(
     max_batch: int | None = None,
     quantize: str | None = None,
 ) -> dict[str, int]:
-    """Run the sampling call on the meta device and measure it.
-
-    Args:
-        pipeline: The pipeline on the meta device.
-        rows: As for `sample_requests`.
-        seeds: As for `sample_requests`.
-        max_batch: As for `sample_requests`.
-        quantize: As for `plan_sampling`.
-
-    Returns:
-        The most live bytes of each phase, without the weights.
-    """
+    """Run the sampling call on the meta device; the most live bytes of each phase."""
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.transformer)
     live = LiveBytes("meta", (x for each in parts for x in (*each.parameters(), *each.buffers())))
     rules = KernelRules(pipeline.transformer, quantize)
@@ -276,12 +230,7 @@ def activation_peaks(
 def measured(pipeline: MMFacePipeline, live: LiveBytes) -> Iterator[None]:
     """Start the phases of a call in a counter as the pipeline's components are called.
 
-    Args:
-        pipeline: The pipeline. On the meta device, the network runs once a batch size.
-        live: The counter.
-
-    Yields:
-        Nothing.
+    On the meta device, the network runs once a batch size.
     """
     vae, transformer = pipeline.vae, pipeline.transformer
     begins = [
@@ -304,18 +253,7 @@ def measured(pipeline: MMFacePipeline, live: LiveBytes) -> Iterator[None]:
 
 
 def meta_pipeline(choice: ModelChoice) -> MMFacePipeline:
-    """Build a pipeline on the meta device, from its configs alone.
-
-    Args:
-        choice: The weights and their dtype.
-
-    Returns:
-        The pipeline.
-
-    Raises:
-        FileNotFoundError: If the LoRA is not there.
-        ValueError: If there is no such pipeline, or it is not one of this package's.
-    """
+    """Build a pipeline on the meta device, from its configs alone."""
     try:
         pipeline = _of_released(choice) if choice.released is not None else _of_saved(choice)
     except (OSError, KeyError, SafetensorError) as error:

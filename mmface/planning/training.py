@@ -67,13 +67,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> int:
     """Count the bytes that autograd and checkpoints keep of a forward pass, each storage once.
 
-    Args:
-        network: the module; its parameters are not counted, bf16 copies of them are.
-        inputs: arguments of its forward, such as `meta_inputs`.
-        bf16: whether it runs under bf16 autocast.
-
-    Returns:
-        The bytes between the end of the forward pass and the backward pass.
+    Parameters are not counted, bf16 copies of them are.
     """
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, Any] = {}
@@ -120,14 +114,7 @@ class Activations:
     ) -> "Activations":
         """Count at depths 2 and 3 and batches 2 and 3; a batch of 1 skips some copies.
 
-        Args:
-            network: the whole network; only its class and config are used.
-            image_size: side of the pictures in pixels.
-            bf16: whether it runs under bf16 autocast.
-            setting: 1 recomputes every block, 0 none; or "selective".
-
-        Returns:
-            The four numbers.
+        `setting`: 1 recomputes every block, 0 none; or "selective".
         """
         count = {}
         for depth in (2, 3):
@@ -167,16 +154,6 @@ def activation_peak(
     The first blocks are recomputed (`recompute_blocks`): a block's activations exist again during
     its backward pass, so the peak is at the start or at the end of the backward pass. Autocast
     keeps copies of all weights until the end of the forward pass.
-
-    Args:
-        network: the whole network, on the meta device.
-        image_size: side of the pictures in pixels.
-        batch: samples in a micro-batch.
-        bf16: whether it runs under bf16 autocast.
-        setting: what is recomputed, see `num_recomputed`.
-
-    Returns:
-        Bytes of activations, and bytes of weight copies.
     """
     depth = len(network.blocks)
     recomputed = num_recomputed(depth, setting)

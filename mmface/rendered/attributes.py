@@ -196,14 +196,7 @@ def _sample_words(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def sample_attributes(seed: int) -> FaceAttributes:
-    """The face of a seed.
-
-    Args:
-        seed: any non-negative integer; the only source of randomness.
-
-    Returns:
-        The face's attributes, equal for equal seeds on every machine.
-    """
+    """The face of a seed; equal for equal seeds on every machine."""
     rng = np.random.default_rng(seed)
     words = _sample_words(rng)
     woman = words["gender"] == "woman"

@@ -8,16 +8,9 @@ Point = tuple[float, float]
 
 
 def spline(points: Sequence[Point], closed: bool = True, steps: int = 8) -> np.ndarray:
-    """A Catmull-Rom curve through points.
+    """A Catmull-Rom curve through points, `steps` points for each piece: float64 [N, 2].
 
-    Args:
-        points: at least two points that the curve passes through.
-        closed: whether the curve returns to its first point.
-        steps: how many points of the curve stand for each piece between two of `points`.
-
-    Returns:
-        The curve, float64 [N, 2]; an open one ends in the last of `points`, a closed one does
-        not repeat its first.
+    An open one ends in the last of `points`, a closed one does not repeat its first.
     """
     p = np.asarray(points, np.float64)
     ends = (p[-1:], p[:2]) if closed else (p[:1], p[-1:])
@@ -40,19 +33,9 @@ def ellipse(
     end: float = 2 * np.pi,
     count: int = 36,
 ) -> np.ndarray:
-    """Points of an ellipse's arc, counter-clockwise on the picture.
+    """Points of an ellipse's arc, counter-clockwise on the picture, float64 [count, 2].
 
-    Args:
-        x: centre.
-        y: centre.
-        rx: half the width.
-        ry: half the height.
-        start: angle of the first point in radians, 0 on the picture's right.
-        end: angle of the last point in radians.
-        count: number of points.
-
-    Returns:
-        The points, float64 [count, 2].
+    `rx` and `ry` are half axes; angles are in radians, 0 on the picture's right.
     """
     angles = np.linspace(start, end, count)
     return np.stack([x + rx * np.cos(angles), y - ry * np.sin(angles)], 1)
@@ -70,16 +53,7 @@ def ring(polygon: np.ndarray) -> np.ndarray:
 
 
 def between(first: np.ndarray, second: np.ndarray, amount: float) -> np.ndarray:
-    """The curve that lies between two others.
-
-    Args:
-        first: points [M, 2].
-        second: points [N, 2]; M and N may differ.
-        amount: 0 gives the first curve, 1 the second.
-
-    Returns:
-        The curve, float64 [24, 2].
-    """
+    """The curve, float64 [24, 2], that lies between two others; 0 gives the first, 1 the second."""
     t = np.linspace(0, 1, 24)
 
     def resample(curve: np.ndarray) -> np.ndarray:

@@ -17,13 +17,7 @@ SKETCH_SEEDS = (1_000_010, 1_000_014, 1_000_011)
 
 @dataclass(frozen=True)
 class Example:
-    """A condition on disk with its prompt.
-
-    Attributes:
-        prompt: What the face should look like.
-        kind: The name of the condition's kind.
-        path: The condition's picture.
-    """
+    """A condition's picture on disk, the name of its kind, and a prompt."""
 
     prompt: str
     kind: str
@@ -33,14 +27,7 @@ class Example:
 def read_examples(folder: str | Path = EXAMPLES) -> list[Example]:
     """Read `examples.jsonl`: one object a line with `modality`, `condition` and `prompt`.
 
-    Args:
-        folder: The folder that holds it; paths of conditions are relative to it.
-
-    Returns:
-        The examples in the order of the file.
-
-    Raises:
-        ValueError: If the kind of a condition is unknown.
+    Paths of conditions are relative to the folder.
     """
     rows = map(json.loads, (Path(folder) / "examples.jsonl").read_text().splitlines())
     return [
@@ -57,14 +44,7 @@ def write_examples(
     sketch_seeds: Sequence[int] = SKETCH_SEEDS,
     size_px: int = 256,
 ) -> None:
-    """Draw the examples anew, with the first caption of each face as its prompt.
-
-    Args:
-        folder: Where `examples.jsonl` and the PNG files go.
-        mask_seeds: Rendered faces to take masks of.
-        sketch_seeds: Rendered faces to take sketches of.
-        size_px: Side of the pictures.
-    """
+    """Draw the examples anew, with the first caption of each face as its prompt."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -46,32 +46,17 @@ class RenderedFace:
 
 
 def render_face(seed: int, size: int = 128) -> RenderedFace:
-    """The face of a seed, drawn and described; equal for equal seeds.
-
-    Args:
-        seed: any non-negative integer.
-        size: side of the square picture in pixels.
-
-    Returns:
-        The face.
-    """
+    """The face of a seed, drawn and described; equal for equal seeds. `size` is in pixels."""
     attributes = sample_attributes(seed)
     image, labels, sketch = draw(attributes, size)
     return RenderedFace(image, labels, sketch, attributes, captions(attributes, seed))
 
 
 def draw(attributes: FaceAttributes, size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a face.
+    """Draw a face: image uint8 [S, S, 3], labels and sketch uint8 [S, S].
 
-    Args:
-        attributes: the face.
-        size: side of the square picture in pixels; the scene is the same at every size.
-
-    Returns:
-        Image uint8 [S, S, 3], labels uint8 [S, S] and sketch uint8 [S, S].
-
-    Raises:
-        ValueError: if `size` is below 16, where parts of the face would vanish.
+    The scene is the same at every size. Below 16 pixels, parts of the face would vanish:
+    ValueError.
     """
     if size < MIN_SIZE:
         raise ValueError(f"size is {size}; a face needs at least {MIN_SIZE} pixels")

@@ -14,12 +14,7 @@ LIP = 0.036
 
 
 def draw_nose(scene: Scene, face: np.ndarray) -> None:
-    """The nose: a region in the label map, shade and a few lines in the others.
-
-    Args:
-        scene: drawn up to the skin.
-        face: coverage of the face, [S, S] in [0, 1].
-    """
+    """The nose: a region in the label map, shade and a few lines in the others."""
     f = scene.face
     tip, w = 0.042 * f.yaw, f.nose_width
     outline = _nose_outline(f, tip)
@@ -66,14 +61,7 @@ def _nose_outline(f: FaceAttributes, tip: float) -> np.ndarray:
 
 
 def _shade_nose(scene: Scene, face: np.ndarray, nose: np.ndarray, tip: float) -> None:
-    """Shadow beside and below the nose, light on its bridge and tip.
-
-    Args:
-        scene: drawn up to the skin.
-        face: coverage of the face, [S, S] in [0, 1].
-        nose: coverage of the nose, [S, S] in [0, 1].
-        tip: how far the tip has turned, in fractions of the side.
-    """
+    """Shadow beside and below the nose, light on its bridge and tip."""
     # The side away from the light; under even light, the side that is turned away.
     side = -scene.light if scene.light else (1.0 if scene.face.yaw < 0 else -1.0)
     soft = scene.blur(nose, 0.016)
@@ -107,16 +95,10 @@ def draw_mouth(scene: Scene) -> None:
 
 
 def _lips(f: FaceAttributes, x: float, gap: float) -> tuple[np.ndarray, ...]:
-    """The curves of a mouth in head coordinates.
+    """The curves of a mouth in head coordinates, float64 [N, 2] each.
 
-    Args:
-        f: the face.
-        x: middle of the mouth.
-        gap: how far it is open, in fractions of the side.
-
-    Returns:
-        Lower edge of the upper lip, upper edge of the lower lip, and the outlines of what lies
-        between them, of the upper and of the lower lip: float64 [N, 2] each.
+    Lower edge of the upper lip, upper edge of the lower lip, and the outlines of what lies between
+    them, of the upper and of the lower lip.
     """
     y, w = MOUTH_Y, f.mouth_width
     rise = {"open smile": 0.032, "smile": 0.034, "serious": 0.014}[f.expression]
@@ -143,14 +125,7 @@ def _lips(f: FaceAttributes, x: float, gap: float) -> tuple[np.ndarray, ...]:
 
 
 def _draw_teeth(scene: Scene, opening: np.ndarray, x: float, gap: float) -> None:
-    """The inside of an open mouth.
-
-    Args:
-        scene: drawn up to the nose.
-        opening: placed outline of the opening, [N, 2].
-        x: middle of the mouth.
-        gap: how far it is open, in fractions of the side.
-    """
+    """The inside of an open mouth."""
     alpha = scene.mask(opening)
     scene.fill(alpha, np.array((96, 30, 36), np.float32), "mouth")
     teeth = scene.mask(scene.place(ellipse(x, MOUTH_Y - 0.012, 0.1, 0.012 + gap * 0.72)))
@@ -165,13 +140,7 @@ def _draw_teeth(scene: Scene, opening: np.ndarray, x: float, gap: float) -> None
 
 
 def draw_eye(scene: Scene, side: float, label: str) -> None:
-    """One eye.
-
-    Args:
-        scene: drawn up to the mouth.
-        side: +1 on the picture's right, -1 on its left.
-        label: the eye's name in the label map.
-    """
+    """One eye; `side` is +1 on the picture's right, -1 on its left."""
     f = scene.face
     x, half, tall = side * EYE_X + 0.022 * f.yaw, EYE_HALF, f.eye_height / 2
     lid = [
@@ -198,13 +167,7 @@ def draw_eye(scene: Scene, side: float, label: str) -> None:
 
 
 def _draw_iris(scene: Scene, eye: np.ndarray, x: float) -> None:
-    """Iris and pupil, the shadow of the lid on them, and a glint.
-
-    Args:
-        scene: drawn up to the white of the eye.
-        eye: coverage of the opened eye, [S, S] in [0, 1].
-        x: middle of the eye.
-    """
+    """Iris and pupil, the shadow of the lid on them, and a glint."""
     f, y = scene.face, EYE_Y
     color = rgb(EYE_COLORS[f.eye_color])
     gaze = x + 0.012 * f.yaw
@@ -223,13 +186,7 @@ def _draw_iris(scene: Scene, eye: np.ndarray, x: float) -> None:
 
 
 def draw_brow(scene: Scene, side: float, label: str) -> None:
-    """One eyebrow.
-
-    Args:
-        scene: drawn up to the eye below it.
-        side: +1 on the picture's right, -1 on its left.
-        label: the brow's name in the label map.
-    """
+    """One eyebrow; `side` is +1 on the picture's right, -1 on its left."""
     f = scene.face
     mirrored, turn = (side, 1), (0.02 * f.yaw, 0)
     top = BROW_Y - f.brow_arch

@@ -38,14 +38,7 @@ def draw_front_hair(scene: Scene) -> None:
 
 
 def _paint_hair(scene: Scene, alpha: np.ndarray, locks: list[np.ndarray], sheen: float) -> None:
-    """A layer of hair with strands.
-
-    Args:
-        scene: drawn up to what the hair covers.
-        alpha: the layer's coverage, [S, S] in [0, 1].
-        locks: placed polylines that follow the style, alternately dark and pale.
-        sheen: height on the picture at which the hair shines most.
-    """
+    """A layer of hair; `locks` are strands, alternately dark and pale."""
     scene.fill(alpha, scene.lit(scene.hair, light=0.06), "hair")
     rim = alpha * (1 - scene.blur(alpha, 0.022))
     dark = scene.strokes(locks[::2], 0.007) * alpha

@@ -51,11 +51,7 @@ def draw_ears(scene: Scene) -> None:
 def draw_skin(scene: Scene) -> np.ndarray:
     """The face without its features, over the shadow it casts on the body.
 
-    Args:
-        scene: drawn up to the ears.
-
-    Returns:
-        Coverage of the face, float32 [S, S] in [0, 1].
+    Gives the coverage of the face, float32 [S, S] in [0, 1].
     """
     outline = scene.contour(_face_outline(scene.face))
     alpha = scene.mask(outline)
@@ -104,12 +100,7 @@ def _shade_skin(scene: Scene, face: np.ndarray) -> None:
 
 
 def _draw_beard(scene: Scene, face: np.ndarray) -> None:
-    """Beard and moustache as shade on the skin, which they stay in the label map.
-
-    Args:
-        scene: drawn up to the skin.
-        face: coverage of the face, [S, S] in [0, 1].
-    """
+    """Beard and moustache as shade on the skin, which they stay in the label map."""
     w = scene.face.face_width
     turn = 0.02 * scene.face.yaw
     half = [(w * 1.02, 0.0), (w * 0.9, 0.09), (w * 0.66, 0.175), (0.13, 0.182), (0.06, 0.178)]

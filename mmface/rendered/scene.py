@@ -68,12 +68,7 @@ class Scene:
     """
 
     def __init__(self, attributes: FaceAttributes, size: int) -> None:
-        """Start with a black picture, all background, and bare paper.
-
-        Args:
-            attributes: what will be drawn.
-            size: side of the square picture in pixels.
-        """
+        """Start with a black picture, all background, and bare paper."""
         self.face = attributes
         self.size = size
         self.rng = np.random.default_rng(attributes.texture_seed)
@@ -87,15 +82,7 @@ class Scene:
         self._origin = PIVOT + np.array((0.5 + attributes.shift_x, 0.5 + attributes.shift_y))
 
     def place(self, points: np.ndarray, head: bool = True) -> np.ndarray:
-        """Carry points to the picture.
-
-        Args:
-            points: [N, 2] in head coordinates or, without `head`, in body coordinates.
-            head: whether the points roll and scale with the head.
-
-        Returns:
-            Picture fractions, float64 [N, 2].
-        """
+        """Carry points of head (or body) coordinates, [N, 2], to fractions of the picture."""
         relative = np.asarray(points, np.float64) - PIVOT
         if head:
             cos, sin = np.cos(self.face.roll), np.sin(self.face.roll)
@@ -154,15 +141,9 @@ class Scene:
         return np.asarray(blurred, np.float32) / 255
 
     def cast(self, field: np.ndarray, radius: float, drop: float) -> np.ndarray:
-        """The soft shadow that a layer casts below itself.
+        """The soft shadow of a layer: strength, float32 [S, S] in [0, 1].
 
-        Args:
-            field: the layer's coverage, [S, S] in [0, 1].
-            radius: blur in fractions of the side.
-            drop: how far the shadow lies below the layer, in fractions of the side.
-
-        Returns:
-            The shadow's strength, float32 [S, S] in [0, 1].
+        `radius` of the blur and `drop` below the layer are fractions of the side.
         """
         return np.roll(self.blur(field, radius), round(drop * self.size), 0)
 
@@ -172,15 +153,9 @@ class Scene:
         return np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
 
     def lit(self, color: Hue, light: float = 0.1, fall: float = 0.06) -> np.ndarray:
-        """A colour under the scene's light.
+        """A colour, [3] or [3, S, S], under the scene's light: float32 [3, S, S].
 
-        Args:
-            color: [3] or [3, S, S].
-            light: how much brighter it is towards the light, relative to its own brightness.
-            fall: how much brighter it is at the top than at the bottom of the picture.
-
-        Returns:
-            The shaded colour, float32 [3, S, S].
+        `light` is how much brighter it is towards the light, `fall` at the top than at the bottom.
         """
         across = (self.x - 0.5 - self.face.shift_x) * 3
         shade = 1 + light * np.clip(self.light * across, -1, 1) + fall * (0.5 - self.y)
@@ -189,13 +164,9 @@ class Scene:
     def fill(
         self, alpha: np.ndarray, color: Hue, label: str | None = None, hide: bool = True
     ) -> None:
-        """Lay a colour over the picture.
+        """Lay a colour over the picture; without a label, labels stay as they are.
 
-        Args:
-            alpha: the layer's coverage, [S, S] in [0, 1].
-            color: [3] or [3, S, S].
-            label: what the layer is in the label map; without it, labels stay as they are.
-            hide: whether the layer covers the pencil lines below it.
+        `hide`: whether the layer covers the pencil lines below it.
         """
         self.pixels += alpha * (planes(color) - self.pixels)
         if label is not None:
@@ -230,13 +201,9 @@ class Scene:
         strength: float,
         clip: np.ndarray | None = None,
     ) -> None:
-        """Add pencil lines to the sketch.
+        """Add pencil lines to the sketch, as dark as `strength`, at most 1.
 
-        Args:
-            lines: placed polylines.
-            width: in fractions of the side.
-            strength: 1 for the darkest.
-            clip: [S, S] in [0, 1], how much of the lines may be seen where.
+        `clip`, [S, S] in [0, 1], is how much of the lines may be seen where.
         """
         stroke = self.strokes(lines, width) * strength
         self.add_ink(stroke if clip is None else stroke * clip)

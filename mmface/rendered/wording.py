@@ -154,15 +154,10 @@ def _phrases(a: FaceAttributes, rng: np.random.Generator) -> dict[str, str]:
 
 
 def captions(attributes: FaceAttributes, seed: int) -> tuple[str, ...]:
-    """Describe a face six times in different words.
+    """Describe a face six times in different words, 12 to 45 each.
 
-    Args:
-        attributes: the face.
-        seed: chooses templates and synonyms.
-
-    Returns:
-        Six captions of 12 to 45 words. The first four name hair (or baldness), clothes and
-        background with their colours; the last two leave some of these out.
+    The first four name hair (or baldness), clothes and background with their colours; the last two
+    leave some of these out.
     """
     rng = np.random.default_rng((seed, 1))
     full = rng.permutation(len(FULL_TEMPLATES))[:4]

@@ -10,15 +10,19 @@ from omegaconf import DictConfig
 
 from mmface.core.command_line import ending
 
+TYPED = {"job": "", "job.protocol": ""}
+"""A job's settings are typed without its name."""
+
 
 @hydra.main(config_path="../configs", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run the evaluation that the composed config describes, and print its table."""
-    with ending():
+    with ending(TYPED):
         report = instantiate(config.job, _convert_="all").report()
     if report:
         print(report)
 
 
 if __name__ == "__main__":
-    main()
+    with ending(TYPED):
+        main()

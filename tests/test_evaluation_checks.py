@@ -63,7 +63,10 @@ def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["guidance_scales=[]"], "guidance_scales is empty; give at least one"),
+        (["guidance_scales=[]"], "error: guidance_scales is empty; give at least one"),
+        (["guidance_scales=[1,1]"], "error: guidance_scales must be a list of different numbers"),
+        (["protocol=none"], "Could not find 'protocol/none'"),
+        (["nope=1"], "Could not override 'nope'"),
         (["protocol=tiny", "method=[]"], "there is no method to measure"),
         (["protocol=tiny", "method=folder"], "no row of the table can be measured: Folder is"),
         (["protocol=tiny", "pipelines={flow: a, ddpm: b}"], "tiny-ddpm is skipped: not made"),
@@ -82,6 +85,7 @@ def test_what_cannot_be_measured_ends_with_one_line_and_status_2(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
+    assert "job" not in line
     assert said in line
 
 

@@ -1,8 +1,8 @@
 """A command: how it starts light, how what a person typed is checked, and how it ends.
 
-A mistake of the user's is a ValueError or an OSError that says what, where, and what to do. A command ends with
-it as one line on stderr and status 2. A `RunError`, such as a lost process, is one line and status
-1; anything else is a fault of the program and shows its stack.
+A mistake of the user's is a ValueError or an OSError that says what, where, and what to do. A
+command ends with it as one line on stderr and status 2. A `RunError`, such as a lost process, is
+one line and status 1; anything else is a fault of the program and shows its stack.
 """
 
 import math
@@ -184,7 +184,8 @@ def _line_of(error: Exception, keys: Mapping[str, str]) -> str | None:
             return message
         # "lr must be ..." names a setting of the part that was built.
         between = "." if re.match(r"\w+ (must|is) ", message) else ": "
-        return f"{typed(found[1], keys)}{between}{message}"
+        name = typed(found[1], keys)
+        return f"{name}{between}{message}" if name else message
     theirs = {base.__module__.partition(".")[0] for base in kind.__mro__} & {"hydra", "omegaconf"}
     return str(error) if theirs or isinstance(error, ValueError | OSError | RunError) else None
 
@@ -193,7 +194,7 @@ def typed(key: str, keys: Mapping[str, str]) -> str:
     """A config's key as it is typed; the longest of `keys` that it lies under decides."""
     for built in sorted(keys, key=len, reverse=True):
         if key == built or key.startswith(f"{built}."):
-            return keys[built] + key.removeprefix(built)
+            return (keys[built] + key.removeprefix(built)).lstrip(".")
     return key
 
 

@@ -27,13 +27,7 @@ CAPTIONER = "OpenGVLab/InternVL3-8B-hf"
 
 
 class CaptionRequest(NamedTuple):
-    """One prompt about one picture.
-
-    Attributes:
-        picture: The picture in RGB.
-        prompt: What is asked about it.
-        seed: Decides a sampled answer, whatever batch it is in.
-    """
+    """One prompt about one picture; the seed decides a sampled answer, whatever its batch."""
 
     picture: UInt8[np.ndarray, "height width 3"]
     prompt: str
@@ -41,12 +35,7 @@ class CaptionRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a model said.
-
-    Attributes:
-        text: Its words.
-        finished: Whether it came to its own end, rather than to the limit of tokens.
-    """
+    """What a model said; `finished` unless it came to the limit of tokens."""
 
     text: str
     finished: bool
@@ -70,13 +59,8 @@ class Captioner(Protocol):
 class CaptionerSettings:
     """Which captioner, and how it is run.
 
-    Attributes:
-        model: A hub id or folder.
-        revision: Commit, branch or tag of a hub id.
-        dtype: torch dtype name of the weights.
-        device: Where to run it.
-        max_new_tokens: Longest answer in tokens.
-        max_patches: Tiles of 448 pixels that a picture is cut into; 1 shows it whole, once.
+    `max_patches` is the number of 448-pixel tiles that a picture is cut into; 1 shows it whole,
+    once.
     """
 
     model: str = CAPTIONER
@@ -99,12 +83,6 @@ class KeyedSampling(LogitsProcessor):
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
-        """Set the rows' generators.
-
-        Args:
-            seeds: one number a row.
-            temperature: divides the logits, above 0.
-        """
         self.generators = [keyed_generator(seed) for seed in seeds]
         self.temperature = temperature
 
@@ -125,17 +103,9 @@ def generate(
     seeds: Sequence[int] = (),
     temperature: float = 0.0,
 ) -> tuple[Int[Tensor, "batch length"], list[bool]]:
-    """Continue left-padded texts.
+    """Continue left-padded texts; gives new tokens and which rows ended before the limit.
 
-    Args:
-        model: a generating model of transformers.
-        inputs: `input_ids`, `attention_mask` and whatever else the model reads.
-        max_new_tokens: longest continuation.
-        seeds: one number a row; needed above temperature 0.
-        temperature: 0 takes the likeliest token.
-
-    Returns:
-        The new tokens, and which rows came to their own end.
+    Temperature 0 takes the likeliest token; above 0, `seeds` holds one number a row.
     """
     noise = LogitsProcessorList([KeyedSampling(seeds, temperature)] if temperature > 0 else [])
     # A model's saved preference for sampling would draw from the global generator.
@@ -160,13 +130,6 @@ class TransformersCaptioner:
     def __init__(
         self, model: PreTrainedModel, processor: ProcessorMixin, settings: CaptionerSettings
     ) -> None:
-        """Wrap a model and its processor.
-
-        Args:
-            model: an image-text-to-text model.
-            processor: its processor, with a chat template.
-            settings: how it is run; its `model` and `revision` are recorded.
-        """
         self.model = model.eval().to(settings.device)
         self.processor = processor
         # Texts are continued at their right end, which padding there would separate.
@@ -175,18 +138,7 @@ class TransformersCaptioner:
 
     @classmethod
     def from_pretrained(cls, settings: CaptionerSettings) -> "TransformersCaptioner":
-        """Load the model and its processor.
-
-        Args:
-            settings: which one, and how it is run.
-
-        Returns:
-            The captioner.
-
-        Raises:
-            ValueError: if torchvision is missing, which InternVL's processor needs for its videos.
-            OSError: if there is no such model.
-        """
+        """Load model and processor; ValueError without torchvision, which InternVL's needs."""
         if find_spec("torchvision") is None:
             raise ValueError(
                 "captions need torchvision, which InternVL's processor imports: install the "
@@ -214,15 +166,7 @@ class TransformersCaptioner:
 
     @torch.no_grad()
     def answer(self, requests: Sequence[CaptionRequest], temperature: float = 0.0) -> list[Answer]:
-        """Answer requests as one batch.
-
-        Args:
-            requests: prompts about pictures.
-            temperature: 0 answers greedily; above it, a request's seed decides its answer.
-
-        Returns:
-            The answers in the same order.
-        """
+        """Answer requests as one batch; temperature 0 is greedy."""
         texts = [
             self.processor.apply_chat_template(
                 chat(request.prompt), tokenize=False, add_generation_prompt=True
@@ -255,14 +199,7 @@ class VllmCaptioner:
     """The same models by vLLM, which keeps a GPU busier; an extra that is installed apart."""
 
     def __init__(self, settings: CaptionerSettings) -> None:
-        """Load the model.
-
-        Args:
-            settings: which one, and how it is run; vLLM chooses the device.
-
-        Raises:
-            ValueError: if vLLM is not installed.
-        """
+        """Load the model; vLLM chooses the device. ValueError if vLLM is not installed."""
         if find_spec("vllm") is None:
             raise ValueError(
                 "vLLM is not installed: pip install vllm, or take the transformers engine"
@@ -293,15 +230,7 @@ class VllmCaptioner:
         }
 
     def answer(self, requests: Sequence[CaptionRequest], temperature: float = 0.0) -> list[Answer]:
-        """Answer requests; vLLM makes its own batches of them.
-
-        Args:
-            requests: prompts about pictures.
-            temperature: 0 answers greedily; above it, a request's seed decides its answer.
-
-        Returns:
-            The answers in the same order.
-        """
+        """Answer requests; vLLM makes its own batches of them."""
         from vllm import SamplingParams
 
         limit = self.settings.max_new_tokens

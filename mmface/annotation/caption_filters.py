@@ -25,7 +25,6 @@ def words(text: str) -> list[str]:
 
 
 def _kept(text: str, is_artefact: Callable[[str], object]) -> str:
-    """Drop the sentences that are artefacts."""
     return " ".join(sentence for sentence in sentences(text) if not is_artefact(sentence))
 
 
@@ -138,18 +137,10 @@ def without_talk(text: str) -> str:
 
 
 def without_prompt(text: str, prompt: str, length: int = 6) -> str:
-    """Drop sentences that repeat the prompt.
+    """Drop sentences that repeat the prompt, or `length` of its words in a row.
 
-    With the prompt "Say only what can be seen.", "A man smiles. Say only what can be seen." ->
-    "A man smiles.".
-
-    Args:
-        text: the answer.
-        prompt: what was asked.
-        length: so many words in a row, or the whole sentence, make a repetition.
-
-    Returns:
-        The answer's other sentences.
+    With the prompt "Say only what can be seen.", "A man smiles. Say only what can be seen." -> "A
+    man smiles.".
     """
 
     def runs(part: str) -> set[tuple[str, ...]]:
@@ -285,12 +276,8 @@ _HANGING = frozenset(
 def without_unfinished_end(text: str, finished: bool = True) -> str:
     """End with a full sentence: "A man smiles. He wears a" -> "A man smiles.".
 
-    Args:
-        text: the answer.
-        finished: whether the captioner came to its end; if not, the last word may be half a word.
-
-    Returns:
-        The text up to its last full sentence, or of an only one up to its last full phrase.
+    Of an only sentence the last full phrase is kept. If the answer is not finished, its last word
+    may be half a word.
     """
     parts = sentences(text)
     if not parts or (parts[-1][-1] in ".!?" and not parts[-1].endswith(("..", " ."))):
@@ -327,28 +314,14 @@ FILTERS: tuple[Filter, ...] = (
 
 @dataclass(frozen=True)
 class Filtered:
-    """A filtered answer.
-
-    Attributes:
-        text: The caption; empty if it was rejected.
-        changed_by: Names of the filters that changed it, in order.
-    """
+    """A filtered answer, empty if rejected, and the filters that changed it."""
 
     text: str
     changed_by: tuple[str, ...]
 
 
 def filter_caption(text: str, prompt: str = "", finished: bool = True) -> Filtered:
-    """Apply every filter.
-
-    Args:
-        text: the captioner's answer.
-        prompt: what it was asked.
-        finished: whether it came to its own end.
-
-    Returns:
-        The caption and who changed it.
-    """
+    """Apply every filter to a captioner's answer to the prompt."""
     chain: tuple[tuple[str, Filter], ...] = (
         ("without_control_text", without_control_text),
         ("without_markdown", without_markdown),

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CaptionPrompt:
-    """One question to a captioner.
-
-    Attributes:
-        name: Its identifier in a record; a changed text takes a new name.
-        text: What is asked.
-    """
+    """One question to a captioner; a changed text takes a new name, which records hold."""
 
     name: str
     text: str

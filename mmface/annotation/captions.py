@@ -18,17 +18,11 @@ from mmface.annotation.rewriting import MAX_TOKENS, Rewriter, cap_to_tokens
 
 @dataclass
 class CaptionDraft:
-    """The way of one caption from the captioner's answer to the text that is trained on.
+    """How one caption came about, from the captioner's answer to the text for training.
 
-    Attributes:
-        prompt: Name of the prompt.
-        text: The caption; empty if every answer was rejected.
-        answer: What the captioner said last.
-        attempts: How many answers it took.
-        filters: Names of the filters that changed the last answer, in order.
-        rejected_by: Names of what rejected an answer, one for each rejected answer.
-        rewrite: `none`, `unchanged`, `shortened` or `refused`.
-        capped: Whether it was cut to the text encoder's length.
+    `filters` changed the last answer; `rejected_by` names the cause of each rejected answer;
+    `rewrite` is `none`, `unchanged`, `shortened` or `refused`; `capped` tells whether the caption
+    was cut to the text encoder's length.
     """
 
     prompt: str
@@ -45,19 +39,10 @@ class CaptionDraft:
 class PictureCaptioner:
     """Captions pictures: each prompt is answered, filtered, rewritten and capped.
 
-    The first answer is greedy. A rejected one is asked for again, sampled with a seed that depends
-    on the picture's id, the prompt and the attempt alone.
-
-    Attributes:
-        captioner: Answers the prompts.
-        tokenizer: The text encoder's own tokenizer, which decides the cap.
-        rewriter: Takes unsupported claims out; None leaves captions as they are filtered.
-        prompts: What is asked about each picture.
-        num_attempts: Most answers to one prompt.
-        temperature: Of the sampled answers.
-        seed: Of the sampled answers.
-        batch_size: Answers and rewrites at a time.
-        max_tokens: Cap on a caption's tokens, start and end included.
+    The first answer is greedy. After a rejected one, the next is sampled with a seed that depends
+    on the picture's id, the prompt and the attempt alone. `tokenizer` is the text encoder's, which
+    decides the cap of `max_tokens`, start and end included. Without a rewriter captions stay as
+    filtered.
     """
 
     captioner: Captioner
@@ -86,15 +71,10 @@ class PictureCaptioner:
     def caption(
         self, ids: Sequence[str], pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> list[dict[str, Any]]:
-        """Caption pictures.
+        """Caption RGB pictures of any sizes; gives a JSON record for each.
 
-        Args:
-            ids: what the pictures are called.
-            pictures: RGB pictures, of any sizes.
-
-        Returns:
-            A JSON record for each picture: `id`, `captions`, how each came about (`drafts`), the
-            `counts` of what happened to them, and `made_by`.
+        A record holds `id`, `captions`, `drafts` (how each came about), `counts` of what happened,
+        and `made_by`.
         """
         drafts = [[CaptionDraft(prompt.name) for prompt in self.prompts] for _ in ids]
         for attempt in range(self.num_attempts):
@@ -115,7 +95,6 @@ class PictureCaptioner:
         pictures: Sequence[np.ndarray],
         drafts: list[list[CaptionDraft]],
     ) -> None:
-        """Answer every prompt that has no caption yet."""
         open_places = [
             (row, column)
             for row, of_picture in enumerate(drafts)
@@ -148,7 +127,6 @@ class PictureCaptioner:
                     draft.text = found.text
 
     def _finish(self, drafts: Sequence[CaptionDraft]) -> None:
-        """Rewrite and cap accepted captions."""
         if self.rewriter is not None:
             rewrites = self.rewriter.rewrite([draft.text for draft in drafts])
             for draft, rewrite in zip(drafts, rewrites, strict=True):

@@ -49,19 +49,10 @@ TOKENIZER = "openai/clip-vit-large-patch14"
 
 
 def read_source(source: str | Path) -> Manifest:
-    """Read a manifest, or make one of a folder's pictures, sub-folders included.
+    """Read a manifest, or list a folder's pictures, sub-folders included.
 
-    Args:
-        source: a manifest's file, or a folder; there a picture's id is its path in the folder
-            without the suffix.
-
-    Returns:
-        The manifest; a folder's is not written, and all of it is the training split.
-
-    Raises:
-        FileNotFoundError: if there is nothing of this name.
-        ValueError: if it is no manifest, has no pictures, two pictures would have one id, or an
-            id cannot be a file's name.
+    A folder's picture has its path without the suffix as id, and is in the training split.
+    ValueError if two pictures would have one id.
     """
     source = Path(source)
     manifest = _folder_manifest(source) if source.is_dir() else Manifest.read(source)
@@ -88,7 +79,7 @@ def _folder_manifest(folder: Path) -> Manifest:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Read width and height, upright, off a file's head; 1 x 1 if that cannot be read."""
+    """Upright width and height from a file's head; 1 x 1 if that cannot be read."""
     try:
         with Image.open(path) as picture:
             lying = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
@@ -104,13 +95,9 @@ _ORIENTATION = 0x0112
 class Work:
     """Which pictures, by which process, to where.
 
-    Attributes:
-        source: A manifest or a folder of pictures.
-        out: The folder of the annotations and of the updated manifest.
-        shard: `i/n`: every n-th picture from the i-th on; None takes the process's number among
-            those that torchrun or accelerate started.
-        batch_size: Pictures at a time.
-        device: A torch device; None takes the process's own GPU if there is one.
+    `shard` is `i/n`, every n-th picture from the i-th on; None takes the process's number among
+    those that torchrun or accelerate started. Device None takes the process's own GPU if there is
+    one.
     """
 
     source: Path
@@ -126,11 +113,7 @@ class Work:
 
     @property
     def share(self) -> tuple[int, int]:
-        """This process's number and how many there are.
-
-        Raises:
-            ValueError: if the shard is not written `i/n` with 0 <= i < n.
-        """
+        """This process's number and how many there are; ValueError unless 0 <= i < n."""
         if self.shard is None:
             state = joined_processes()
             return state.process_index, state.num_processes
@@ -142,15 +125,9 @@ class Work:
     def conditions(
         self, annotator: PictureAnnotator, kind: ConditionKind, reading: str | None = None
     ) -> int:
-        """Make a condition of each picture; returns the exit status.
+        """Make a condition of each picture; exit status 1 if pictures could not be read.
 
-        Args:
-            annotator: makes the conditions.
-            kind: what it makes.
-            reading: how it writes them, as the manifest records it; the kind's default if None.
-
-        Returns:
-            0, or 1 if pictures could not be read.
+        `reading` is how the manifest records the values, by default as the kind does.
         """
         said = {kind.reading.field: reading or kind.reading.default} if kind.reading else {}
         manifest = read_source(self.source)
@@ -167,14 +144,7 @@ class Work:
         return self._finish(moved, scan, outcome)
 
     def captions(self, captioner: PictureCaptioner) -> int:
-        """Caption the pictures; returns the exit status.
-
-        Args:
-            captioner: makes the captions.
-
-        Returns:
-            0, or 1 if pictures could not be read.
-        """
+        """Caption the pictures; exit status 1 if some could not be read."""
         manifest = read_source(self.source)
         # A picture is asked all prompts at once; its answers are cut into batches again.
         num_pictures = -(-self.batch_size // len(captioner.prompts))
@@ -201,7 +171,6 @@ class Work:
             )
 
     def _mine(self, manifest: Manifest) -> list[Item]:
-        """List this process's pictures."""
         index, count = self.share
         mine = manifest.records[index::count]
         return [Item(record.id, manifest.path.parent / record.image) for record in mine]
@@ -229,12 +198,9 @@ class Work:
 class Models:
     """What annotates. A hub id may carry its revision, `id@commit`; a weights file its SHA-256.
 
-    Attributes:
-        model: Parser, weights of U2-Net, or captioner; None takes the kind's default.
-        rewriter: Language model that shortens captions; None goes without.
-        tokenizer: The text encoder's tokenizer, which counts the cap of captions.
-        engine: What runs the captioner, a name in `ENGINES`.
-        seed: Of sampled answers.
+    `model` is the parser, U2-Net's weights or the captioner, by default the kind's own; captions
+    are not rewritten if `rewriter` is None; `tokenizer`, the text encoder's, counts the cap of
+    captions.
     """
 
     model: str | None = None
@@ -254,19 +220,7 @@ class Models:
         return U2NetPortrait.from_file(*_named(self.model), device)
 
     def captioner(self, device: str, batch_size: int) -> PictureCaptioner:
-        """Load all that captions are made with.
-
-        Args:
-            device: where to run it.
-            batch_size: answers at a time.
-
-        Returns:
-            The captioner.
-
-        Raises:
-            ValueError: if there is no such engine, or it lacks a package.
-            OSError: if there is no such model.
-        """
+        """Load all that captions are made with; `batch_size` answers at a time."""
         if self.engine not in ENGINES:
             raise ValueError(f"there is no engine {self.engine!r}; known are {', '.join(ENGINES)}")
         settings = CaptionerSettings(*_named(self.model or CAPTIONER), device=device)
@@ -296,19 +250,9 @@ def _named(model: str) -> tuple[str, str | None]:
 
 
 def annotate(kind: str, work: Work, models: Models) -> int:
-    """Make one kind of annotation.
+    """Make `masks`, `sketches` or `captions`; exit status 1 if pictures could not be read.
 
-    Args:
-        kind: `masks`, `sketches` or `captions`.
-        work: which pictures, and to where.
-        models: what annotates.
-
-    Returns:
-        The exit status: 0, or 1 if pictures could not be read.
-
-    Raises:
-        BlockingIOError: if another run makes the same shard in the folder.
-        ValueError: if the input is at fault; see `read_source`, `Work` and `Models`.
+    BlockingIOError if another run makes the same shard in the folder.
     """
     if kind not in ("masks", "sketches", "captions"):
         raise ValueError(f"there is no annotation {kind!r}; known are masks, sketches, captions")
@@ -323,5 +267,4 @@ def annotate(kind: str, work: Work, models: Models) -> int:
 
 
 def _say(note: str) -> None:
-    """Tell the person at the terminal what came of the work."""
     print(f"note: {note}", file=sys.stderr)

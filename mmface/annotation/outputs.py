@@ -18,12 +18,7 @@ from mmface.core.journal import KEY_FILE, Lines, agree_on, complete_lines
 
 
 class Item(NamedTuple):
-    """A picture to annotate.
-
-    Attributes:
-        id: What it is called; unique, and the stem of its outputs' file names.
-        path: Where it lies.
-    """
+    """A picture to annotate; its unique id names the output files."""
 
     id: str
     path: Path
@@ -47,13 +42,7 @@ class PictureAnnotator(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run did.
-
-    Attributes:
-        num_made: Outputs that this run wrote.
-        num_skipped: Outputs that were there before.
-        unreadable: Ids of pictures that could not be read, and why.
-    """
+    """What a run wrote, found done before, and could not read (id: why)."""
 
     num_made: int = 0
     num_skipped: int = 0
@@ -68,19 +57,9 @@ def picture_output(folder: Path, item_id: str) -> Path:
 def write_pictures(
     items: Sequence[Item], annotator: PictureAnnotator, folder: Path, batch_size: int = 8
 ) -> Outcome:
-    """Annotate the pictures whose output is missing, each as a PNG of one channel.
+    """Write missing outputs as one-channel PNGs, `<id>.png` in the folder.
 
-    Args:
-        items: the pictures.
-        annotator: makes their masks or sketches.
-        folder: where `<id>.png` goes.
-        batch_size: pictures at a time.
-
-    Returns:
-        What was made, and what could not be read.
-
-    Raises:
-        ValueError: if the folder holds the work of another annotator.
+    ValueError if the folder holds the work of another annotator.
     """
     agree_on(folder / KEY_FILE, annotator.made_by)
     for each in {folder, *(picture_output(folder, item.id).parent for item in items)}:
@@ -105,18 +84,8 @@ def write_captions(
 ) -> Outcome:
     """Caption the pictures that no file of the folder has captions of.
 
-    Args:
-        items: this process's pictures.
-        captioner: makes their captions.
-        folder: where `captions-<i>-of-<n>.jsonl` goes, a line for each picture.
-        shard: this process's number and how many there are.
-        num_pictures: pictures at a time; a stopped run loses no more than these.
-
-    Returns:
-        What was made, and what could not be read.
-
-    Raises:
-        ValueError: if the folder holds the work of another captioner, or a broken line.
+    Writes `captions-<i>-of-<n>.jsonl`, a line for each picture; a stopped run loses at most
+    `num_pictures`. ValueError if the folder holds another captioner's work.
     """
     agree_on(folder / KEY_FILE, captioner.made_by)
     sweep(folder)
@@ -132,16 +101,9 @@ def write_captions(
 
 
 def read_captions(folder: Path) -> dict[str, list[str]]:
-    """Read the captions that all processes have written so far.
+    """Read the captions that all processes have written so far, by picture id.
 
-    Args:
-        folder: what `write_captions` wrote into.
-
-    Returns:
-        Captions by the pictures' ids. The line that another process is writing is left out.
-
-    Raises:
-        ValueError: if a complete line is no record.
+    The line that another process is writing is left out; ValueError for any other broken one.
     """
     captions: dict[str, list[str]] = {}
     for path in sorted(folder.glob("captions-*-of-*.jsonl")):

@@ -40,15 +40,7 @@ _GLUE = frozenset(
 
 @dataclass(frozen=True)
 class RewriterSettings:
-    """Which language model rewrites, and how it is run.
-
-    Attributes:
-        model: A hub id or folder.
-        revision: Commit, branch or tag of a hub id.
-        dtype: torch dtype name of the weights.
-        device: Where to run it.
-        max_new_tokens: Longest rewrite in tokens.
-    """
+    """Which language model rewrites, and how it is run."""
 
     model: str = REWRITER
     revision: str | None = None
@@ -58,22 +50,14 @@ class RewriterSettings:
 
 
 class Rewrite(NamedTuple):
-    """A caption after the rewriter.
-
-    Attributes:
-        text: The shortened caption, or the source where the rewrite was refused.
-        outcome: `unchanged`, `shortened` or `refused`.
-    """
+    """The shortened caption, or its source if refused; `unchanged`, `shortened` or `refused`."""
 
     text: str
     outcome: str
 
 
 def content_words(text: str) -> list[str]:
-    """List the words that claim something, in order: all but articles and other glue.
-
-    Words that deny ("no", "not", "without") claim something too.
-    """
+    """List the words, in order, that claim or deny something: all but articles and other glue."""
     return [word for word in words(text) if word not in _GLUE]
 
 
@@ -92,13 +76,6 @@ class Rewriter:
         tokenizer: PreTrainedTokenizerBase,
         settings: RewriterSettings,
     ) -> None:
-        """Wrap a language model.
-
-        Args:
-            model: a causal language model.
-            tokenizer: its tokenizer, with a chat template.
-            settings: how it is run; its `model` and `revision` are recorded.
-        """
         self.model = model.eval().to(settings.device)
         self.tokenizer = tokenizer
         self.tokenizer.padding_side = "left"
@@ -127,14 +104,7 @@ class Rewriter:
         }
 
     def rewrite(self, captions: Sequence[str]) -> list[Rewrite]:
-        """Take unsupported claims out of captions, as one batch.
-
-        Args:
-            captions: filtered captions.
-
-        Returns:
-            The rewrites in the same order; a refused one is the caption itself.
-        """
+        """Take unsupported claims out of captions, as one batch; refused, a caption stays."""
         if not captions:
             return []
         return [
@@ -176,21 +146,10 @@ def num_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
 def cap_to_tokens(
     caption: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int = MAX_TOKENS
 ) -> str:
-    """Shorten a caption until the text encoder can hear all of it.
+    """Shorten a caption to the text encoder's limit, start and end tokens included.
 
-    It keeps the most whole sentences that fit; if not even the first does, the most whole
-    clauses of it; if not even the first clause does, the most words.
-
-    Args:
-        caption: a caption.
-        tokenizer: the text encoder's own tokenizer.
-        max_tokens: the most tokens, start and end included.
-
-    Returns:
-        The caption, or a beginning of it that ends in a full stop.
-
-    Raises:
-        ValueError: if not one word fits.
+    It keeps the most whole sentences that fit; if not even the first does, the most whole clauses
+    of it; if not even the first clause does, the most words. ValueError if not one word fits.
     """
     if num_tokens(caption, tokenizer) <= max_tokens:
         return caption

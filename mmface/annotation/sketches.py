@@ -31,16 +31,13 @@ class PencilSketch:
 
     A difference of Gaussians of the logarithm, so that a shadow is drawn like a light place, is
     averaged along the lines, which joins what noise has broken; a soft threshold makes strokes of
-    it. The paper's filled dark areas are left out: a pencil drawing has lines alone. All lengths
-    are fractions of the shorter side: a picture gives the same drawing at every resolution.
+    it. The paper's filled dark areas are left out: a pencil drawing has lines alone.
 
-    Attributes:
-        line_width: standard deviation of the inner Gaussian, as a fraction of the shorter side.
-        threshold: difference of log brightness up to which paper stays white.
-        hardness: how fast a line turns black with the difference above the threshold.
-        flow_width: standard deviation of the structure tensor's smoothing, as line_width.
-        stroke_length: standard deviation of the average along a line, in inner deviations.
-        device: where it is computed.
+        Standard deviations: `line_width` of the inner Gaussian and `flow_width` of the structure
+            tensor's smoothing, as fractions of the shorter side, so that a picture gives the same
+            drawing at every resolution; `stroke_length`, of the average along a line, in inner
+            deviations. Paper stays white up to `threshold`, a difference of log brightness;
+            `hardness` is how fast a line turns black above it.
     """
 
     line_width: float = 0.003
@@ -62,14 +59,7 @@ class PencilSketch:
     def __call__(
         self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> list[UInt8[np.ndarray, "_ _"]]:
-        """Draw pictures in pencil.
-
-        Args:
-            pictures: RGB pictures, of any sizes.
-
-        Returns:
-            Their sketches in grey.
-        """
+        """Draw RGB pictures of any sizes in pencil, in grey."""
         return [self._draw(picture) for picture in pictures]
 
     def _draw(self, picture: np.ndarray) -> np.ndarray:
@@ -97,13 +87,6 @@ class U2NetPortrait:
     _mean, _std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, model: U2Net, weights: str = "", device: str = "cpu") -> None:
-        """Wrap a network.
-
-        Args:
-            model: the network with its weights.
-            weights: SHA-256 of their file, for the record.
-            device: where to run it.
-        """
         self.model = model.eval().to(device)
         self.weights, self.device = weights, device
 
@@ -111,19 +94,9 @@ class U2NetPortrait:
     def from_file(
         cls, path: str | Path, sha256: str | None = None, device: str = "cpu"
     ) -> "U2NetPortrait":
-        """Load the published weights, `u2net_portrait.pth`, or a safetensors copy of them.
+        """Load the published `u2net_portrait.pth`, or a safetensors copy of it.
 
-        Args:
-            path: the file.
-            sha256: what the file's SHA-256 must be, in hex; None takes any.
-            device: where to run the network.
-
-        Returns:
-            The sketcher.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is another file than asked for, or no weights of U2-Net.
+        ValueError if its SHA-256 is not the given one, or it holds no weights of U2-Net.
         """
         path = Path(path)
         if not path.is_file():
@@ -152,14 +125,7 @@ class U2NetPortrait:
     def __call__(
         self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> list[UInt8[np.ndarray, "_ _"]]:
-        """Draw pictures as portraits.
-
-        Args:
-            pictures: RGB pictures, of any sizes; they are one batch.
-
-        Returns:
-            Their sketches in grey.
-        """
+        """Draw RGB pictures of any sizes as grey portraits, as one batch."""
         pixels = torch.stack([self._pixels(picture) for picture in pictures])
         drawn = 1 - self.model(pixels.to(self.device)).float()
         sketches = []

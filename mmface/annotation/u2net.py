@@ -1,7 +1,7 @@
-"""U2-Net (arXiv 2005.09007), the network of the paper's sketches, with the published names.
+"""U2-Net (arXiv 2005.09007), the network of the paper's sketches.
 
-A U of U's: six encoder stages and five decoder stages, each of which is a small U itself. Names
-of modules are those of the published weights, so that their state dict loads as it is.
+A U of U's: six encoder stages and five decoder stages, each a small U itself. Modules have the
+names of the published weights, so that their state dict loads as it is.
 """
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 
 def _resized(values: Tensor, like: Tensor) -> Tensor:
-    """Resize feature maps to the height and width of others."""
     return F.interpolate(values, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -34,14 +33,7 @@ class ResidualU(nn.Module):
     """A residual U-block: RSU-`depth` where maps are pooled between levels."""
 
     def __init__(self, depth: int, in_channels: int, mid_channels: int, out_channels: int) -> None:
-        """Build the block.
-
-        Args:
-            depth: number of levels, the dilated bottom one included.
-            in_channels: channels of the input.
-            mid_channels: channels inside the U.
-            out_channels: channels of the output.
-        """
+        """Build a U of `depth` levels, the dilated bottom one included."""
         super().__init__()
         self.depth = depth
         self.rebnconvin = ConvBlock(in_channels, out_channels)
@@ -103,12 +95,7 @@ class U2Net(nn.Module):
     """U2-Net for three channels in and one out; 44,009,869 parameters at the published width."""
 
     def __init__(self, width: int = 64) -> None:
-        """Build the network.
-
-        Args:
-            width: channels of the first stage's output; all others follow from it. The published
-                weights have 64.
-        """
+        """Build the network; the published weights have a width of 64."""
         super().__init__()
         w, half, quarter = width, width // 2, width // 4
         self.stage1 = ResidualU(7, 3, half, w)
@@ -129,14 +116,7 @@ class U2Net(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 1 height width"]:
-        """Give the map that fuses the six side outputs: the one that is used after training.
-
-        Args:
-            pixels: normalised pictures.
-
-        Returns:
-            The fused map's sigmoid, in [0, 1].
-        """
+        """Fuse the six side outputs of normalised pictures into a map in [0, 1]."""
         encoded, current = [], pixels
         for number in range(1, 7):
             encoded.append(self.get_submodule(f"stage{number}")(current))

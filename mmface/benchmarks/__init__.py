@@ -1,4 +1,4 @@
 """Speed, memory and exactness of the model beside a plain reference of it, in the same run.
 
-`suite.py` is the entry point. Nothing here is imported by what it measures.
+`suite.py` is the entry point. Nothing that is measured imports this room.
 """

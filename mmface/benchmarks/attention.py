@@ -1,4 +1,4 @@
-"""Attention alone: each kernel that the device has, and padded heads, beside torch's own choice.
+"""Attention alone: each kernel of the device, and padded heads, beside torch's own choice.
 
 A head of the paper's model has 72 numbers. Kernels round that up, most of them to 96 or 128.
 """

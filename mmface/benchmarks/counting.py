@@ -107,7 +107,7 @@ def forbidden_syncs(device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def count_compilation(model: MMFaceDiT, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-    """Count the graph breaks of a forward pass, and the compilations after the first call.
+    """Count a forward pass's `graph_breaks`, `recompiles` and `graphs`.
 
     `recompiles` are of three more calls of the same shape; `graphs` of two shapes.
     """

@@ -1,9 +1,9 @@
 """How things are measured: pairs in turn, medians of ratios, and a report that is always on disk.
 
 A figure is a ratio: the plain reference's time over ours, both measured in turn in one process, so
-that what else the machine does falls on both. On a CPU a process's own time counts, which other
-programs do not lengthen; on a GPU the time between two CUDA events. The time that stands for a
-measurement is the median over its pairs, and the spread the two quartiles of the ratio.
+that other load falls on both. On a CPU the process's own time counts, which other programs do not
+lengthen; on a GPU the time between two CUDA events. A measurement is given by the median over its
+pairs and the two quartiles of the ratio.
 """
 
 import gc
@@ -111,14 +111,11 @@ def write_trace(work: Work, path: Path, device: torch.device) -> None:
 
 @dataclass
 class Report:
-    """Measurements, on disk after each of them.
+    """Measurements, written to `path` (None for memory alone) after each of them.
 
-    Attributes:
-        path: The JSON file, or None to keep them in memory.
-        facts: What is true of the whole run: versions, device, sizes.
-        limit_s: Measurements are left out, and said to be, after this many seconds.
-        records: One a measurement: `family`, `case`, and its values or the reason why there are
-            none (`failed`).
+    `facts` are of the whole run: versions, device, sizes. After `limit_s` seconds, measurements are
+    left out and recorded as such. A record has `family`, `case`, and its values or the reason why
+    it `failed`.
     """
 
     path: Path | None

@@ -115,7 +115,6 @@ class OwnTraining:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
-        """Set up optimizer and average, as the trainer does."""
         self.model, self.objective, self.autocast = model.train(), RectifiedFlow(), autocast
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters)
@@ -151,7 +150,7 @@ class OwnTraining:
 def gradient_error(own: OwnTraining, plain: nn.Module) -> float:
     """Largest difference of any gradient over the largest gradient of the reference.
 
-    The null vector and the last block's unread text weights have no gradient on either side.
+    The null vector and the last block's unused text weights have no gradient on either side.
     """
     ours = own.released_gradients()
     pairs = [(ours[n], p.grad) for n, p in plain.named_parameters() if p.grad is not None]

@@ -42,7 +42,7 @@ def measure_encoding(bench: Bench) -> None:
 
 @torch.no_grad()
 def _decoding(bench: Bench) -> dict[str, float]:
-    """The VAE on a batch, its weights as convolutions read them, beside one latent at a time."""
+    """The VAE on a batch, weights laid out as convolutions read them, against single latents."""
     vae, side = bench.vae(), bench.size.sides[0]
     plain, codec = LatentCodec(copy.deepcopy(vae)), LatentCodec(vae)
     codec.vae.to(memory_format=torch.channels_last)

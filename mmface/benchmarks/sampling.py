@@ -27,13 +27,7 @@ REFERENCE_STEPS = 50
 
 
 class Course(NamedTuple):
-    """How a picture is sampled.
-
-    Attributes:
-        solver: A key of `RectifiedFlowTranslation.solvers`.
-        steps: Steps of the solver.
-        guided: From which share of the steps to which there is guidance.
-    """
+    """How a picture is sampled; guidance covers a range of fractions of the steps."""
 
     solver: str
     steps: int
@@ -157,8 +151,8 @@ def measure_fewer(bench: Bench) -> None:
 def _fewer(bench: Bench, pipeline: MMFacePipeline, num: int, course: Course) -> dict[str, float]:
     """Time all of ours, and a few steps of one picture of the reference.
 
-    The reference takes one step and one picture after the other, so that its time grows with both.
-    What it encodes is made before and not counted, what we encode is.
+    The reference takes one step and one picture after the other, so its time grows with both.
+    Encoding is counted for ours alone.
     """
     one, pictures = GuidedPictures(bench, pipeline, 1), GuidedPictures(bench, pipeline, num)
     steps = one.plain_steps(bench.models[1])

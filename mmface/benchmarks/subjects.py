@@ -29,16 +29,8 @@ TEXT_TOKENS = 77
 class Size:
     """The sizes of everything that is measured; the VAE makes pictures 8 times smaller.
 
-    Attributes:
-        model: Constructor arguments of `MMFaceDiT`.
-        sides: Sides of the square latents.
-        batches: Samples in a forward pass.
-        training: Side and number of samples of the training steps.
-        sampling_steps: Steps of a sampled picture.
-        pictures: Pictures sampled at once where throughput is measured.
-        text_layers: Layers of the text tower.
-        vae_channels: Channels of the VAE's four levels.
-        growth_depth: Blocks of the model whose growth with tokens and batch is measured.
+    `sides` are of square latents; `training` is side and number of samples; `growth_depth` is the
+    number of blocks whose growth with tokens and batch is measured.
     """
 
     model: Mapping[str, int]
@@ -108,7 +100,7 @@ def load_reference(path: str | Path) -> ModuleType:
 
 @torch.no_grad()
 def randomize(module: Any, seed: int = 0) -> Any:
-    """Fill the weights so that every layer matters and activations stay of order one.
+    """Fill the weights, in place, so that every layer matters and activations are of order one.
 
     AdaLN-Zero starts at zero, where half of the network would have nothing to do.
     """
@@ -201,15 +193,10 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 @dataclass
 class Bench:
-    """All that a family of measurements is given.
+    """What every family of measurements receives.
 
-    Attributes:
-        size: The sizes.
-        device: Where everything runs.
-        reference: The plain reference, `tests/plain_reference.py`.
-        report: Takes the measurements.
-        traces: Folder for profiler traces, or None for none.
-        peak_flops: Matrix products per second that the device was measured to reach, times 2.
+    `traces` is a folder for profiler traces, or None; `peak_flops` is the device's measured FLOP/s
+    of matrix products.
     """
 
     size: Size

@@ -44,11 +44,7 @@ def filled(room: Path, render: Render) -> str:
 
 
 def publish(room: Path, results: Mapping[str, Mapping[str, Any]], render: Render) -> Path:
-    """Store results by name, and write the README's sections anew.
-
-    Returns:
-        The README.
-    """
+    """Store results by name, write the README's sections anew, and give the README."""
     for name, content in results.items():
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_text(room / "results" / f"{name}.json", text)

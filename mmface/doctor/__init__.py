@@ -1,8 +1,8 @@
-"""The doctor: looks a data set over before it is trained on, and says what is wrong with it.
+"""The doctor: examines a data set before training, and says what is wrong with it.
 
 `findings` registers the checks, one function a kind: `lines` has those of the manifest's lines,
 `face_checks` those of one face, `set_checks` those of the whole. `examination` runs them, `cure`
-writes a manifest without what is wrong, `report` says it.
+writes a mended manifest, `report` prints and draws.
 """
 
 from pathlib import Path
@@ -34,19 +34,10 @@ def write_results(
     worst: str | Path | None = None,
     fixed: str | Path | None = None,
 ) -> str:
-    """Write the files that were asked for.
+    """Write the files that are not None: JSON findings, worst faces as PNG, mended manifest.
 
-    Args:
-        diagnosis: What was found.
-        report: JSON file of all findings, or None.
-        worst: PNG of the worst faces, or None; not written if nothing is wrong with any.
-        fixed: Manifest without what is wrong, or None.
-
-    Returns:
-        What was found and done, and where the files lie, in lines.
-
-    Raises:
-        ValueError: If the fixed manifest would replace the examined one.
+    Gives a text of what was found and where the files are. The PNG is not written if no face has a
+    finding; ValueError if the mended manifest would replace the examined one.
     """
     lines = [summary(diagnosis)]
     if fixed is not None:

@@ -1,8 +1,8 @@
 """Whether a mask or a sketch belongs to its photo: do its outlines lie on the photo's edges.
 
-All faces resemble each other where pictures are aligned, so that the agreement of a photo with
-an outline says little by itself. It is compared with what the photo has with other faces'
-outlines and what the outline has with other faces' photos:
+In aligned pictures all faces resemble each other, so a photo's agreement with an outline says
+little by itself. It is compared with the photo's agreement with other outlines, and the outline's
+with other photos:
 
     excess(photo, outline) = a(photo, outline) - mean a(photo, .) - mean a(., outline) + mean a
 
@@ -32,14 +32,9 @@ _TYPICAL = 0.75  # quantile of the own excesses; a set may be wrong in half of i
 
 
 def reference_of(faces: Sequence[Face], name: str) -> Reference | None:
-    """Gather what other faces look like.
+    """Gather the `mask` or `sketch` outlines of faces spread over the set.
 
-    Args:
-        faces: Faces spread over the set; those that lack a photo or an outline are left out.
-        name: `mask` or `sketch`.
-
-    Returns:
-        The reference, or None if there are too few faces, or all look the same.
+    None if too few faces have a photo and an outline, or all look the same.
     """
     usable = [each for each in faces if each.edges is not None and each.outline(name) is not None]
     if len(usable) < MIN_REFERENCES:
@@ -64,15 +59,9 @@ def reference_of(faces: Sequence[Face], name: str) -> Reference | None:
 
 
 def excess_of(face: Face, name: str, reference: Reference) -> float | None:
-    """Measure how much better an outline fits its photo than others' outlines do.
+    """How much better an outline fits its photo than others' do, in deviations.
 
-    Args:
-        face: The face.
-        name: `mask` or `sketch`.
-        reference: Other faces; the face itself may be among them.
-
-    Returns:
-        The excess in deviations, or None if there is nothing to measure.
+    None if there is nothing to measure. The reference may hold the face itself.
     """
     edges, outline = face.edges, face.outline(name)
     if edges is None or outline is None:

@@ -12,13 +12,7 @@ from mmface.doctor.findings import CHECKS, Finding, Repair
 
 @dataclass(frozen=True)
 class Cure:
-    """What was done.
-
-    Attributes:
-        manifest: The new manifest, as it was written.
-        done: By kind, how many findings were mended or left out.
-        left: By kind, how many findings it still has.
-    """
+    """The manifest as written; by kind, findings mended or left out, and those that stay."""
 
     manifest: Manifest
     done: Counter[str]
@@ -39,21 +33,11 @@ _DONE = {"drop": "left out", "repair": "mended", "none": "left as it is"}
 
 
 def cure(diagnosis: Diagnosis, out: str | Path) -> Cure:
-    """Write a manifest in which is mended what can be, and left out what cannot.
+    """Write a manifest without the faces and values that would fail or mislead training.
 
-    Faces with a file that is missing or broken, that are in the set twice, or whose mask or
-    sketch would teach something wrong are left out. Sizes, polarities, label formats that are
-    sure, and captions are mended.
-
-    Args:
-        diagnosis: What was found.
-        out: The manifest to write; not the examined one.
-
-    Returns:
-        What was done.
-
-    Raises:
-        ValueError: If `out` is the examined manifest itself.
+    Left out are faces with a missing or broken file, in the set twice, or with a mask or sketch
+    that would teach something wrong. Sizes, polarities, label formats that are sure, and captions
+    are mended. ValueError if `out` is the examined manifest.
     """
     manifest, out = diagnosis.reading.manifest, Path(out)
     if out.resolve() == manifest.path.resolve():

@@ -39,13 +39,7 @@ _FEW = 64  # faces that are examined sooner than processes start
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
-
-    Attributes:
-        reading: The manifest as it could be read.
-        patient: What the faces left behind.
-        findings: All that is wrong, by kind in the order of the checks.
-    """
+    """The manifest as far as it could be read, what its faces left behind, and all findings."""
 
     reading: LenientReading
     patient: Patient
@@ -66,19 +60,9 @@ def examine(
 ) -> Diagnosis:
     """Examine a data set; no file of it is changed.
 
-    Args:
-        manifest: The manifest's file.
-        size_px: Edge that the pictures are wanted for; smaller ones are reported.
-        tokenizer: Folder of the text encoder's tokenizer, to count captions in tokens.
-        store: Folder of latents that were made of the manifest, to see if they are stale.
-        num_workers: Processes; one a processor if None.
-
-    Returns:
-        The diagnosis.
-
-    Raises:
-        FileNotFoundError: If there is no such manifest.
-        ValueError: If its first line is no header of a manifest, or there is no such tokenizer.
+    `size_px` is the edge that pictures are wanted for, smaller ones are reported; `tokenizer` is
+    the text encoder's folder, to count captions in tokens; `store` holds latents of the manifest,
+    which may be stale. One process a processor if `num_workers` is None.
     """
     reading = read_leniently(manifest)
     examination = Examination(reading.manifest.path.parent, size_px, load_tokenizer(tokenizer))
@@ -99,17 +83,7 @@ def examine(
 
 
 def load_tokenizer(folder: str | Path | None) -> object:
-    """Load a tokenizer from a folder; None gives None.
-
-    Args:
-        folder: A folder that `save_pretrained` of a tokenizer filled.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ValueError: If there is none in the folder.
-    """
+    """Load a tokenizer from a folder; None gives None, and ValueError if it has none."""
     if folder is None:
         return None
     from transformers import AutoTokenizer  # takes seconds, and most examinations do without
@@ -121,14 +95,12 @@ def load_tokenizer(folder: str | Path | None) -> object:
 
 
 def _sample(manifest: Manifest) -> list[Record]:
-    """Take faces spread evenly over the set."""
     count = min(MAX_REFERENCES, len(manifest.records))
     places = np.linspace(0, len(manifest.records) - 1, count).round().astype(int)
     return [manifest.records[place] for place in places.tolist()]
 
 
 def _label_guesses(sample: Sequence[Record], folder: Path) -> Mapping[str, LabelFormatGuess]:
-    """Guess the formats of masks that do not look like what the manifest says."""
     pictures: dict[str, list[Image.Image]] = {}
     for record in sample:
         if record.mask is not None:
@@ -161,15 +133,7 @@ def _with_guess(record: Record, guesses: Mapping[str, LabelFormatGuess]) -> Reco
 
 
 def examine_face(record: Record, examination: Examination) -> ExaminedFace:
-    """Examine one face.
-
-    Args:
-        record: What the manifest says.
-        examination: What it is examined with.
-
-    Returns:
-        What is wrong with it, and what the checks of the whole set need of it.
-    """
+    """Examine one face for itself, and keep what the checks of the whole set need of it."""
     face = Face(record, examination)
     findings = [finding for each in checks_of("face") for finding in each.findings(face, record.id)]
     labels = face.labels
@@ -200,7 +164,6 @@ def _examine_in_worker(record: Record) -> ExaminedFace:
 def _mapped(
     records: Sequence[Record], examination: Examination, num_workers: int | None
 ) -> Iterator[Iterable[ExaminedFace]]:
-    """Examine faces in order, in processes if there are many."""
     num_workers = num_workers or os.cpu_count() or 1
     if len(records) <= _FEW or num_workers == 1:
         yield map(partial(examine_face, examination=examination), records)
@@ -211,7 +174,7 @@ def _mapped(
 
 
 def _gathered(reading: LenientReading, patient: Patient) -> list[Finding]:
-    """Put all findings in the order of the checks; a mirrored set is said once."""
+    """Put all findings in the order of the checks; a mirrored set is reported once."""
     found = list(reading.findings)
     for face in patient.faces:
         found += [

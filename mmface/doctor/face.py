@@ -36,12 +36,7 @@ _THUMB = 16
 
 
 class BadFile(NamedTuple):
-    """Why a file is no picture.
-
-    Attributes:
-        kind: `missing`, `unreadable` or `truncated`.
-        words: Why, in words.
-    """
+    """Why a file is no picture: `missing`, `unreadable` or `truncated`, and in words."""
 
     kind: str
     words: str
@@ -51,13 +46,10 @@ class BadFile(NamedTuple):
 class Reference:
     """What masks, or sketches, of other faces of the set look like.
 
-    Attributes:
-        ids: Names of the faces.
-        edges: float32 [faces, SIDE * SIDE]: the photos' edges, see `Face.edges`.
-        outlines: float32 [faces, SIDE * SIDE], see `Face.outline`.
-        agreement: float32 [faces, faces]: of each photo with each outline.
-        spread: Deviation of the excess of photos with others' outlines, see `alignment`.
-        typical_excess: Upper quartile of the own outlines' excess in units of `spread`.
+    `edges` and `outlines` are float32 [faces, SIDE * SIDE]; `agreement`, float32 [faces, faces], is
+    of each photo with each outline; `spread` is the deviation of the excess of photos with others'
+    outlines (see `alignment`), and `typical_excess` the upper quartile of the own outlines' excess
+    in units of it.
     """
 
     ids: tuple[str, ...]
@@ -72,11 +64,8 @@ class Reference:
 class Examination:
     """What all faces are examined with.
 
-    Attributes:
-        folder: The manifest's folder.
-        size_px: Edge that the pictures are wanted for, or None.
-        tokenizer: The text encoder's tokenizer, or None.
-        references: By `mask` and `sketch`, other faces; none where there are too few.
+    `folder` is the manifest's; `references` has `mask` and `sketch`, or neither where there are too
+    few faces.
     """
 
     folder: Path
@@ -87,14 +76,10 @@ class Examination:
 
 @dataclass
 class Face:
-    """One face.
+    """One face, its record, and what is wrong with its files.
 
-    Attributes:
-        record: What the manifest says.
-        examination: What it is examined with.
-        bad: What is wrong with its files, by field.
-        sizes: Width and height of its pictures, upright, by field.
-        sha256: Of the photo's file, or None.
+    `bad` and `sizes` (width and height, upright) are by field of the record; `sha256` is of the
+    photo's file.
     """
 
     record: Record
@@ -212,13 +197,9 @@ class Face:
         return None
 
     def outline(self, name: str) -> np.ndarray | None:
-        """Give the borders between a mask's classes, or a sketch's lines.
+        """Give a mask's class borders, or a sketch's lines: float32 [SIDE * SIDE] of sum 1.
 
-        Args:
-            name: `mask` or `sketch`.
-
-        Returns:
-            float32 [SIDE * SIDE] of sum 1, or None if there is no usable one.
+        None if the face has no usable one.
         """
         whole = self.labels if name == "mask" else self.own_sketch
         if not isinstance(whole, np.ndarray):

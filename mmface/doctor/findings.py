@@ -10,13 +10,7 @@ Cure = Literal["drop", "repair", "none"]
 
 
 class Repair(NamedTuple):
-    """A change of one field of a record.
-
-    Attributes:
-        field: Name of the field in `mmface.data.manifest.Record`.
-        value: What the field is to be; of `captions`, what takes the place of `of`, or None.
-        of: The caption that is replaced.
-    """
+    """A new value of one field of a record; of `captions`, what replaces `of`, or None."""
 
     field: str
     value: Any
@@ -24,13 +18,9 @@ class Repair(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a check says.
+    """What a check says: the file, what is wrong, and the record's repair if there is one.
 
-    Attributes:
-        file: Where it is: a picture, a line of the manifest, or a folder.
-        words: What was wrong.
-        id: The face, where the check looks at the whole set; None says no single face.
-        repair: What mends the record, if anything does.
+    `id` names the face where the check looks at the whole set; None is no single face.
     """
 
     file: str
@@ -41,16 +31,9 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """One thing that is wrong; `id` is None if it is the whole set.
 
-    Attributes:
-        id: The face's name, or None if it is the whole set.
-        file: The file that is wrong.
-        kind: A key of `CHECKS`.
-        severity: `error` where training would fail or learn wrong, else `warning`.
-        problem: What was wrong, in words.
-        remedy: What to do.
-        repair: What a fixed manifest says instead.
+    `kind` is a key of `CHECKS`; `severity` is `error` where training would fail or learn wrong.
     """
 
     id: str | None
@@ -66,13 +49,9 @@ class Finding:
 class Check:
     """One kind of finding.
 
-    Attributes:
-        kind: Its name.
-        level: Whether it looks at a line of the manifest, at one face or at the whole set.
-        severity: Of its findings.
-        remedy: What to do about them.
-        cure: What a fixed manifest does: leave the face out, repair the record, or nothing.
-        look: The function; its first line says what it finds.
+    `level` is what it looks at: a line of the manifest, a face or the whole set. `cure` is what a
+    fixed manifest does: leave the face out, repair the record, or nothing. The docstring of `look`
+    begins with what it finds.
     """
 
     kind: str
@@ -112,14 +91,7 @@ def check(
 ) -> Callable[[Callable[..., Iterator[Problem]]], Callable[..., Iterator[Problem]]]:
     """Make a function a check; its name is the kind.
 
-    Args:
-        level: What the function is given: a `lines.Line`, a `face.Face` or a `patient.Patient`.
-        severity: Of its findings.
-        remedy: What to do about them.
-        cure: What a fixed manifest does about them.
-
-    Returns:
-        The decorator.
+    `level` decides what it receives: a `lines.Line`, a `face.Face` or a `patient.Patient`.
     """
 
     def register(look: Callable[..., Iterator[Problem]]) -> Callable[..., Iterator[Problem]]:

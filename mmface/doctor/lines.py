@@ -12,13 +12,9 @@ from mmface.doctor.findings import Finding, Problem, check, checks_of
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a manifest.
+    """A line of a manifest: its JSON object (empty if it is none) and what is wrong with its form.
 
-    Attributes:
-        place: File and number of the line.
-        row: Its JSON object; empty if it is none.
-        taken: Where each id stands that the lines before it have.
-        fault: What is wrong with its form, or None.
+    `taken` maps the ids of the lines before it to their places.
     """
 
     place: str
@@ -61,12 +57,9 @@ def empty_caption(line: Line) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class LenientReading:
-    """What could be read of a manifest.
+    """The faces that could be read, without their empty captions, and what was wrong.
 
-    Attributes:
-        manifest: The faces whose lines are records, their empty captions taken out.
-        findings: What was wrong with the lines.
-        num_lines: Number of lines below the header.
+    `num_lines` counts the lines below the header.
     """
 
     manifest: Manifest
@@ -75,18 +68,7 @@ class LenientReading:
 
 
 def read_leniently(path: str | Path) -> LenientReading:
-    """Read a manifest, and go on after a line that is wrong.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The faces, and what is wrong with the other lines.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If its first line is no header of a manifest.
-    """
+    """Read a manifest, going on after wrong lines; ValueError if the header is none."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; scripts/dataset.py makes a manifest.")

@@ -15,16 +15,12 @@ from mmface.doctor.findings import Finding
 
 @dataclass(frozen=True)
 class ExaminedFace:
-    """What one face leaves behind.
+    """What one face leaves behind for the checks of the whole set; None where it has none.
 
-    Attributes:
-        findings: What is wrong with it.
-        sha256: Of the photo's file, or None.
-        thumb: uint8 [16, 16, 3]: the photo, or None.
-        frequencies: float32 [64], see `perceptual_hash.lowest_frequencies`, or None.
-        class_shares: float64 [19]: share of the mask's pixels, or None if it has no usable one.
-        off_palette_fraction: Of the mask's pixels, or None.
-        mirrored: Whether left and right are swapped in the mask; None if it does not say.
+    `thumb` is the photo, uint8 [16, 16, 3]; `frequencies`, float32 [64], are `perceptual_hash`'s
+    lowest; `class_shares`, float64 [19], and `off_palette_fraction` are fractions of the mask's
+    pixels; `mirrored` tells whether the mask's left and right are swapped, None if it cannot be
+    told.
     """
 
     findings: tuple[Finding, ...]
@@ -41,13 +37,10 @@ _KEPT_FIRST = ("test", "val", "train")
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A photo that is in the set more than once.
+    """A photo that is in the set more than once; `record` could go and `kept` stays.
 
-    Attributes:
-        record: The face that could go.
-        kept: The face that stays instead: one of the test split if there is one, and of these
-            the one with fewest findings.
-        same_file: Whether the two files are equal, not only alike.
+    Kept is one of the test split if there is one, and of these the one with fewest findings.
+    `same_file` tells equal files from pictures that look alike.
     """
 
     record: Record
@@ -57,14 +50,11 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Patient:
-    """A data set, examined face by face.
+    """A data set, examined face by face in the manifest's order.
 
-    Attributes:
-        manifest: The faces, as the manifest says them.
-        faces: What each of them left behind, in the manifest's order.
-        label_guesses: By label format in the manifest, what its masks look like.
-        typical_excess: By `mask` and `sketch`, see `face.Reference`.
-        store: Folder of latents that were made of the manifest, or None.
+    `label_guesses` maps a label format of the manifest to what its masks look like;
+    `typical_excess` is by `mask` and `sketch` (see `face.Reference`); `store` is the folder of its
+    latents.
     """
 
     manifest: Manifest

@@ -29,14 +29,7 @@ _COLUMNS, _MAX_ON_SHEET = 2, 16
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """Say what was found, a few lines a kind.
-
-    Args:
-        diagnosis: What was found.
-
-    Returns:
-        Text of several lines.
-    """
+    """Say what was found in a few lines a kind."""
     facts = statistics(diagnosis)
     splits = ", ".join(f"{count} {split}" for split, count in facts["splits"].items())
     lines = [f"{diagnosis.reading.manifest.path}: {facts['faces']} faces ({splits or 'none'})"]
@@ -60,14 +53,7 @@ def summary(diagnosis: Diagnosis) -> str:
 
 
 def statistics(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Count what the set holds.
-
-    Args:
-        diagnosis: What was found.
-
-    Returns:
-        Plain values: faces, splits, what faces lack, soft mask edges and the class histogram.
-    """
+    """Count faces, splits, what faces lack, soft mask edges and classes, as plain values."""
     records = diagnosis.reading.manifest.records
     patient = diagnosis.patient
     shares = [each.off_palette_fraction for each in patient.faces]
@@ -93,15 +79,7 @@ def statistics(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def write_report(diagnosis: Diagnosis, path: str | Path) -> Path:
-    """Write all findings as JSON, aside first and then under its name.
-
-    Args:
-        diagnosis: What was found.
-        path: The file.
-
-    Returns:
-        The file.
-    """
+    """Write all findings as JSON and give the file."""
     content = {
         "manifest": str(diagnosis.reading.manifest.path),
         "counts": dict(counts_by_kind(diagnosis.findings)),
@@ -121,15 +99,7 @@ def write_report(diagnosis: Diagnosis, path: str | Path) -> Path:
 
 
 def worst_faces(diagnosis: Diagnosis, count: int = _MAX_ON_SHEET) -> list[tuple[Record, str]]:
-    """Choose faces to look at: errors first, and each kind before a second one of any.
-
-    Args:
-        diagnosis: What was found.
-        count: How many at most.
-
-    Returns:
-        The faces and all that is wrong with each, in words.
-    """
+    """Choose faces to look at, with what is wrong: errors first, and every kind early."""
     records = {each.id: each for each in diagnosis.reading.manifest.records}
     words: dict[str, list[str]] = {}
     turns: dict[str, tuple[int, str]] = {}
@@ -146,14 +116,7 @@ def worst_faces(diagnosis: Diagnosis, count: int = _MAX_ON_SHEET) -> list[tuple[
 
 
 def sheet(diagnosis: Diagnosis) -> Image.Image | None:
-    """Draw the worst faces: photo and conditions side by side, and under them what is wrong.
-
-    Args:
-        diagnosis: What was found.
-
-    Returns:
-        An RGB picture on white, or None if nothing is wrong with any face.
-    """
+    """Draw the worst faces with what is wrong under them, RGB on white; None if there are none."""
     faces = worst_faces(diagnosis)
     if not faces:
         return None
@@ -177,7 +140,6 @@ def sheet(diagnosis: Diagnosis) -> Image.Image | None:
 
 
 def _draw_face(canvas: Image.Image, face: Face, words: str, corner: tuple[int, int]) -> None:
-    """Draw one face's pictures, its name and what is wrong with it."""
     draw, (left, top) = ImageDraw.Draw(canvas), corner
     font = ImageFont.load_default(size=_FONT_PX)
     for place, name in enumerate(_pictures()):

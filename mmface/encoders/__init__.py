@@ -1,7 +1,7 @@
 """The frozen networks around the transformer: VAEs, text towers and the face parser.
 
-Each says of itself what `Encoder` asks for: what it gives, its identity and its cost. Entry points
-are `LatentCodec` and `TextEncoder`; `mmface.encoders.face_parser` has `FaceParser`.
+`Encoder` is what each of them gives: its features, identity and cost. Entry points are
+`LatentCodec` and `TextEncoder`; `mmface.encoders.face_parser` has `FaceParser`.
 """
 
 from mmface.encoders.encoder import Encoder, Feature

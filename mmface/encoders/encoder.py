@@ -21,11 +21,9 @@ class Feature:
 class Encoder(Protocol):
     """A frozen network that turns pictures (or prompts) into features.
 
-    `size` is the height and width of the pictures in pixels; encoders of prompts ignore it. All
-    but `features` and `identity` also work with weights on the meta device.
-
-    Attributes:
-        source: The name, folder or hub id that it was loaded from.
+    `size` is the height and width of the pictures in pixels; encoders of prompts ignore it. All but
+    `features` and `identity` also work with weights on the meta device. `source` is the name,
+    folder or hub id that it was loaded from.
     """
 
     source: str
@@ -52,13 +50,9 @@ class Encoder(Protocol):
         ...
 
     def features(self, inputs: Any) -> Mapping[str, Tensor]:
-        """Encode a batch.
+        """Encode pictures, float [batch, 3, height, width] in [-1, 1], or a list of prompts.
 
-        Args:
-            inputs: Pictures, float [batch, 3, height, width] in [-1, 1]; or a list of prompts.
-
-        Returns:
-            The features that `gives` names, each [batch, *shape].
+        Gives the features that `gives` names, each [batch, *shape].
         """
         ...
 

@@ -38,16 +38,9 @@ class FaceParser:
         processor: BaseImageProcessor,
         source: str = "",
     ) -> None:
-        """Wrap a SegFormer and its preprocessor.
+        """Wrap a SegFormer with the classes of CelebAMask-HQ in their order, else ValueError.
 
-        Args:
-            model: The parser, with its classes' names in its config.
-            processor: Turns pictures into the pixels that it was trained on.
-            source: The folder or hub id that it was loaded from, for the record.
-
-        Raises:
-            ValueError: If its classes are not the CelebAMask-HQ classes in their order, or if its
-                preprocessor does not resize pictures to one size.
+        Its preprocessor must resize all pictures to one size.
         """
         names = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
         if names != LABELS:
@@ -65,21 +58,7 @@ class FaceParser:
     def from_pretrained(
         cls, path: str | Path = PARSER, revision: str | None = None, device: str = "cpu"
     ) -> "FaceParser":
-        """Load a parser in float32.
-
-        Args:
-            path: A folder with the SegFormer and its `preprocessor_config.json`, a hub id, or
-                `tiny-parser`, the built-in one.
-            revision: The commit, branch or tag of a hub id.
-            device: Where to run it.
-
-        Returns:
-            The parser, in eval mode.
-
-        Raises:
-            ValueError: If its classes are not the CelebAMask-HQ classes in their order.
-            OSError: If the model or its preprocessor's config is not there.
-        """
+        """Load a parser in float32 and eval mode: a folder, a hub id, or `tiny-parser`."""
         with opened("face parser", path, {TINY_PARSER.name: TINY_PARSER}) as source:
             model = SegformerForSemanticSegmentation.from_pretrained(
                 source, revision=revision, dtype=torch.float32
@@ -97,13 +76,9 @@ class FaceParser:
     def __call__(
         self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> list[UInt8[np.ndarray, "_ _"]]:
-        """Parse pictures; logits are brought to each picture's size before the argmax.
+        """Parse RGB pictures of any sizes as one batch, into label maps in the order of `LABELS`.
 
-        Args:
-            pictures: RGB pictures, of any sizes; they are one batch.
-
-        Returns:
-            Their label maps in the order of `LABELS`.
+        Logits are resized to each picture before the argmax.
         """
         opened = [Image.fromarray(picture) for picture in pictures]
         pixels = self.processor(opened, return_tensors="pt")["pixel_values"]

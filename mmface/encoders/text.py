@@ -16,11 +16,10 @@ from mmface.encoders.vae import execution_device
 
 
 class TextFeatures(NamedTuple):
-    """What the model hears of a prompt, in the text encoder's dtype.
+    """The text features that the model receives, in the text encoder's dtype.
 
-    Attributes:
-        pooled: The final layer's normalised state at the end-of-text token.
-        tokens: The state of every token before the last layer, padding included.
+    `pooled` is the final layer's normalised state at the end-of-text token; `tokens` are the states
+    before the last layer, padding included.
     """
 
     pooled: Float[Tensor, "batch text_dim"]
@@ -33,13 +32,7 @@ class TextEncoder:
     def __init__(
         self, text_model: CLIPTextModel, tokenizer: CLIPTokenizer, source: str = ""
     ) -> None:
-        """Wrap a text tower and its tokenizer.
-
-        Args:
-            text_model: The frozen tower; its device and dtype are followed when they change.
-            tokenizer: Its tokenizer.
-            source: The folder or hub id that both were loaded from, for the record.
-        """
+        """Wrap a frozen tower and its tokenizer; `source` is where they came from."""
         self.source = source
         self.text_model = text_model
         self.tokenizer = tokenizer
@@ -51,15 +44,7 @@ class TextEncoder:
     def from_pretrained(
         cls, folder: str | Path, dtype: torch.dtype = torch.float32
     ) -> "TextEncoder":
-        """Load the `text_encoder` and `tokenizer` of a saved pipeline, frozen.
-
-        Args:
-            folder: The pipeline's folder or hub id.
-            dtype: The dtype of the tower's weights.
-
-        Returns:
-            The encoder around the frozen tower.
-        """
+        """Load the `text_encoder` and `tokenizer` of a saved pipeline or hub id, frozen."""
         with opened("text encoder", folder) as source:
             text_model = CLIPTextModel.from_pretrained(
                 source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
@@ -68,14 +53,7 @@ class TextEncoder:
         return cls(text_model.requires_grad_(False).eval(), tokenizer, str(folder))
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts, padded and cut to `max_length` tokens.
-
-        Args:
-            prompts: At least one prompt; the empty string is the unconditional one.
-
-        Returns:
-            The features of each prompt.
-        """
+        """Encode at least one prompt, padded and cut to `max_length`; "" is unconditional."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -140,15 +118,7 @@ class TextEncoder:
 
 
 def meta_text_model(text_dim: int, max_length: int = 77) -> CLIPTextModel:
-    """Build the text tower of Stable Diffusion 2.1, or one of its shape at another width.
-
-    Args:
-        text_dim: Width of its features; 1024 is Stable Diffusion 2.1's.
-        max_length: Tokens of a prompt.
-
-    Returns:
-        The tower without weights, on the meta device.
-    """
+    """Build the text tower of Stable Diffusion 2.1, of any width, on the meta device."""
     with torch.device("meta"):
         return CLIPTextModel(
             CLIPTextConfig(

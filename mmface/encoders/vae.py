@@ -25,15 +25,8 @@ _VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderKLQwenImage]] = {
 class VaeSpec:
     """Where a VAE is found, and how its latents are normalised.
 
-    Attributes:
-        class_name: Its class in diffusers.
-        hub_id: An ungated repository on the Hugging Face hub.
-        subfolder: The folder inside that repository, or None.
-        channels: Latent channels.
-        scaling_factor: Multiplies latents after the shift; None if normalised per channel.
-        shift_factor: Subtracted from latents before scaling; None for no shift.
-        latents_mean: Mean of each latent channel, or None.
-        latents_std: Standard deviation of each latent channel, or None.
+    `hub_id` is an ungated repository. The KL family subtracts `shift_factor` (None for no shift),
+    then multiplies by `scaling_factor`; the others have a mean and a deviation of each channel.
     """
 
     class_name: str
@@ -128,17 +121,8 @@ with torch's MemTracker on fake tensors. What cuDNN takes beside them is not in 
 def meta_vae(name_or_path: str, channels: int | None = None) -> Vae:
     """Build a VAE without weights, on the meta device, for counting.
 
-    Args:
-        name_or_path: A name in `VAES`, which needs no download, or a folder with its config.
-        channels: Latent channels to assume of a folder or hub id that is not here: then it is
-            taken for one of the KL family.
-
-    Returns:
-        The VAE, its latents normalised as the name or folder says.
-
-    Raises:
-        FileNotFoundError: If it is neither, and no channels are given.
-        ValueError: If the folder holds no VAE of a known class.
+    A name in `VAES` needs no download. With `channels` given, a folder or hub id that is not here
+    is taken for a VAE of the KL family.
     """
     spec, folder = VAES.get(name_or_path), Path(name_or_path)
     with torch.device("meta"):
@@ -192,12 +176,7 @@ class LatentCodec:
     """
 
     def __init__(self, vae: Vae, source: str = "") -> None:
-        """Wrap a VAE.
-
-        Args:
-            vae: The frozen VAE; its device and dtype are followed when they change.
-            source: The name, folder or hub id that it was loaded from, for the record.
-        """
+        """Wrap a frozen VAE; `source` is the name, folder or hub id that it was loaded from."""
         self.vae = vae
         self.source = source
         config = vae.config
@@ -224,17 +203,8 @@ class LatentCodec:
     ) -> "LatentCodec":
         """Load a VAE by its name in `VAES`, from a folder, or by a hub id.
 
-        Args:
-            name_or_path: A name in `VAES`, whose normalisation is then written into the config; or
-                a folder or hub id, whose own config is kept.
-            subfolder: The folder inside that folder or repository; a name brings its own.
-            dtype: The dtype of the VAE's weights.
-
-        Returns:
-            The codec around the frozen VAE.
-
-        Raises:
-            ValueError: If the VAE's class is none that the codec knows.
+        A name's normalisation is written into the config and brings its own subfolder; a folder or
+        hub id keeps its config. ValueError for an unknown class of VAE.
         """
         spec = VAES.get(name_or_path)
         name, subfolder = (spec.hub_id, spec.subfolder) if spec else (name_or_path, subfolder)
@@ -295,18 +265,10 @@ class LatentCodec:
         pixels: Float[Tensor, "batch 3 height width"],
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> Float32[Tensor, "batch channels latent_height latent_width"]:
-        """Encode pictures.
+        """Encode pictures in [-1, 1] into normalised latents of about unit variance.
 
-        Args:
-            pixels: Pictures in [-1, 1]; both sides divisible by `downscale_factor`.
-            generator: Draws a sample of the posterior, from one generator or one a picture;
-                None takes the posterior's mean, as is right for conditions.
-
-        Returns:
-            Normalised latents, about unit variance.
-
-        Raises:
-            ValueError: If a side is not divisible by `downscale_factor`.
+        A generator, one or one a picture, samples the posterior; None takes its mean, as is right
+        for conditions. ValueError if a side is not divisible by `downscale_factor`.
         """
         height, width = pixels.shape[-2:]
         if height % self.downscale_factor or width % self.downscale_factor:

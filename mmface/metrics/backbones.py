@@ -1,7 +1,7 @@
 """The frozen networks that metrics read pictures with: Inception, DINOv2, CLIP.
 
-Each has a protocol of its name, its preprocessing and its weights: what two numbers must share to
-be compared. What is not there gives `Skipped`, never a number.
+Two numbers can be compared only if their protocols agree (name, preprocessing, weights). A missing
+network gives `Skipped`, never a number.
 """
 
 from abc import ABC, abstractmethod
@@ -197,7 +197,7 @@ class ClipBackbone(Backbone):
 
 
 class ClipStatesBackbone(ClipBackbone):
-    """The picture tower's pooled states.
+    """The picture tower's pooled states; the built-in CLIP reads rendered faces with them.
 
     Distances between sets of unit-length embeddings vanish in a table's two digits; these are not
     of unit length. The built-in CLIP reads rendered faces with them.
@@ -234,5 +234,4 @@ class BackboneSource:
 
 
 def _short(path: str | Path) -> str:
-    """A hub id as it is, and of a local folder its own name."""
     return Path(path).resolve().name if Path(path).is_dir() else str(path)

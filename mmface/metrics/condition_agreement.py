@@ -25,15 +25,12 @@ Images = UInt8[Tensor, "batch 3 height width"]
 
 
 class MaskAgreementResult(NamedTuple):
-    """Agreement of label maps in per cent, as the paper gives it.
+    """Agreement of label maps in per cent.
 
-    Attributes:
-        accuracy: share of pixels with the right class, over the whole set.
-        mean_iou: mean over classes of the whole set's intersection over union, classes aside that
-            neither masks nor pictures have.
-        mean_iou_of_pictures: each picture's mean over its own classes, then the mean over pictures.
-        mean_iou_absent_zero: the same over all 19 classes, a picture's absent ones counted as 0: a
-            perfect picture does not reach 100.
+    `accuracy` and `mean_iou` count the pixels of the whole set; `mean_iou` leaves out classes that
+    neither masks nor pictures have. `mean_iou_of_pictures` averages each picture's own classes,
+    then the pictures; `mean_iou_absent_zero` counts a picture's absent classes as 0, so a perfect
+    picture does not reach 100.
     """
 
     accuracy: float

@@ -132,7 +132,7 @@ class KernelEstimate(NamedTuple):
 def polynomial_mmd(
     real: Float64[Tensor, "n features"], generated: Float64[Tensor, "n features"]
 ) -> float:
-    """The unbiased squared discrepancy with the kernel (x.y / d + 1)^3; may be below 0.
+    """The unbiased squared discrepancy, kernel (x.y / d + 1)^3 (arXiv 1801.01401, section 4).
 
     The estimate of arXiv 1801.01401, section 4.
     """
@@ -199,14 +199,11 @@ def _mean_gaussian(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> floa
 
 
 class PrecisionRecall(NamedTuple):
-    """How two sets overlap.
+    """How two sets overlap, as fractions in [0, 1]; density alone may exceed 1.
 
-    Attributes:
-        precision: share of generated pictures inside the real set, in [0, 1] (arXiv 1904.06991).
-        recall: share of real pictures inside the generated set, in [0, 1].
-        density: in how many real neighbourhoods a generated picture lies, over k; at least 0, and
-            about 1 where the sets agree (arXiv 2002.09797).
-        coverage: share of real neighbourhoods that hold a generated picture, in [0, 1].
+    Precision and recall: generated pictures inside the real set and real ones inside the generated
+    set (arXiv 1904.06991). Density: the number of real neighbourhoods that a generated picture lies
+    in, over k. Coverage: real neighbourhoods that hold a generated picture (arXiv 2002.09797).
     """
 
     precision: float

@@ -1,9 +1,8 @@
 """The Inception network of FID, as plain layers: no torchvision is needed.
 
-It is Inception v3 (Szegedy et al., arXiv 1512.00567) as TensorFlow's 2015-12-05 graph computes it,
-which differs from torchvision's in three places: average pools leave the padding out of their
-count, and the last block pools by maximum. Parameter names are those of
-`pt_inception-2015-12-05-6726825d.pth`, the file that pytorch-fid reads.
+Inception v3 (Szegedy et al., arXiv 1512.00567) as TensorFlow's 2015-12-05 graph computes it: unlike
+torchvision's, average pools leave the padding out of their count, and the last block pools by
+maximum. Parameter names are those of pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`.
 
     [B, 3, 299, 299] -> stem [B, 192, 35, 35] -> 5b..5d [B, 288, 35, 35]
         -> 6a..6e [B, 768, 17, 17] -> 7a..7c [B, 2048, 8, 8] -> mean [B, 2048]

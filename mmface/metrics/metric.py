@@ -1,4 +1,4 @@
-"""What a metric is: the columns that it fills, what it needs, and how it is found by its name.
+"""What a metric is: its columns, what it needs, and how it is found by its name.
 
 A file of this room declares a metric by a class with `@register`; a table is a list of names for
 `build_metrics`. No other file names a metric.
@@ -35,12 +35,8 @@ Loaded = TypeVar("Loaded")
 class Column:
     """How a number is shown.
 
-    Attributes:
-        title: its heading.
-        better: which way it improves.
-        digits: digits after the point.
-        of_sets: whether it compares sets, so that methods of different N may not share a column.
-        charted: whether it is drawn against the scale of guidance.
+    `of_sets`: it compares sets, so methods of different N may not share a column. `charted`: it is
+    drawn against the guidance scale.
     """
 
     title: str
@@ -57,12 +53,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A measurement that could not be made. It is never a number.
-
-    Attributes:
-        reason: what is missing.
-        remedy: how to get it.
-    """
+    """Why a measurement could not be made, and how to get what is missing. It is never a number."""
 
     reason: str
     remedy: str
@@ -81,14 +72,7 @@ def or_skipped(load: Callable[[], Loaded], remedy: str) -> Loaded | Skipped:
 
 @dataclass(frozen=True)
 class Order:
-    """What a method is asked to make.
-
-    Attributes:
-        id: the face's name.
-        prompt: the caption, or the question.
-        seed: of the noise.
-        face: the true picture, its conditions and captions.
-    """
+    """What a method is asked to make; `prompt` is the caption or the question."""
 
     id: str
     prompt: str
@@ -123,14 +107,10 @@ class AnswerOrder(Order):
 class Metric(ABC):
     """Columns of a table, and what must be there to fill them.
 
-    Attributes:
-        name: what a table asks for it by; also its folder's name.
-        columns: the columns that it fills, by name.
-        needs: what it reads: `picture` or `answer` (the product), `truth` (the true picture),
-            `caption`, `condition`, `backbone`, or a condition's name, which limits it to tables of
-            that one. What a table does not give leaves the metric out.
-        controls: which control methods show what its numbers can be at best and at worst.
-        remedy: how to get what `load` needs.
+    `needs` names what it reads: `picture` or `answer` (the product), `truth` (the true picture),
+    `caption`, `condition`, `backbone`, or a condition's name, which limits it to tables of that
+    one; a table without it leaves the metric out. `controls` names the methods that show its best
+    and worst values.
     """
 
     name: ClassVar[str]
@@ -182,11 +162,7 @@ class SampleMetric(Metric):
 
 
 class SetMetric(Metric):
-    """A metric of two sets of features, those of the true pictures and of a method's.
-
-    Attributes:
-        default_backbone: the name of the network unless the settings name another.
-    """
+    """A metric of the features of two sets, the true pictures and a method's."""
 
     default_backbone: ClassVar[str] = "inception"
     needs = frozenset({"picture", "truth", "backbone"})
@@ -238,7 +214,6 @@ def register(metric: Registered) -> Registered:
 
 @cache
 def _read_the_room() -> None:
-    """Import every file of this room, so that its metrics are declared."""
     for module in pkgutil.iter_modules(mmface.metrics.__path__):
         importlib.import_module(f"mmface.metrics.{module.name}")
 
@@ -254,7 +229,7 @@ def build_metrics(
     backbones: Mapping[str, "BackboneSource"] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Metric]:
-    """Make the metrics of a table; what they load is loaded when it is first needed.
+    """Make metrics by name, in the order of the columns; they load when first needed.
 
     `names` are in the order of the columns; `settings` are arguments by a metric's name, of which
     `backbone` names a network of `backbones`.

@@ -1,6 +1,6 @@
 """How close a picture is to the true one: SSIM, MS-SSIM and LPIPS.
 
-All punish every other face that fits the prompt and condition: none is a measure of quality. They
+None is a measure of quality: they punish every other face that fits the prompt and condition. They
 depend on resolution, so compare at one size.
 """
 
@@ -142,8 +142,6 @@ def true_pictures(orders: Sequence[PictureOrder], device: torch.device) -> Image
 
 
 class _Similarity(SampleMetric):
-    """One value a picture, from the picture and the true one."""
-
     needs = frozenset({"picture", "truth"})
 
     def compare(self, images: Images, references: Images) -> Tensor:

@@ -1,7 +1,7 @@
 """How each network wants its pictures: the resizing filters, each with a name.
 
-Pictures are uint8 [B, 3, H, W], RGB, as a lossless file holds them. Resizing is part of a
-protocol: two FIDs with different filters cannot be compared (Parmar et al., arXiv 2104.11222).
+Pictures are uint8 [B, 3, H, W], RGB, as a lossless file holds them. FIDs with different filters
+cannot be compared (Parmar et al., arXiv 2104.11222).
 """
 
 from dataclasses import dataclass
@@ -51,11 +51,7 @@ class Preprocessing(Protocol):
 
 @dataclass(frozen=True)
 class TorchBilinear:
-    """pytorch-fid's resize: bilinear without antialiasing, in float, then to [-1, 1].
-
-    Attributes:
-        size_px: edge of the square result.
-    """
+    """pytorch-fid's resize: bilinear without antialiasing, in float, then to [-1, 1]."""
 
     size_px: int = 299
 
@@ -76,11 +72,7 @@ class TorchBilinear:
 
 @dataclass(frozen=True)
 class CleanBicubic:
-    """clean-fid's resize: Pillow's bicubic on float channels, not rounded (arXiv 2104.11222).
-
-    Attributes:
-        size_px: edge of the square result.
-    """
+    """clean-fid's resize: Pillow's bicubic on float channels, not rounded (arXiv 2104.11222)."""
 
     size_px: int = 299
 
@@ -106,13 +98,7 @@ class CleanBicubic:
 
 @dataclass(frozen=True)
 class PillowBicubic:
-    """Pillow's bicubic on uint8, the shorter side to the size, the middle cropped, normalised.
-
-    Attributes:
-        size_px: edge of the square result.
-        mean: subtracted from each channel in [0, 1].
-        std: divides each channel after that.
-    """
+    """Pillow's bicubic on uint8, the shorter side to the size, the middle cropped, normalised."""
 
     size_px: int
     mean: tuple[float, float, float]

@@ -1,9 +1,9 @@
 """How sure a measured number is.
 
-Per-picture metrics get a bootstrap clustered by picture: captions and seeds of one picture are no
-independent samples. The Frechet distance gets none: resampling repeats pictures, which shrinks the
-covariance and moves the estimate out of its own interval. It is reported over generation seeds,
-extrapolated to infinite N, and beside its floor between real pictures.
+Per-picture metrics get a bootstrap clustered by picture: captions and seeds of one picture are not
+independent. The Frechet distance gets none: repeated pictures shrink the covariance and move the
+estimate out of its own interval. It is reported over generation seeds, extrapolated to infinite N,
+and beside its floor between real pictures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,7 @@ _CHUNK = 100
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval.
-
-    Attributes:
-        estimate: the value on the sample itself.
-        low: lower end.
-        high: upper end.
-        clusters: how many independent pictures it rests on.
-    """
+    """An estimate with its confidence interval, from `clusters` independent pictures."""
 
     estimate: float
     low: float

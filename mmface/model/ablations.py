@@ -69,19 +69,8 @@ def make_sincos_table(
 class SinCosMMFaceDiT(MMFaceDiT):
     """Model-3: MMFaceDiT with a fixed sine-cosine table instead of rotary positions.
 
-    Without arguments, the size of Table 3 on SD2's latents. The blocks are MMFaceDiT's own, with
-    rotation angles of zero.
-
-    Args:
-        latent_channels: Channels C of the VAE's latents.
-        patch_size: Side p of a patch, in latent pixels.
-        hidden_size: Width D of both streams.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        mlp_ratio: Hidden width of the MLPs over D.
-        text_dim: Width of the text encoder.
-        num_modalities: Rows of the modality table, one a kind of condition.
-        objective: Name of the objective that the weights were trained with; Table 3 is DDPM.
+    It takes MMFaceDiT's arguments, by default Table 3's on SD2's latents and for DDPM, and its
+    blocks, with rotation angles of zero.
     """
 
     __module__ = "mmface.ablations"  # the name in saved pipelines, wherever this file lies
@@ -187,17 +176,8 @@ class SingleStreamDiT(SinCosMMFaceDiT):
 class UnimodalDiT(SingleStreamDiT):
     """Model-1: `SingleStreamDiT` without a modality embedder, trained on one modality.
 
-    `forward` ignores the modality. Without arguments, the size of Table 3.
-
-    Args:
-        latent_channels: Channels C of the VAE's latents.
-        patch_size: Side p of a patch, in latent pixels.
-        hidden_size: Width D of the stream.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        mlp_ratio: Hidden width of the MLPs over D.
-        text_dim: Width of the text encoder.
-        objective: Name of the objective that the weights were trained with; Table 3 is DDPM.
+    Its arguments are those of `SinCosMMFaceDiT` without `num_modalities`. `forward` ignores the
+    modality.
     """
 
     __module__ = "mmface.ablations"

@@ -16,14 +16,8 @@ from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
     """Put saved weights into a model, translated if they were trained with another objective.
 
-    Args:
-        transformer: the model that takes them; its objective and text positions are kept.
-        source: the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout, which
-            is assumed to have been trained with the model's objective.
-
-    Raises:
-        FileNotFoundError: if there is no such folder or file.
-        ValueError: if names or shapes differ.
+    `source` is the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout, which
+    is assumed to have the model's objective. The model keeps its objective and text positions.
     """
     path, own = Path(source), transformer.config
     if not path.exists():
@@ -53,10 +47,7 @@ def translate_objective(model: MMFaceDiT, objective: str) -> None:
     The two count time in opposite directions and predict noise with opposite signs. So the time
     embedding is refitted by least squares: a timestep of the new objective is embedded as the old
     objective's timestep of the same signal-to-noise ratio. The output is negated if signs differ.
-
-    Args:
-        model: the weights; the config names their old objective and is not changed.
-        objective: name of the new objective; nothing happens if it is the same.
+    The model's config names the old objective and is not changed.
     """
     old, new = objective_named(model.config.objective), objective_named(objective)
     if old.name == new.name:

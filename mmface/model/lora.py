@@ -1,7 +1,7 @@
 """LoRA files (arXiv 2106.09685): read, checked against the network, added by diffusers' own mixin.
 
-A network takes a LoRA by `load_lora`; diffusers' `PeftAdapterMixin` does the rest: `set_adapters`
-scales it, `fuse_lora` and `unfuse_lora` add it to the weights and back, `unload_lora` removes it.
+After `load_lora`, the network's `set_adapters` scales the LoRA, `fuse_lora` and `unfuse_lora` add
+it to the weights and take it back, and `unload_lora` removes it (diffusers' `PeftAdapterMixin`).
 """
 
 import json
@@ -23,10 +23,8 @@ _PREFIXES = ("base_model.model.", "transformer.")
 class LoraPair(NamedTuple):
     """The update of one linear layer: scale * alpha / rank * up @ down.
 
-    Attributes:
-        down: [rank, in], peft's `lora_A`.
-        up: [out, rank], peft's `lora_B`.
-        alpha: The rank where a file says nothing.
+    `down` [rank, in] is peft's `lora_A`, `up` [out, rank] its `lora_B`; alpha is the rank where a
+    file says nothing.
     """
 
     down: Tensor
@@ -35,18 +33,10 @@ class LoraPair(NamedTuple):
 
 
 def read_lora(path: str | Path) -> dict[str, LoraPair]:
-    """Read a LoRA as peft and diffusers write it, from safetensors.
+    """Read a LoRA of peft or diffusers from safetensors, as a pair for each layer.
 
-    Args:
-        path: The file. Its tensors are named after the transformer's layers, such as
-            `blocks.0.image.qkv.lora_A.weight`, with or without `transformer.` in front.
-
-    Returns:
-        The pair of each layer.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no safetensors file, or its tensors are not pairs of matrices.
+    Tensors are named after the transformer's layers, such as `blocks.0.image.qkv.lora_A.weight`,
+    with or without `transformer.` in front. ValueError if they are not pairs of matrices.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,19 +76,10 @@ def read_lora(path: str | Path) -> dict[str, LoraPair]:
 
 
 def load_lora(model: MMFaceDiT, path: str | Path, scale: float = 1.0) -> int:
-    """Add a LoRA to a model's linear layers; its own weights are not touched.
+    """Add a LoRA to a model's linear layers; gives the number of layers that it changes.
 
-    Args:
-        model: The transformer, without a LoRA.
-        path: As for `read_lora`.
-        scale: How much of the LoRA to add; 0 adds nothing.
-
-    Returns:
-        The number of layers that it changes.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no LoRA, does not fit the model, or peft is not there.
+    The model's own weights are not touched. ValueError if the file is no LoRA, does not fit the
+    model, or peft is not installed.
     """
     if not math.isfinite(scale):
         raise ValueError(f"The scale of a LoRA must be finite, got {scale}.")
@@ -125,7 +106,6 @@ def load_lora(model: MMFaceDiT, path: str | Path, scale: float = 1.0) -> int:
 
 
 def _check_fit(model: nn.Module, pairs: dict[str, LoraPair], path: str | Path) -> None:
-    """Raise ValueError unless each pair updates a linear layer of its shape."""
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     for name, pair in pairs.items():

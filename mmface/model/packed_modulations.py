@@ -1,7 +1,8 @@
 """The fast form of the blocks' modulations: one linear layer for all blocks, for inference.
 
-A third of the paper's weights turn the global condition into shifts, scales and gates: one matrix
-product instead of 28. The state dict keeps the names of separate layers, so saved files are equal.
+A third of the paper's weights compute shifts, scales and gates from the global condition: one
+matrix product instead of 28. State dicts keep the names of separate layers, so saved files are
+equal.
 """
 
 from collections.abc import Mapping
@@ -48,7 +49,6 @@ class PackedModulations(Linear):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """Save the rows of each block as a layer of its own."""
         for index, layer in enumerate(self.layers()):
             layer._save_to_state_dict(destination, f"{prefix}{index}.", keep_vars)
 
@@ -79,17 +79,11 @@ class PackedModulations(Linear):
 
 
 def fuse_modulations(model: nn.Module) -> bool:
-    """Stack the modulations of a model's blocks into one layer, for inference.
+    """Stack the modulations of a model's blocks into one layer, in place, for inference.
 
-    The weights are moved: memory holds them twice meanwhile, once afterwards. An optimizer made
-    before still refers to the old parameters.
-
-    Args:
-        model: An `MMFaceDiT` or a variant of it, changed in place.
-
-    Returns:
-        Whether they are one layer now. Nothing changes if an adapter or a quantizer has replaced
-        them, or if they differ in dtype, device or `requires_grad`.
+    Memory holds these weights twice meanwhile; an optimizer made before still refers to the old
+    parameters. Gives False, and changes nothing, if an adapter or a quantizer has replaced them, or
+    if they differ in dtype, device or `requires_grad`.
     """
     if isinstance(model.block_modulations, PackedModulations):
         return True

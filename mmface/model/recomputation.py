@@ -45,9 +45,9 @@ def checkpoint_whole(block: nn.Module, *arguments: Any) -> Any:
 
 
 def selective_checkpoint(block: nn.Module, *arguments: Any) -> Any:
-    """Run a block so that the backward pass recomputes norms, rotations, gates and GELU alone.
+    """Recompute a block's norms, rotations, gates and GELU in the backward pass.
 
-    Per token and block about 10 vectors of width D are kept instead of 27. Pass it to
+    Of a token, about 10 vectors of width D are kept instead of 27. For
     `MMFaceDiT.enable_gradient_checkpointing`.
     """
     contexts = partial(create_selective_checkpoint_contexts, KEPT)
@@ -57,16 +57,8 @@ def selective_checkpoint(block: nn.Module, *arguments: Any) -> Any:
 def num_recomputed(depth: int, setting: float | str) -> int:
     """Give how many of `depth` blocks a setting recomputes, whole or selectively.
 
-    Args:
-        depth: number of blocks.
-        setting: true for all, false for none, a fraction in [0, 1] (rounded up to whole blocks), or
-            "selective" for all.
-
-    Returns:
-        The number of blocks.
-
-    Raises:
-        ValueError: if the setting is none of these.
+    The setting is true for all, false for none, a fraction in [0, 1] (rounded up to whole blocks),
+    or "selective" for all.
     """
     if setting == SELECTIVE:
         return depth
@@ -81,13 +73,9 @@ def num_recomputed(depth: int, setting: float | str) -> int:
 def recompute_blocks(network: Any, setting: float | str, compiled: bool = False) -> None:
     """Recompute blocks in the backward pass instead of keeping their activations. No value changes.
 
-    A fraction takes the first blocks: when the backward pass reaches them, the later blocks'
-    activations are freed already, so recomputing one does not raise the peak.
-
-    Args:
-        network: a diffusers model with `blocks`, such as MMFaceDiT.
-        setting: see `num_recomputed`.
-        compiled: whether the blocks run through torch.compile.
+    A fraction (see `num_recomputed`) takes the first blocks: when the backward pass reaches them,
+    the later blocks' activations are freed already, so recomputing one does not raise the peak.
+    `compiled` says whether the blocks run through torch.compile.
     """
     recomputed = set(network.blocks[: num_recomputed(len(network.blocks), setting)])
     run_recomputed: Callable[..., Any] = checkpoint_whole

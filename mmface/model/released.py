@@ -97,19 +97,11 @@ def table(depth: int) -> list[NamePair]:
 def from_released(
     source: str | Path | Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Translate released weights to ours.
+    """Translate a released file, folder or state dict to MMFaceDiT's arguments and state dict.
 
-    Args:
-        source: A released safetensors file, a folder that holds one, or a state dict.
-
-    Returns:
-        The constructor arguments of `MMFaceDiT` that the tensors determine (all sizes except the
-        number of heads), and the state dict under our names, in the dtype it came in. Tensors that
-        need no stacking share memory with a state dict that was passed in.
-
-    Raises:
-        FileNotFoundError: If the path does not exist.
-        ValueError: If these are not the tensors of a released model; the message lists which.
+    The tensors tell every argument but the number of heads, and keep their dtype. Those that need
+    no stacking share memory with a state dict that was passed in. ValueError lists the tensors that
+    a released model does not have.
     """
     state = dict(source) if isinstance(source, Mapping) else _load(Path(source))
     for prefix in ("module.", "_orig_mod."):  # left by DistributedDataParallel and torch.compile
@@ -126,14 +118,9 @@ def from_released(
 
 
 def to_released(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Translate our state dict to the released names.
+    """Translate our state dict to the released names, every tensor with memory of its own.
 
-    Args:
-        state: State dict of an `MMFaceDiT`.
-        depth: Number of blocks.
-
-    Returns:
-        The released state dict. Every tensor has memory of its own, as safetensors asks for.
+    Safetensors refuses tensors that share memory.
     """
     released: dict[str, Tensor] = {}
     for pair in table(depth):
@@ -172,7 +159,6 @@ def released_shapes(
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """Read the safetensors file at `path`, or the one in the folder `path`."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a released file or its folder.")
     if path.is_dir():
@@ -193,7 +179,6 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read every size from the shapes of `state`."""
     unfit = [
         name for name, ndim in _ANCHORS.items() if name not in state or state[name].ndim != ndim
     ]
@@ -217,7 +202,6 @@ def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless `state` holds exactly the tensors of `shapes`."""
     misshapen = [
         f"{name} {tuple(state[name].shape)} instead of {shape}"
         for name, shape in shapes.items()
@@ -239,7 +223,6 @@ def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def _shortened(names: Iterable[str], limit: int = 8) -> str:
-    """Join names for a message, at most `limit` of them."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + rest

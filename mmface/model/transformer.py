@@ -425,16 +425,10 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
     ) -> Latents:
         """Predict the velocity or the noise, whichever the weights were trained for.
 
-        Args:
-            noisy_latents: Scaled VAE latents with noise, any height and width divisible by p.
-            condition_latents: Scaled VAE latents of the condition; zeros for none.
-            timestep: Time in [0, 1000): a diffusion step, or 999 t of the flow. Float32.
-            text_tokens: Last but one hidden states of the text encoder.
-            pooled_text: Pooled output of the text encoder.
-            modality: Index of the condition's kind, int64 in [0, num_modalities).
-
-        Returns:
-            The prediction, in the shape of `noisy_latents`.
+        Latents are scaled as the VAE's config says, with height and width divisible by p; zeros
+        stand for no condition. The timestep is float32 in [0, 1000), a diffusion step or 999 t of
+        the flow; text tokens are the text encoder's last but one hidden states; the modality is
+        int64.
         """
         self._check(noisy_latents, condition_latents, timestep, text_tokens, pooled_text, modality)
         condition = self.global_condition(timestep, pooled_text, modality)  # [B, D]
@@ -475,7 +469,6 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
             raise ValueError(f"2D RoPE: hidden_size / num_heads must divide by 4, got {head_dim}.")
 
     def _check(self, *inputs: Tensor) -> None:
-        """Check the shapes of `forward`'s inputs."""
         config, latents, batch = self.config, inputs[0].shape, inputs[0].shape[:1]
         expected = {
             "noisy_latents": (*batch, config.latent_channels, "height", "width"),

@@ -18,13 +18,9 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Corrupted:
-    """Clean latents with noise, and what should be said of them; every tensor is float32.
+    """Noisy latents, the target, and the time in [0, 1000) that the model receives; all float32.
 
-    Attributes:
-        noisy_latents: What the model sees.
-        target: What the model should say.
-        timestep: What the model is fed as time, in [0, 1000).
-        signal_to_noise: Ratio of the variances of signal and noise.
+    `signal_to_noise` is the ratio of their variances.
     """
 
     noisy_latents: Float32[Tensor, " batch *shape"]
@@ -44,11 +40,7 @@ class Weighting(Protocol):
 
 @dataclass(frozen=True)
 class MinSnr:
-    """min(SNR, gamma) / SNR, for a model that predicts the noise (arXiv 2303.09556).
-
-    Attributes:
-        gamma: samples with a ratio above this are weighted down to it.
-    """
+    """min(SNR, gamma) / SNR, for a model that predicts the noise (arXiv 2303.09556)."""
 
     gamma: float = 5.0
 
@@ -65,12 +57,7 @@ class MinSnr:
 
 @dataclass(frozen=True)
 class LossTerm(ABC):
-    """One term of an objective's loss.
-
-    Attributes:
-        weight: factor of the whole term.
-        weighting: factor of each sample; None counts all alike.
-    """
+    """One term of an objective's loss, with a factor and the `weighting` of each sample."""
 
     weight: float = 1.0
     weighting: Weighting | None = None
@@ -103,14 +90,7 @@ class SquaredError(LossTerm):
 
 
 def summed(terms: Mapping[str, Float[Tensor, " batch"]]) -> dict[str, Float[Tensor, " batch"]]:
-    """Add up a loss's weighted terms.
-
-    Args:
-        terms: per-sample values by name, weights applied, at least one.
-
-    Returns:
-        `loss`, and each term as `loss/<name>`, for the log alone: without a gradient.
-    """
+    """Add up weighted per-sample terms as `loss`, and each as `loss/<name>`, detached for logs."""
     first, *others = terms.values()
     total = first
     for term in others:

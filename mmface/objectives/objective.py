@@ -1,7 +1,7 @@
 """The two training objectives of MMFace-DiT: which noise, what to predict, and the loss.
 
-`solvers` has the table of their times and signs. Of a sample, an objective gets a uniform draw,
-which its time sampling turns into a noise level in [0, 1].
+`solvers` has the table of their times and signs. An objective receives a uniform draw for each
+sample, which its time sampling turns into a noise level in [0, 1].
 """
 
 from abc import ABC, abstractmethod
@@ -29,11 +29,9 @@ UNIFORM = UniformTime()
 class Objective(ABC):
     """What a training minimises; a subclass registers itself by its `name`.
 
-    Attributes:
-        name: stands in a trained model's config, and finds the translation to sample it with.
-        title: what a model card calls it.
-        noise_sign: the sign with which noise stands in the model's output.
-        default_terms: the paper's loss.
+    The name is stored in a trained model's config, where samplers find it; model cards show the
+    `title`. `noise_sign` is the sign of the noise in the model's output; `default_terms` are the
+    paper's.
     """
 
     name: ClassVar[str]
@@ -52,15 +50,9 @@ class Objective(ABC):
         time: TimeSampling = UNIFORM,
         terms: Mapping[str, LossTerm] | None = None,
     ) -> None:
-        """Choose times and loss.
+        """Choose noise levels and named loss terms; None takes the paper's.
 
-        Args:
-            name: the class's own name, if anything: a config says it to have it at hand.
-            time: which noise levels are seen.
-            terms: the loss's terms by the names that they are logged by; None takes the paper's.
-
-        Raises:
-            ValueError: if the name is another one's, or there is no term.
+        A config may repeat the class's name; another name raises ValueError.
         """
         if name not in (None, self.name):
             raise ValueError(
@@ -177,17 +169,7 @@ class MinSnrDiffusion(Objective):
 
 
 def objective_named(name: str) -> Objective:
-    """Build the objective of this name with its default settings.
-
-    Args:
-        name: a key of `OBJECTIVES`.
-
-    Returns:
-        The objective.
-
-    Raises:
-        ValueError: if there is no objective of this name.
-    """
+    """Build the objective of this name with its default settings."""
     if name not in OBJECTIVES:
         raise ValueError(f"No objective is named {name!r}; choose one of {', '.join(OBJECTIVES)}.")
     return OBJECTIVES[name]()

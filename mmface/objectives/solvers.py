@@ -1,16 +1,17 @@
-"""Sampling with diffusers' schedulers: what each objective's model needs translated, and solvers.
+"""Sampling with diffusers' schedulers: how to translate each objective's model, and its solvers.
 
 A saved model names its objective, and that name leads here; nothing of the training is imported.
-Some schedulers count time in whole numbers or keep latents at another scale: only a `Translation`
-knows. All solvers are deterministic: a picture is a function of its noise alone.
+Some schedulers count time in whole numbers or keep latents at another scale: `Translation` converts
+both. All solvers are deterministic: a picture is a function of its noise alone.
 `num_inference_steps` counts intervals of time; Heun calls the model twice in each but the last.
 
-                 rectified flow (F)                    DDPM with Min-SNR (D)
-time             t in [0, 1]: 0 is noise, 1 is data    step n in {0, ..., 999}: 999 is noise
-noisy latents    z_t = (1 - t) noise + t data          z_n = sqrt(a_n) data + sqrt(1 - a_n) noise
-the model says   velocity, data - noise                the noise
-the model hears  999 t                                 n
-sampled by       Euler, uniform steps                  DPM-Solver++, order 2
+                     rectified flow (F)                    DDPM with Min-SNR (D)
+    time             t in [0, 1]: 0 is noise, 1 is data    step n in {0, ..., 999}: 999 is noise
+    noisy latents    z_t = (1 - t) noise + t data          z_n = sqrt(a_n) data + sqrt(1 - a_n)
+    noise
+    model predicts   velocity, data - noise                the noise
+    model receives   999 t                                 n
+    sampled by       Euler, uniform steps                  DPM-Solver++, order 2
 
 Time is float32 whatever the precision of the latents: bf16 keeps 8 bits of mantissa, on which 50
 Euler steps land unevenly.
@@ -59,11 +60,9 @@ TRANSLATIONS: dict[str, type["Translation"]] = {}
 class Translation(ABC):
     """What stands between a model of one objective and diffusers' schedulers.
 
-    Attributes:
-        objective: name of the objective, under which a subclass registers itself.
-        solvers: how to build each solver, by name; the default first.
-        requirements: what the config of a scheduler that fits must say, if it says it.
-        also_fit: more classes of schedulers that a person may bring.
+    A subclass registers itself by its `objective`. The first of its `solvers` is the default;
+    `requirements` is what a scheduler's config must say, if it says it; `also_fit` lists further
+    classes of schedulers that fit.
     """
 
     objective: ClassVar[str]
@@ -81,17 +80,7 @@ class Translation(ABC):
         return next(iter(self.solvers.values()))()
 
     def solver(self, name: str) -> SchedulerMixin:
-        """Return a new scheduler of the solver of this name.
-
-        Args:
-            name: a key of `solvers`.
-
-        Returns:
-            The scheduler.
-
-        Raises:
-            ValueError: if the objective has no solver of this name.
-        """
+        """Return a new scheduler for a name in `solvers`; ValueError for another."""
         if name not in self.solvers:
             raise ValueError(
                 f"solver {name!r} does not fit a model trained with {self.objective}; choose one "
@@ -100,15 +89,7 @@ class Translation(ABC):
         return self.solvers[name]()
 
     def check(self, scheduler: SchedulerMixin) -> None:
-        """Check that a scheduler somebody brings can sample the objective.
-
-        Args:
-            scheduler: a diffusers scheduler.
-
-        Raises:
-            ValueError: if its class, its kind of prediction or its noise schedule does not fit, or
-                if it draws noise of its own; the message lists the classes that fit.
-        """
+        """Raise ValueError unless a given scheduler can sample the objective without own noise."""
         fitting = {type(build()) for build in self.solvers.values()} | {*self.also_fit}
         misfit = "it solves another equation"
         if type(scheduler) in fitting:
@@ -317,17 +298,7 @@ class MinSnrDiffusionTranslation(Translation):
 
 
 def translation_named(objective: str) -> Translation:
-    """Build the translation for models trained with the objective of this name.
-
-    Args:
-        objective: a key of `TRANSLATIONS`, as a model's config carries it.
-
-    Returns:
-        The translation.
-
-    Raises:
-        ValueError: if there is no objective of this name.
-    """
+    """Build the translation for models trained with the objective of this name."""
     if objective not in TRANSLATIONS:
         raise ValueError(
             f"No objective is named {objective!r}; choose one of {', '.join(TRANSLATIONS)}."
@@ -346,14 +317,9 @@ class Trajectory:
         strength: float,
         device: torch.device,
     ) -> None:
-        """Set the scheduler to its steps.
+        """Set a scheduler, which nobody else may use meanwhile, to its steps.
 
-        Args:
-            translation: that of the model's objective.
-            scheduler: a scheduler that fits; nobody else may use it meanwhile.
-            num_inference_steps: steps of the whole way, at least 1.
-            strength: share of the steps that are taken, rounded up, the last ones; in (0, 1].
-            device: where the model computes.
+        Only the last `strength` of the steps, in (0, 1] and rounded up, are taken.
         """
         self.translation = translation
         self.scheduler = scheduler

@@ -1,7 +1,7 @@
-"""Which noise levels a training sees: maps of the uniform draw that each sample brings.
+"""Which noise levels a training sees: maps of a uniform draw for each sample.
 
 A noise level lies in [0, 1]; 0 is data, 1 is noise. The draw is keyed on (seed, step, place), so
-that a map of it depends neither on a resume nor on the number of processes.
+that noise levels depend neither on a resume nor on the number of processes.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,7 @@ class UniformTime:
 class LogitNormalTime:
     """Mostly middle noise levels: the sigmoid of a normal draw (arXiv 2403.03206, section 3.1).
 
-    Attributes:
-        mean: of the normal draw; above 0 leans towards noise.
-        std: of the normal draw; the smaller, the narrower.
+    A mean above 0 leans towards noise.
     """
 
     mean: float = 0.0
@@ -51,10 +49,7 @@ class LogitNormalTime:
 class ShiftedTime:
     """Noisier levels for larger pictures, in which the same noise hides less (2403.03206, 5.3.2).
 
-    Attributes:
-        image_size: side of the pictures in pixels.
-        base_size: side at which nothing is shifted.
-        base: what is shifted.
+    At `base_size` nothing is shifted.
     """
 
     image_size: int

@@ -45,7 +45,7 @@ def encoding_speed(
     pictures_per_face: int,
     num_batches: int = 3,
 ) -> EncodingSpeed:
-    """Measure the VAE on noise, on the device where it is; reading pictures is not in it.
+    """Measure the VAE on noise, on its own device; reading pictures is not included.
 
     The median of `num_batches` counts, after one that is not timed; `size` is height and width.
     """
@@ -73,16 +73,9 @@ def _median_seconds(work: Callable[[], object], times: int) -> float:
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    """What encoding a set of faces takes.
+    """What encoding a set of faces takes; memory is the peak of each device.
 
-    Attributes:
-        num_faces: faces.
-        disk_bytes: size of the store.
-        free_bytes: free on the disk where it is to be.
-        flops: of encoding all faces.
-        memory_bytes: peak on each device.
-        seconds: of encoding, over all processes.
-        notes: what was measured, and what was assumed.
+    `seconds` is over all processes; `notes` says what was measured and what assumed.
     """
 
     num_faces: int
@@ -108,7 +101,7 @@ class EncodingPlan:
 
 
 def plan_precompute(job: Any, folder: str | Path, num_processes: int = 1) -> EncodingPlan | str:
-    """Say what a job of `scripts/precompute.py` would take, without a GPU.
+    """Say what a job of `scripts/precompute.py` would take, each process with its own device.
 
     A job that encodes nothing says it itself, by its `plan`.
     """

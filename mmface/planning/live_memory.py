@@ -18,12 +18,7 @@ from mmface.planning.training import DeviceRules
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all live storages on a device type, and the peak of each phase.
-
-    Attributes:
-        live: The bytes now.
-        peaks: The most bytes of each phase so far.
-    """
+    """Counts the bytes of all live storages on a device type, and the peak of each phase."""
 
     def __init__(self, device_type: str, known: Iterable[Tensor]) -> None:
         """Start at zero bytes; storages of `known` tensors, such as weights, are not counted."""

@@ -65,13 +65,8 @@ class Phase:
 class SamplingPlan:
     """The device memory of a call of the pipeline, in bytes.
 
-    Attributes:
-        title: What is sampled, in words.
-        weights: Of each component, on the device or not.
-        phases: What is on the device, by phase.
-        device_memory: What the device has, or None.
-        fitting_batch: The largest `max_batch` that fits, 0 if none does; None if `device_memory` is
-            None.
+    `weights` counts all components, also those not on the device. `fitting_batch` is the largest
+    `max_batch` that fits, 0 if none does; None if `device_memory` is None.
     """
 
     title: str
@@ -269,7 +264,6 @@ def meta_pipeline(choice: ModelChoice) -> MMFacePipeline:
 
 
 def _of_saved(choice: ModelChoice) -> MMFacePipeline:
-    """Read the configs of a folder that `save_pretrained` wrote, or of a hub id."""
     with opened("pipeline", choice.pipeline, builtin_pipelines()) as source:
         index = MMFacePipeline.load_config(source)
     transformer = MMFaceDiT.load_config(source, subfolder="transformer")

@@ -93,14 +93,8 @@ def kept_bytes(network: nn.Module, inputs: tuple[Tensor, ...], bf16: bool) -> in
 class Activations:
     """Bytes that autograd keeps, as `fixed + block_fixed x depth + (sample + block x depth) B`.
 
-    The last block keeps less than the others. The difference is subtracted outside the blocks, so
-    `fixed` and `sample` may be negative.
-
-    Attributes:
-        fixed: independent of batch and depth: weight copies of the embedders and the final layer.
-        block_fixed: a block, independent of the batch: bf16 copies of its weights.
-        sample: a sample, outside the blocks.
-        block: a sample in a block.
+    The fixed parts are bf16 copies of weights. The last block keeps less than the others; the
+    difference is subtracted outside the blocks, so `fixed` and `sample` may be negative.
     """
 
     fixed: int
@@ -149,7 +143,7 @@ def meta_inputs(config: Any, image_size: int, batch: int) -> tuple[Tensor, ...]:
 def activation_peak(
     network: Any, image_size: int, batch: int, bf16: bool, setting: float | str
 ) -> tuple[int, int]:
-    """Give bytes of activations and of bf16 weight copies at the peak of a step.
+    """Give bytes of activations and of bf16 weight copies at the peak of a micro-batch's step.
 
     The first blocks are recomputed (`recompute_blocks`): a block's activations exist again during
     its backward pass, so the peak is at the start or at the end of the backward pass. Autocast
@@ -203,18 +197,11 @@ def frozen_encoders(network: Any, task: Mapping[str, Any]) -> dict[str, Encoder]
 class Plan:
     """What a run takes, all in bytes, seconds and counts of one device unless said otherwise.
 
-    Attributes:
-        parameters: parameters of the trained network.
-        memory: bytes on one device, by part.
-        host_memory: bytes of the averaged weights, if they lie in the CPU's memory.
-        device_memory: bytes that the device has, or None.
-        steps: optimizer steps.
-        epochs: passes through `TRAINING_IMAGES`.
-        accumulation: micro-batches of one process in a step.
-        checkpoint: bytes of one checkpoint.
-        disk: bytes of all checkpoints kept, one being written, and the export.
-        step_flops: FLOPs of a step over all devices, with what is recomputed.
-        seconds: time of the whole run at `ASSUMED_MFU`, or None where no peak is known.
+    `memory` is by part; `host_memory` is the averaged weights, if they lie in the CPU's memory;
+    `epochs` are of `TRAINING_IMAGES`; `accumulation` counts micro-batches of one process in a step;
+    `disk` holds all checkpoints kept, one being written, and the export; `step_flops` are over all
+    devices, recomputation included; `seconds` assume `ASSUMED_MFU`, or are None where no peak is
+    known.
     """
 
     parameters: int
@@ -291,22 +278,13 @@ def memory_by_part(network: Any, settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def plan(network: Any, settings: Mapping[str, Any]) -> Plan:
-    """Plan a run of the paper's training.
+    """Plan a run of the paper's training, of a network on the meta device.
 
-    `hardware` may say, for the plan alone: `num_devices` (1), `sharded` (whether they share one
-    copy of weights, gradients, moments and average) and `device_memory_gb`. What is shared is
-    gathered a block at a time, which is left out.
-
-    Args:
-        network: the model on the meta device, an MMFaceDiT or one of Table 3's.
-        settings: the resolved config as plain dicts, with `task`, `optimizer`, `trainer` and
-            `hardware`.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: if there is no network, or the batch does not divide among the devices.
+    `settings` is the resolved config as plain dicts, with `task`, `optimizer`, `trainer` and
+    `hardware`. `hardware` may say, for the plan alone: `num_devices` (1), `sharded` (whether they
+    share one copy of weights, gradients, moments and average) and `device_memory_gb`. What is
+    shared is gathered a block at a time, which is left out. ValueError if the batch does not divide
+    among the devices.
     """
     if network is None:
         raise ValueError("plan=true is for experiments that train MMFaceDiT or one of Table 3's.")

@@ -1,13 +1,12 @@
 """Faces drawn from parameters: a picture, its 19-class label map, its sketch and captions.
 
-The data set needs no download and no network: a seed is a face. It is drawn as a stack of
-layers, back to front, in the manner of a soft illustration. Every layer is a coverage mask,
-drawn once with supersampling; the picture takes the mask as alpha, the label map takes it
-thresholded at one half and the sketch takes its outline, so that the three agree by
-construction. Framing follows the aligned crops of CelebA-HQ.
+The data set needs no download and no network: a seed is a face. A face is a stack of layers, back
+to front. Every layer is a coverage mask, drawn once with supersampling; the picture takes the mask
+as alpha, the label map takes it thresholded at one half and the sketch takes its outline, so that
+the three agree by construction. Framing follows the aligned crops of CelebA-HQ.
 
-`attributes` says what a face can be, `wording` describes one, `curves` and `scene` are what it
-is drawn with, `face` stacks the layers, and the other modules draw one subject each.
+`attributes` says what a face can be, `wording` describes one, `curves` and `scene` are what it is
+drawn with, `face` stacks the layers, and the other modules draw one subject each.
 """
 
 from mmface.rendered.attributes import (

@@ -94,7 +94,6 @@ def _hat_band(kind: str, half: float) -> list[Point]:
 
 
 def _draw_ribs(scene: Scene, half: float, gain: float) -> None:
-    """The ribs of a knitted hat, lighter or darker than it by `gain`."""
     across = np.linspace(-1, 1, 15) * half
     ribs = [scene.place(np.array([(x, -0.27), (x * 1.03, -0.19)])) for x in across]
     for x in across[::2]:

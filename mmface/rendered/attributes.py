@@ -1,7 +1,4 @@
-"""What a face can be: the named colours and styles, the attributes, and how they are drawn by lot.
-
-A `FaceAttributes` holds everything that is needed to draw and to describe a face.
-"""
+"""What a face can be: the named colours and styles, the attributes, and their random choice."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -156,12 +153,10 @@ def _choose(rng: np.random.Generator, weights: dict[str, float]) -> str:
 
 
 def _uniform_choice(rng: np.random.Generator, names: Iterable[str]) -> str:
-    """One of `names`, all equally likely."""
     return _choose(rng, dict.fromkeys(names, 1.0))
 
 
 def _sample_words(rng: np.random.Generator) -> dict[str, Any]:
-    """The attributes that are words; each draw honours the ones before it."""
     woman = rng.random() < 0.52
     gender = "woman" if woman else "man"
     age = _choose(rng, {"young": 0.5, "middle-aged": 0.32, "elderly": 0.18})

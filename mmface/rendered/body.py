@@ -74,7 +74,6 @@ def _seams(clothing: str, edge: list[Point]) -> list[list[Point]]:
 
 
 def _draw_shirt_front(scene: Scene) -> None:
-    """The white shirt in the opening of a suit; clothes in the label map."""
     inner = [(0.0, 0.44), (0.05, 0.44), (0.15, 0.36), (0.185, 0.375), (0.1, 0.52), (0.06, 0.62)]
     outline = scene.contour(mirror(inner), head=False, steps=4)
     scene.fill(scene.mask(outline), scene.lit(WHITE, light=0.05), "cloth")

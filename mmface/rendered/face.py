@@ -28,14 +28,9 @@ MIN_SIZE = 16
 
 @dataclass(frozen=True)
 class RenderedFace:
-    """A drawn face.
+    """A drawn face: image uint8 [S, S, 3] RGB, labels and sketch uint8 [S, S], and captions.
 
-    Attributes:
-        image: uint8 [S, S, 3], RGB.
-        labels: uint8 [S, S], indices into `mmface.conditions.LABELS`.
-        sketch: uint8 [S, S], dark lines on white.
-        attributes: what was drawn.
-        captions: six descriptions.
+    Labels are indices into `mmface.conditions.LABELS`; the sketch has dark lines on white.
     """
 
     image: np.ndarray
@@ -87,7 +82,6 @@ def draw(attributes: FaceAttributes, size: int = 128) -> tuple[np.ndarray, np.nd
 
 
 def _draw_background(scene: Scene) -> None:
-    """A soft gradient with a faint vignette and a few blurred patches."""
     color = rgb(BACKGROUND_COLORS[scene.face.background_color])
     scene.pixels[:] = scene.lit(color, light=0.05, fall=0.08)
     radius = (scene.x - 0.5) ** 2 + (scene.y - 0.45) ** 2
@@ -99,7 +93,6 @@ def _draw_background(scene: Scene) -> None:
 
 
 def _finished_image(scene: Scene) -> np.ndarray:
-    """The picture under warm or cool light: uint8 [S, S, 3]."""
     warmth = 0.022 * scene.face.warmth
     pixels = scene.pixels * planes((1 + warmth, 1.0, 1 - warmth))
     image = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
@@ -107,6 +100,5 @@ def _finished_image(scene: Scene) -> np.ndarray:
 
 
 def _finished_sketch(scene: Scene) -> np.ndarray:
-    """The pencil lines on white paper with its grain: uint8 [S, S]."""
     grain = 0.85 + 0.15 * np.sin(scene.x * 41 + 3 * scene.y) * np.sin(scene.y * 37)
     return np.clip(np.rint(255 * (1 - 0.92 * scene.ink * grain)), 0, 255).astype(np.uint8)

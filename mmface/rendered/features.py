@@ -42,7 +42,7 @@ def draw_nose(scene: Scene, face: np.ndarray) -> None:
 
 
 def _nose_outline(f: FaceAttributes, tip: float) -> np.ndarray:
-    """The nose from its root, clockwise, with its tip turned by `tip`: float64 [80, 2]."""
+    """The nose clockwise from its root, its tip turned by `tip`: float64 [80, 2]."""
     turn, w = 0.02 * f.yaw, f.nose_width
     return spline(
         [

@@ -52,7 +52,6 @@ def _paint_hair(scene: Scene, alpha: np.ndarray, locks: list[np.ndarray], sheen:
 
 
 def _draw_bun(scene: Scene) -> None:
-    """A coiled knot above the head."""
     knot = scene.place(ellipse(0.0, -0.405, 0.12, 0.085))
     coils = [
         scene.place(ellipse(0.0, -0.405, 0.12 * s, 0.085 * s, 0.3, 3.4))
@@ -63,7 +62,6 @@ def _draw_bun(scene: Scene) -> None:
 
 
 def _draw_falling_hair(scene: Scene) -> None:
-    """Hair that falls behind the neck, with locks that spread downwards."""
     f, rng = scene.face, scene.rng
     outline = scene.place(_falling_outline(f, rng))
     sway = 0.02 if f.hair_style == "long wavy" else 0.004
@@ -78,7 +76,6 @@ def _draw_falling_hair(scene: Scene) -> None:
 
 
 def _falling_outline(f: FaceAttributes, rng: np.random.Generator) -> np.ndarray:
-    """Outline of the hair that falls behind the head: float64 [N, 2]."""
     w, v = f.face_width, f.hair_volume
     if f.hair_style == "shoulder-length":
         side = [(w + v + 0.01, -0.05), (w + v + 0.035, 0.12), (w + v + 0.035, 0.25)]
@@ -156,7 +153,6 @@ def _cap_locks(scene: Scene, inner: np.ndarray, outer: np.ndarray) -> list[np.nd
 
 
 def _curls(scene: Scene, inner: np.ndarray, outer: np.ndarray) -> list[np.ndarray]:
-    """Placed arcs, scattered over the head."""
     rng = scene.rng
     spread = np.concatenate([between(inner, outer, t) for t in np.linspace(0.05, 1, 12)])
     curls = []
@@ -181,6 +177,6 @@ def _parted_locks(scene: Scene, inner: np.ndarray, outer: np.ndarray) -> list[np
 
 
 def _eroded(alpha: np.ndarray) -> np.ndarray:
-    """Coverage [S, S] shrunk by about a pixel, to tell the inside of a union from its border."""
+    """Coverage shrunk by about a pixel, to tell the inside of a union from its border."""
     image = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.MinFilter(3))
     return np.asarray(image, np.float32) / 255

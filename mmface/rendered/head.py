@@ -70,7 +70,6 @@ def draw_skin(scene: Scene) -> np.ndarray:
 
 
 def _face_outline(f: FaceAttributes) -> list[Point]:
-    """Outline of the face without hair."""
     w = f.face_width
     half = [
         (0.0, -0.36),
@@ -86,7 +85,6 @@ def _face_outline(f: FaceAttributes) -> list[Point]:
 
 
 def _shade_skin(scene: Scene, face: np.ndarray) -> None:
-    """Rounds the face, coverage [S, S]: darker to its rim, red cheeks, hollow eyes."""
     rim = face * (1 - scene.blur(face, 0.05))
     scene.darken(0.34 * rim, (0.75, 1.0, 1.05))
     turn = 0.02 * scene.face.yaw
@@ -118,7 +116,6 @@ def _draw_beard(scene: Scene, face: np.ndarray) -> None:
 
 
 def _draw_wrinkles(scene: Scene) -> None:
-    """Lines of age, and those that a smile leaves beside the mouth."""
     f = scene.face
     depth = {"young": 0.0, "middle-aged": 0.1, "elderly": 0.22}[f.age]
     smile = 0.06 if f.expression != "serious" else 0.0

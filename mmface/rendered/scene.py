@@ -1,8 +1,8 @@
 """What a face is drawn on: picture, label map and sketch, and the operations on all three.
 
-Geometry is in fractions of the picture's side, y down. Head coordinates have their origin on
-the axis of the face at the picture's middle height, body coordinates are the same for an upright
-head; `Scene.place` carries both to the picture.
+Geometry is in fractions of the picture's side, y down. Head coordinates have their origin on the
+axis of the face at the picture's middle height, body coordinates are the same for an upright head;
+`Scene.place` turns both into places on the picture.
 """
 
 from collections.abc import Sequence
@@ -52,19 +52,11 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 class Scene:
     """Picture, labels and ink under construction.
 
-    Attributes:
-        face: what is drawn.
-        size: side S of the square picture in pixels.
-        rng: source of the drawing's own irregularities, such as loose strands.
-        x: float32 [S, S], the pixels' horizontal position in [0, 1].
-        y: float32 [S, S], the pixels' vertical position in [0, 1], downwards.
-        pixels: float32 [3, S, S] in 0 to 255; planes first, since broadcasting a mask over them
-            is several times faster.
-        labels: uint8 [S, S], indices into `mmface.conditions.LABELS`.
-        ink: float32 [S, S], 0 on bare paper and 1 where the pencil is darkest.
-        skin: the face's skin tone, float32 [3].
-        hair: the face's hair colour, float32 [3].
-        light: where the light comes from, -1 left, 1 right, 0 the front.
+    Colours are float32 in 0 to 255, `pixels` [3, S, S]: planes first, since broadcasting a mask
+    over them is several times faster. `labels` are uint8 [S, S] indices into
+    `mmface.conditions.LABELS`; `ink`, float32 [S, S], is 0 on bare paper and 1 where the pencil is
+    darkest. `x` and `y`, float32 [S, S], are the pixels' places in [0, 1]; `light` comes from -1
+    left, 1 right, or 0 the front. Coverages are [S, S] in [0, 1].
     """
 
     def __init__(self, attributes: FaceAttributes, size: int) -> None:
@@ -108,8 +100,7 @@ class Scene:
     def _coverage(self, curves: Sequence[np.ndarray], width: float) -> np.ndarray:
         """Lines of a width or, where it is 0, filled polygons: float32 [S, S] in [0, 1].
 
-        They are painted supersampled within their bounding box only, which is what makes many
-        small layers affordable.
+        Supersampled within their bounding box only, which makes many small layers affordable.
         """
         coverage = np.zeros((self.size, self.size), np.float32)
         if not len(curves):

@@ -1,7 +1,4 @@
-"""A face in words: captions in the manner of the paper's.
-
-They never mention anything that the picture does not show.
-"""
+"""A face in words, in the manner of the paper's captions: only what the picture shows."""
 
 import numpy as np
 
@@ -74,7 +71,6 @@ PARTIAL_TEMPLATES = (
 
 
 def _article(phrase: str) -> str:
-    """The phrase behind its indefinite article."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -84,12 +80,10 @@ def _join(parts: list[str]) -> str:
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    """One of `options`, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def _hair_phrase(a: FaceAttributes, rng: np.random.Generator) -> str:
-    """The hair's style and colour as far as they can be seen."""
     if a.hair_style == "bald":
         return _pick(rng, ("a bald head", "a smooth, bald head"))
     color = a.hair_color
@@ -103,12 +97,10 @@ def _hair_phrase(a: FaceAttributes, rng: np.random.Generator) -> str:
 
 
 def _clothes_phrase(a: FaceAttributes, rng: np.random.Generator) -> str:
-    """The clothes with their colour."""
     return _article(_pick(rng, CLOTHES_WORDS[a.clothing]).format(a.clothes_color))
 
 
 def _worn_phrases(a: FaceAttributes, rng: np.random.Generator) -> list[str]:
-    """Accessories that the picture shows, without the clothes."""
     worn = []
     if a.hat:
         worn.append(_article(f"{a.hat} {a.hat_kind}"))
@@ -122,7 +114,6 @@ def _worn_phrases(a: FaceAttributes, rng: np.random.Generator) -> list[str]:
 
 
 def _phrases(a: FaceAttributes, rng: np.random.Generator) -> dict[str, str]:
-    """One choice of words for every slot of the templates."""
     subject = _article(_pick(rng, (f"{a.age} {a.gender}", a.gender)))
     hair = _hair_phrase(a, rng)
     if a.beard:

@@ -38,7 +38,6 @@ class KeyedDataset(Dataset[Any]):
     """Gives each sample the generator of its (seed, step, place)."""
 
     def __init__(self, samples: Samples, seed: int) -> None:
-        """Wrap samples with the run's seed."""
         self.samples = samples
         self.seed = seed
 
@@ -61,15 +60,7 @@ class ShuffledEpochs:
     """Every item once an epoch, each epoch in a new random order."""
 
     def __init__(self, num_items: int, *seed: int) -> None:
-        """Order the items 0 to `num_items` - 1.
-
-        Args:
-            num_items: items in an epoch.
-            *seed: seed of the orders, of one number or several.
-
-        Raises:
-            ValueError: if there are no items.
-        """
+        """Order `num_items` items, at least one, by a seed of one number or several."""
         if num_items < 1:
             raise ValueError("there are no items to train on")
         self.num_items = num_items
@@ -89,7 +80,7 @@ class ShuffledEpochs:
 
 
 class GlobalBatchSampler(Sampler[list[Key]]):
-    """The micro-batches of one process, in order, from one step up to another.
+    """The micro-batches of one process, in order, for a range of steps.
 
     The places of a global batch go round the processes, then fill the micro-batches.
     """
@@ -105,16 +96,8 @@ class GlobalBatchSampler(Sampler[list[Key]]):
     ) -> None:
         """Lay out the batches of `steps` for one process.
 
-        Args:
-            order: which item stands where.
-            global_batch_size: samples in one step, over all processes.
-            micro_batch_size: samples in one batch of one process.
-            steps: the steps to give batches for.
-            process_index: this process's number.
-            num_processes: how many processes share a global batch.
-
-        Raises:
-            ValueError: if the global batch is not a whole number of micro-batches per process.
+        The global batch, of all processes in a step, must be a whole number of micro-batches per
+        process (ValueError).
         """
         super().__init__()
         if global_batch_size % (micro_batch_size * num_processes):

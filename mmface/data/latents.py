@@ -28,17 +28,7 @@ LATENT_DTYPES = ("float16", "bfloat16", "float32")
 
 
 def check_store(store: Store, vae: Vae, image_size: int) -> None:
-    """Refuse a store of other latents than a run is for.
-
-    Args:
-        store: the store.
-        vae: the run's VAE, as it was loaded.
-        image_size: edge of the run's square pictures in pixels.
-
-    Raises:
-        ValueError: if the store was made with another VAE, another normalisation or at another
-            resolution; names both.
-    """
+    """Raise ValueError unless a store has the latents of this VAE, normalisation and size."""
     resolution = [image_size, image_size]
     wanted = LatentCodec(vae).identity() | {"kind": "latents", "resolution": resolution}
     made_by = store.spec.made_by
@@ -93,16 +83,7 @@ def _collate(faces: Sequence[tuple[_Words | Skipped, Tensor | None]]) -> _Batch:
 
 
 def posterior_noise(seed: int, face_id: str, shape: Sequence[int]) -> Float32[Tensor, "..."]:
-    """The noise of a photo's posterior sample, which depends on the seed and the id alone.
-
-    Args:
-        seed: the store's seed.
-        face_id: the face's id.
-        shape: of the latents.
-
-    Returns:
-        Standard normal noise; the same face has the same in every subset and order.
-    """
+    """Standard normal noise of a photo's posterior sample, from the store's seed and id alone."""
     name = int.from_bytes(hashlib.sha256(face_id.encode()).digest()[:8], "big")
     return torch.randn(tuple(shape), generator=keyed_generator(seed, name))
 
@@ -111,23 +92,13 @@ def posterior_noise(seed: int, face_id: str, shape: Sequence[int]) -> Float32[Te
 class LatentEncoding:
     """Encodes faces: the photos and all conditions of a batch in one pass of the VAE.
 
-    Conditions take the posterior's mean, as they do at sampling time.
-
-    Attributes:
-        pictures: where the faces are read from.
-        vae: folder or name (see `encoders.VAES`) of the frozen VAE.
-        batch_size: faces in one pass of the VAE; each is a photo and its conditions.
-        seed: seed of the photos' posterior samples, see `posterior_noise`.
-        posterior: what is stored of a photo: `sample`, `mean`, or `moments`, the mean and the
-            standard deviation, of which training draws a new sample each time.
-        dtype: what latents are stored in, one of `LATENT_DTYPES`.
-        vae_dtype: torch dtype name that the VAE computes in.
-        num_workers: processes that read pictures; 0 reads in this one.
-        shard_size: faces in a shard; what a stopped run loses at most.
-        strict: whether the first face that cannot be read ends the run; else it is listed and
-            left out.
-        encoders: what else encodes the photo, by name. Each feature is a column: the encoder's
-            name, followed by the feature's if it gives several.
+    Conditions take the posterior's mean, as they do at sampling time. `posterior` is what is stored
+    of a photo: `sample`, drawn by `seed`, `mean`, or `moments`, mean and standard deviation, of
+    which training draws a new sample each time. `batch_size` counts faces, each a photo and its
+    conditions. Latents are computed in `vae_dtype` and stored in `dtype`. A stopped run loses at
+    most `shard_size` faces. A face that cannot be read is listed and left out, or ends a `strict`
+    run. Further `encoders` of the photo add a column for each feature, named after the encoder, and
+    the feature if there are several.
     """
 
     pictures: PictureSource
@@ -151,15 +122,8 @@ class LatentEncoding:
     def write(self, folder: str | Path, process_index: int = 0, num_processes: int = 1) -> None:
         """Write this process's shards of the latent store (see `write_store`).
 
-        Args:
-            folder: the store's folder.
-            process_index: this process's number.
-            num_processes: how many processes write together.
-
-        Raises:
-            FileNotFoundError: if there is no VAE, or nothing to read the faces from.
-            ValueError: if the folder holds a store that was made otherwise, a face is bad and
-                `strict`, or a latent is too large for `dtype`.
+        ValueError if the folder holds a store that was made otherwise, a face is bad and `strict`,
+        or a latent is too large for `dtype`.
         """
         spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
         dtype = getattr(torch, self.vae_dtype)

@@ -2,8 +2,8 @@
 
 The first line is the header, every other one a face. Paths are relative to the manifest's folder,
 with forward slashes, so that a manifest moves with its pictures. How the files of a kind of
-condition are to be read (the masks' label format, the sketches' polarity) stands in the header
-once; a face that differs says so itself. A reader asks the record alone.
+condition are read (the masks' label format, the sketches' polarity) stands in the header once; a
+face that differs has its own. Every record in memory is complete.
 """
 
 import json
@@ -26,20 +26,11 @@ MAX_FAULTS = 10
 
 @dataclass(frozen=True, init=False)
 class Record:
-    """One face. The path of a condition is also an attribute: `record.mask`, None if it has none.
+    """One face; its photo's path is relative to the manifest's folder and its size upright.
 
-    So is how it is read, by the kind's field: `record.label_format`.
-
-    Attributes:
-        id: Name that is unique in the manifest, such as `celebahq/00012`.
-        image: Path of the photo, relative to the manifest's folder.
-        captions: Descriptions of the face; none are allowed.
-        split: One of `SPLITS`.
-        width: Of the photo in pixels, upright.
-        height: Of the photo in pixels, upright.
-        sha256: Of the photo's file, in hexadecimal, or None.
-        conditions: Paths of the conditions that it has, by their kinds' names.
-        readings: How they are read where it is not the default, by the kinds' fields.
+    The path of a condition is also an attribute, `record.mask`, None if it has none. So is how it
+    is read, by the kind's field: `record.label_format`; `readings` has only those that are not the
+    default.
     """
 
     id: str
@@ -65,23 +56,7 @@ class Record:
         readings: Mapping[str, str] | None = None,
         **named: str | None,
     ) -> None:
-        """Describe a face; see the attributes.
-
-        Args:
-            id: Its name.
-            image: Path of its photo.
-            captions: Its descriptions.
-            split: Its split.
-            width: Of the photo.
-            height: Of the photo.
-            sha256: Of the photo's file.
-            conditions: Paths of its conditions; None is no path.
-            readings: How they are read.
-            **named: Single conditions and readings, such as `mask="1.png", label_format="facer"`.
-
-        Raises:
-            TypeError: If a name is neither a kind nor a kind's field.
-        """
+        """Describe a face; `named` are single conditions and readings, such as `mask="1.png"`."""
         kinds, fields = {kind.name for kind in condition_kinds()}, reading_defaults()
         if unknown := named.keys() - kinds - fields.keys():
             raise TypeError(f"A record has no {', '.join(sorted(unknown))}.")
@@ -139,14 +114,10 @@ _HEADER_NEEDED = frozenset({"manifest", "version", "label_format", "sketch_polar
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set.
+    """A data set; its records' paths are relative to the folder of `path`.
 
-    Attributes:
-        path: The file; paths in the records are relative to its folder.
-        records: The faces.
-        readings: How most conditions are read where it is not the default, by the kinds' fields.
-            It only shortens the file: every record knows its own.
-        made_by: What made the manifest, such as the layout and the folder it was imported from.
+    `readings` holds how most conditions are read. It only shortens the file: every record knows its
+    own. `made_by` names what made the manifest, such as the layout and its folder.
     """
 
     path: Path
@@ -176,18 +147,9 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
-        """Read a manifest and check every line of it.
+        """Read a manifest and check every line of it, not whether the pictures exist.
 
-        Args:
-            path: The file.
-
-        Returns:
-            The manifest.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no manifest; names the first `MAX_FAULTS` faults, each with its
-                line. Whether the pictures exist is not looked at.
+        ValueError names the first `MAX_FAULTS` faults, each with its line.
         """
         path = Path(path)
         if not path.is_file():
@@ -205,15 +167,7 @@ class Manifest:
         return reader.manifest()
 
     def write(self, path: str | Path) -> "Manifest":
-        """Write the manifest, aside first and then under its name.
-
-        Args:
-            path: The file. In another folder than `self.path`, paths are rewritten to lead from
-                there to the same pictures.
-
-        Returns:
-            The manifest as it was written.
-        """
+        """Write the manifest and give it; in another folder, paths lead to the same pictures."""
         moved = self.at(path)
         header = {
             "manifest": "mmface",
@@ -262,31 +216,13 @@ class Manifest:
         return replace(self, path=path, records=records)
 
     def subset(self, split: str) -> "Manifest":
-        """Give the faces of one split.
-
-        Args:
-            split: One of `SPLITS`.
-
-        Returns:
-            The manifest of these alone; it may have none.
-
-        Raises:
-            ValueError: If there is no such split.
-        """
+        """Give the faces of one split, maybe none."""
         if split not in SPLITS:
             raise ValueError(f"There is no split {split!r}; known are {', '.join(SPLITS)}.")
         return replace(self, records=[each for each in self.records if each.split == split])
 
     def resolve(self, record: Record, name: str) -> Path | None:
-        """Give the file of a record.
-
-        Args:
-            record: The record.
-            name: `image`, or the name of a kind of condition.
-
-        Returns:
-            The path, or None if the record has no such picture.
-        """
+        """Give the file of `image` or of a condition, None if the record lacks it."""
         relative = record.image if name == "image" else record.conditions.get(name)
         return None if relative is None else self.path.parent / relative
 
@@ -297,18 +233,9 @@ def relative_path(path: str | Path, folder: str | Path) -> str:
 
 
 def merge(manifests: Sequence[Manifest], path: str | Path) -> Manifest:
-    """Make one data set of several.
+    """Make one data set of several, to be written to `path`; ValueError if an id occurs twice.
 
-    Args:
-        manifests: At least one.
-        path: Where the merged manifest is to be; it is not written yet.
-
-    Returns:
-        All their faces in order. The header has the most frequent readings, and a face that
-        differs keeps its own.
-
-    Raises:
-        ValueError: If there are none, or an id occurs twice.
+    The header has the most frequent readings, and a face that differs keeps its own.
     """
     if not manifests:
         raise ValueError("There are no manifests to merge.")

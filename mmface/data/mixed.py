@@ -1,4 +1,4 @@
-"""Several sets of samples in one training, each in the share of its weight.
+"""Several sets of samples in one training, each in proportion to its weight.
 
 Which stream a place belongs to is a function of its position in the run alone, and so are the item
 and the draws: neither the number of processes, nor the micro-batch, nor a resume changes them.
@@ -31,17 +31,11 @@ class OfStream(NamedTuple):
 class StreamOrder:
     """Deals the positions of a run out to streams, each with its own shuffled epochs.
 
-    Of any first n positions a stream gets its share of n, less than one a stream off.
+    Of any first n positions a stream gets its fraction of n, less than one a stream off.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[Fraction], seed: int) -> None:
-        """Number the items of all streams through, in the order of the streams.
-
-        Args:
-            lengths: items of each stream.
-            weights: of each stream, above 0.
-            seed: seed of the streams' own orders.
-        """
+        """Number the items of all streams through, in the order of the streams."""
         self.weights = weights
         self.first_items = [0, *accumulate(lengths)]
         self.epochs = [ShuffledEpochs(n, seed, 0, 1 + i) for i, n in enumerate(lengths)]
@@ -66,15 +60,7 @@ class MixedSamples:
     """Sets of samples of one form, such as two data sets, mixed into the same batches."""
 
     def __init__(self, streams: Mapping[str, Samples], weights: Mapping[str, float]) -> None:
-        """Choose the shares.
-
-        Args:
-            streams: sets of samples by name.
-            weights: the share of each in all samples seen, up to a common factor.
-
-        Raises:
-            ValueError: if there is no stream, or not one weight above 0 for each.
-        """
+        """Choose the streams' relative weights, above 0."""
         if not streams or streams.keys() != weights.keys() or min(weights.values()) <= 0:
             raise ValueError(
                 f"weights must give each stream ({', '.join(streams)}) a number above 0, got "
@@ -109,8 +95,8 @@ class MixedSamples:
 class SeparateStreams(MixedSamples):
     """Sets of samples of different forms: a batch holds a batch of each stream by its name.
 
-    Every micro-batch holds the streams in exactly the shares of their weights, so that every
-    process makes use of every weight in every step.
+    Every micro-batch holds the streams in exactly the proportion of their weights, so that every
+    process uses every weight in every step.
     """
 
     def taken(self, stream: str, sample: dict[str, Any]) -> OfStream:
@@ -128,14 +114,9 @@ class AlikeBatchSampler(GlobalBatchSampler):
     order: StreamOrder
 
     def __init__(self, order: StreamOrder, *layout: Any) -> None:
-        """Lay out the batches as `GlobalBatchSampler` does.
+        """Lay out the batches as `GlobalBatchSampler` does, whole streams in each micro-batch.
 
-        Args:
-            order: which item stands where.
-            *layout: what `GlobalBatchSampler` takes after it.
-
-        Raises:
-            ValueError: if a stream's share of a micro-batch is not a whole number.
+        ValueError if a stream's part of a micro-batch is not a whole number.
         """
         super().__init__(order, *layout)
         shares = [self.micro_batch_size * w / sum(order.weights) for w in order.weights]
@@ -178,21 +159,7 @@ def keyed_loader(
     num_processes: int,
     **options: Any,
 ) -> DataLoader[dict[str, Any]]:
-    """Load one process's micro-batches.
-
-    Args:
-        samples: what is trained on.
-        seed: seed of every draw.
-        global_batch_size: samples in one step, over all processes.
-        micro_batch_size: samples in one batch of one process.
-        steps: the steps to give batches for.
-        process_index: this process's number.
-        num_processes: how many processes share a global batch.
-        **options: more of torch's DataLoader.
-
-    Returns:
-        The loader.
-    """
+    """Load one process's micro-batches; see `GlobalBatchSampler`."""
     layout = (global_batch_size, micro_batch_size, steps, process_index, num_processes)
     if isinstance(samples, MixedSamples):
         lengths = [len(each) for each in samples.streams.values()]

@@ -1,10 +1,10 @@
 """Pictures that look the same, found among very many without comparing all pairs.
 
-A hash has 64 bits: whether each of the lowest 64 frequencies of the grey picture (a discrete
-cosine transform, without its mean) is above the median of the whole set. The median of the set,
-not zero, because aligned faces have most signs in common. Hashes at most 3 bits apart agree in
-at least one of four words of 16 bits, so that only pictures that share a word are compared
-(multi-index hashing, arXiv 1307.2982); those that are near are confirmed on thumbnails.
+A hash has 64 bits: whether each of the lowest 64 frequencies of the grey picture (a discrete cosine
+transform, without its mean) is above the median of the whole set. The median of the set, not zero,
+because aligned faces have most signs in common. Hashes at most 3 bits apart agree in at least one
+of four words of 16 bits, so that only pictures that share a word are compared (multi-index hashing,
+arXiv 1307.2982); those that are near are confirmed on thumbnails.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,7 @@ _BLOCK = 4096  # thumbnails that are compared at once
 
 
 def lowest_frequencies(thumb: UInt8[np.ndarray, "side side 3"]) -> Float32[np.ndarray, "64"]:
-    """Transform a picture's brightness.
-
-    Args:
-        thumb: A small picture, of 16 pixels or more.
-
-    Returns:
-        The 64 lowest frequencies of its cosine transform after the mean, lowest first.
-    """
+    """The 64 lowest frequencies of brightness after the mean, lowest first (cosine transform)."""
     side = thumb.shape[0]
     grey = thumb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     place = np.arange(side, dtype=np.float32) + 0.5
@@ -46,14 +39,7 @@ def lowest_frequencies(thumb: UInt8[np.ndarray, "side side 3"]) -> Float32[np.nd
 def hashes_of(
     frequencies: Float32[np.ndarray, "pictures 64"],
 ) -> UInt64[np.ndarray, " pictures"]:
-    """Hash pictures of one set.
-
-    Args:
-        frequencies: What `lowest_frequencies` gives of each.
-
-    Returns:
-        The hashes; they compare within the set alone.
-    """
+    """Hash pictures of one set by their frequencies; hashes compare within the set alone."""
     bits = frequencies > np.median(frequencies, axis=0)
     return np.packbits(bits, axis=1).view(">u8").astype(np.uint64).ravel()
 
@@ -63,15 +49,8 @@ def near_pairs(
 ) -> Int64[np.ndarray, "pairs 2"]:
     """Find pairs of pictures that look the same, as many as it takes to connect all that do.
 
-    Not all pairs, of which n equal pictures have n * (n - 1) / 2: pictures that are connected
-    already are not compared.
-
-    Args:
-        hashes: of `hashes_of`.
-        thumbs: thumbnails of the same pictures.
-
-    Returns:
-        Pairs of places, the smaller first, in order and each once.
+    Not all pairs, of which n equal pictures have n * (n - 1) / 2. A pair is two places, the smaller
+    first, in order and each once.
     """
     group = np.arange(len(hashes))  # a number that connected pictures share
     found = [np.empty((0, 2), dtype=np.int64)]

@@ -35,13 +35,7 @@ HELD_OUT_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class RenderedPictures:
-    """Draws faces `first_seed`, `first_seed + 1`, ... into a store.
-
-    Attributes:
-        num_faces: how many faces.
-        size_px: edge of the square pictures.
-        first_seed: seed of the first face.
-    """
+    """Draws faces `first_seed`, `first_seed + 1`, ... into a store."""
 
     num_faces: int
     size_px: int = 128
@@ -53,16 +47,7 @@ class RenderedPictures:
         return f"{folder}: {self.num_faces:,} rendered faces, {size:.2f} GB on disk"
 
     def write(self, folder: str | Path, process_index: int = 0, num_processes: int = 1) -> None:
-        """Write this process's shards of the store.
-
-        Args:
-            folder: the store's folder.
-            process_index: this process's number; see `write_store`.
-            num_processes: how many processes write together.
-
-        Raises:
-            ValueError: if training faces would run into the held-out seeds.
-        """
+        """Write this process's shards; ValueError if faces would reach the held-out seeds."""
         last_seed = self.first_seed + self.num_faces - 1
         if self.first_seed < HELD_OUT_SEED <= last_seed:
             raise ValueError(
@@ -106,14 +91,9 @@ def picture_column(kind: ConditionKind) -> str:
 
 @dataclass(frozen=True)
 class FacePictures:
-    """One face.
+    """One face: RGB photo, condition values by kind and at least one caption.
 
-    Attributes:
-        id: its name.
-        image: the photo, RGB.
-        conditions: the values of its conditions, by their kinds' names.
-        captions: at least one description.
-        drawings: conditions that are shown to the VAE otherwise than their kind draws them.
+    `drawings` are conditions that are shown to the VAE otherwise than their kind draws them.
     """
 
     id: str
@@ -159,11 +139,7 @@ class PictureSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredPictures:
-    """The faces of a store that `RenderedPictures` wrote.
-
-    Attributes:
-        store: its folder.
-    """
+    """The faces of a store that `RenderedPictures` wrote."""
 
     store: str | Path
 
@@ -206,14 +182,8 @@ class ManifestPictures:
     """The faces of a manifest, cropped to the middle square.
 
     Photos are resized with LANCZOS. Masks are resized as classes, so that no class is invented
-    between two others (see `mmface.conditions.load_mask`).
-
-    Attributes:
-        manifest: the manifest's file.
-        size_px: edge of the square pictures.
-        split: the faces to take, `train`, `val` or `test`; None takes all.
-        conditions: the kinds of condition to read, which every face must have; None takes those
-            that any face of the manifest has.
+    between two others (see `mmface.conditions.load_mask`). Split None takes all faces. Every face
+    must have all `conditions`; None takes those that any face has.
     """
 
     manifest: str | Path
@@ -274,18 +244,7 @@ class ManifestPictures:
         return self._faces.records[item].id
 
     def face(self, item: int) -> FacePictures:
-        """Read a face.
-
-        Args:
-            item: its number among the faces of the split.
-
-        Returns:
-            The face.
-
-        Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if a picture is bad, or the record lacks a condition or captions.
-        """
+        """Read a face; ValueError if a picture is bad, or a condition or captions are lacking."""
         record = self._faces.records[item]
         lacking = [kind.name for kind in self.kinds() if kind.name not in record.conditions]
         lacking += [] if record.captions else ["captions"]
@@ -322,7 +281,7 @@ class ManifestPictures:
 
 @dataclass(frozen=True)
 class ReleasedManifestPictures(ManifestPictures):
-    """The same with masks as the released weights were shown them: resized as colours.
+    """The same with masks resized as colours, as the released weights saw them.
 
     Edges in a mask then have colours of no class; see `mmface.conditions.released_mask_rgb`.
     """

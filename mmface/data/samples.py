@@ -35,19 +35,11 @@ class LatentSamples:
         condition_dropout: float = 0.05,
         **dropouts: float,
     ) -> None:
-        """Read from a latent store.
+        """Read from a latent store; conditions are drawn with equal probability.
 
-        Args:
-            store: folder of the latent store.
-            text_dropout: probability that the caption is replaced by the empty prompt, in [0, 1].
-            modalities: the conditions to draw from, with equal probability; None takes all that
-                the store has.
-            condition_dropout: probability that a condition's latents are set to zeros, in [0, 1].
-            **dropouts: the same for one kind, as `mask_dropout`.
-
-        Raises:
-            TypeError: if an argument is unknown.
-            ValueError: if the store lacks a condition that is asked for, or has none.
+        `text_dropout` is the probability of the empty prompt, `condition_dropout` that of all-zero
+        condition latents, `mask_dropout` and the like the same for one kind. None takes all
+        conditions.
         """
         for name, share in {
             "text_dropout": text_dropout,
@@ -78,16 +70,10 @@ class LatentSamples:
     def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
         """Draw the kind of condition, caption, dropout, noise and time for one face.
 
-        Args:
-            item: number of the face.
-            generator: source of all draws.
-
-        Returns:
-            `latents` and `condition` [C, h, w] in the store's dtype, since half the bytes reach the
-            device sooner (those of bfloat16 in float32), `noise` float32 [C, h, w], `uniform`
-            float32 scalar in [0, 1) from which the objective makes the time, `modality` long
-            scalar, `caption` str. Where the store holds the posterior's mean and deviation, the
-            latents are a new sample of it, float32.
+        `latents` and `condition` [C, h, w] have the store's dtype, since half the bytes reach the
+        device sooner (those of bfloat16 are float32), `noise` is float32 [C, h, w], `uniform` a
+        float32 scalar in [0, 1) from which the objective makes the time, `modality` a long scalar.
+        Where the store holds mean and deviation, the latents are a new sample, float32.
         """
         kind = _choice(self.kinds, generator)
         column = kind.name
@@ -115,17 +101,10 @@ class LatentSamples:
 
 
 def small_part_weights(labels: np.ndarray, power: float) -> np.ndarray:
-    """Weights of mean 1 that raise small classes: (area of the pixel's class) ** -power.
+    """Weights of mean 1, (area of the pixel's class) ** -power: uint8 -> float32 [H, W].
 
     Without them a face's eyes, brows and lips, a few per cent of the pixels that carry most of its
     likeness, are the last thing an autoencoder learns.
-
-    Args:
-        labels: uint8 [H, W] label map.
-        power: 0 weighs every pixel alike, 1 every class alike.
-
-    Returns:
-        float32 [H, W].
     """
     areas = np.bincount(labels.ravel(), minlength=len(LABELS)).clip(min=32)
     weights = (areas.astype(np.float64) ** -power)[labels]
@@ -138,14 +117,7 @@ class AutoencoderSamples:
     def __init__(
         self, store: str | Path, image_share: float = 0.6, weight_power: float = 0.5
     ) -> None:
-        """Read from a store of pictures.
-
-        Args:
-            store: folder of the store.
-            image_share: share of photographs among the samples, in [0, 1]; the conditions share
-                the rest equally.
-            weight_power: how much small parts are raised, see `small_part_weights`.
-        """
+        """Choose the fraction of photographs; the kinds of condition share the rest equally."""
         check_number("image_share", image_share, 0, 1)
         check_number("weight_power", weight_power, 0, 1)
         self.store = Store(store)
@@ -180,12 +152,7 @@ class ParsingSamples:
     """Pictures with their label maps, mildly disturbed, for the face parser."""
 
     def __init__(self, store: str | Path, noise: float = 0.06) -> None:
-        """Read from a store of pictures.
-
-        Args:
-            store: folder of the store.
-            noise: largest standard deviation of the added pixel noise, in units of [-1, 1].
-        """
+        """Choose the pixel noise's largest standard deviation, in units of [-1, 1]."""
         check_number("noise", noise, 0)
         self.store = Store(store)
         self.noise = noise
@@ -214,7 +181,6 @@ class CaptionedPictures:
     """Pictures with one of their captions, for the contrastive pair."""
 
     def __init__(self, store: str | Path) -> None:
-        """Read from a store of pictures."""
         self.store = Store(store)
 
     def __len__(self) -> int:

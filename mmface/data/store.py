@@ -1,11 +1,10 @@
 """Stores: Arrow shards of fixed-shape arrays, written by any number of processes.
 
 A store is a folder with `store.json`, which says what made it and the shape of its arrays, and
-`shard-NNNNN.arrow` files that `datasets` maps into memory. A shard is complete or absent: a writer
-that was stopped goes on where it was when it is started again, and processes never meet because
-each writes its own shards. Items that could not be read have no row; `shard-NNNNN.skipped.jsonl`
-lists them. It and the shard's digest, `digest-NNNNN.sha256` in the form of `sha256sum`, are
-there before the shard is. Stores of earlier versions have no digests.
+`shard-NNNNN.arrow` files that `datasets` maps into memory. A shard is complete or absent: a stopped
+writer resumes, and each process writes its own shards. Items that could not be read have no row;
+`shard-NNNNN.skipped.jsonl` lists them. It and the shard's digest, `digest-NNNNN.sha256` in the form
+of `sha256sum`, are written before the shard. Stores of earlier versions have no digests.
 """
 
 import json
@@ -90,13 +89,9 @@ Entry = dict[str, Any] | Skipped
 class StoreSpec:
     """What a store holds.
 
-    Attributes:
-        num_items: number of items; those that could be read are the rows.
-        arrays: array columns by name, each of one shape.
-        texts: columns that hold a list of strings.
-        made_by: whatever decides the contents (seeds, weights' hash, resolution); a writer
-            refuses to continue a store that was begun with other values.
-        shard_size: items in a shard.
+    Arrays have one shape a column, texts are lists of strings. `made_by` is whatever decides the
+    contents (seeds, weights' hash, resolution): a writer refuses to continue a store with other
+    values. `num_items` counts unreadable items, which get no row.
     """
 
     num_items: int
@@ -165,19 +160,11 @@ def write_store(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> None:
-    """Write this process's share of a store, skipping the shards that are there already.
+    """Write this process's part of a store, skipping the shards that are there already.
 
-    Args:
-        folder: the store's folder; made if it is missing.
-        spec: what the store is to hold.
-        make_entries: is given the item numbers of each shard to write, and yields the entries of
-            each in this order, one an item.
-        process_index: this process's number.
-        num_processes: how many processes write together; process i writes shards i, i + n, ...
-
-    Raises:
-        BlockingIOError: if another run writes into the folder.
-        ValueError: if the folder holds a store that was made otherwise.
+    Process i writes shards i, i + n, ...; `make_entries` receives the item numbers of each and
+    yields the entries of each in this order. BlockingIOError if another run writes into the folder,
+    ValueError if it holds a store that was made otherwise.
     """
     folder = Path(folder)
     with locked(folder) if process_index == 0 else nullcontext():
@@ -206,18 +193,7 @@ def _write_share(
 
 
 def close_store(folder: str | Path) -> "Store":
-    """Tidy a store that all processes have written: drop leftovers, gather the lists of skipped.
-
-    Args:
-        folder: the store's folder.
-
-    Returns:
-        The store, opened; `skipped.jsonl` beside its shards lists what all of them lack.
-
-    Raises:
-        FileNotFoundError: if there is no store in the folder.
-        ValueError: if shards are missing or damaged.
-    """
+    """Remove a complete store's leftovers, gather `skipped.jsonl`, and open it."""
     store = Store(folder)
     with locked(store.folder):
         sweep(store.folder, alone=True)
@@ -271,11 +247,10 @@ def _digest_line(path: Path, content: Path) -> str:
 class MappedRows:
     """Rows of a table in mapped files; each column of a batch of rows is looked up once.
 
-    Arrow's own way to a value costs more than the value's copy. For one process: it has addresses.
+    Arrow's own access costs more than the value's copy. For one process: it has addresses.
     """
 
     def __init__(self, table: pa.Table, arrays: Mapping[str, ArraySpec]) -> None:
-        """Find the batches of rows, and nothing in them yet; `arrays` are the array columns."""
         self.batches = table.to_batches()
         self.ends = list(accumulate(batch.num_rows for batch in self.batches))
         self.arrays = arrays
@@ -319,15 +294,7 @@ class Store:
     """A finished store, mapped into memory."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open a store.
-
-        Args:
-            folder: the folder that `write_store` filled.
-
-        Raises:
-            FileNotFoundError: if there is no store in the folder.
-            ValueError: if shards are missing or damaged.
-        """
+        """Open a store; ValueError if shards are missing or damaged."""
         self.folder = Path(folder)
         description = read_made_by(self.folder / DESCRIPTION_FILE)
         if description is None:

@@ -57,20 +57,9 @@ def importer_of(
     prefix: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Importer:
-    """Make the importer of a layout.
+    """Make the importer of a layout in `LAYOUTS`; `columns` is for `hugging-face` alone.
 
-    Args:
-        layout: A key of `LAYOUTS`.
-        folder: Where the data set lies.
-        split: Which faces are for training; the data set's own if None.
-        prefix: What the ids begin with; the data set's name if None.
-        columns: Names of columns, of `hugging-face` alone.
-
-    Returns:
-        The importer.
-
-    Raises:
-        ValueError: If there is no such layout, or it has no columns.
+    None takes the data set's own split, or its name as the ids' prefix.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; known are {', '.join(LAYOUTS)}.")
@@ -83,19 +72,11 @@ def importer_of(
 def import_faces(
     importer: Importer, out: str | Path, readings: Mapping[str, str | None] | None = None
 ) -> Manifest:
-    """Import a data set and write its manifest.
+    """Import a data set and write its manifest; `importer.report` is complete afterwards.
 
-    Args:
-        importer: What reads it; its `report` is complete afterwards.
-        out: The manifest's file.
-        readings: How conditions are written, by their kinds' fields, such as `label_format`. What
-            is not said is what the layout fixes, a guess, or the kind's default.
-
-    Returns:
-        The manifest as it was written.
-
-    Raises:
-        ValueError: If the layout holds no face, or a guess is undecided. Nothing is written then.
+    `readings` says how conditions are written, by their kinds' fields, such as `label_format`; else
+    the layout decides, a guess, or the kind's default. ValueError, with nothing written, if the
+    layout holds no face, or a guess is undecided.
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +115,6 @@ def _sample(manifest: Manifest, name: str) -> list[Path]:
 
 
 def _label_format_of(manifest: Manifest, importer: Importer) -> str:
-    """Give the layout's label format, or guess it and say so."""
     masks = _sample(manifest, "mask")
     if importer.label_format is not None or not masks:
         return importer.label_format or reading_defaults()["label_format"]

@@ -29,16 +29,10 @@ _FOLDERS = {
 class ImportReport:
     """What an import found and what it missed, by the faces' ids or the files' paths.
 
-    Attributes:
-        found: Number of faces in the manifest.
-        without_image: Faces with a condition or captions but no photo; not in the manifest.
-        without_condition: Faces in the manifest that lack a kind of condition, by its name. Kinds
-            beyond the built-in ones are counted where at least one face has them.
-        without_captions: Faces in the manifest that have no captions.
-        without_split: Faces that no split list names; not in the manifest.
-        unreadable: Files that should be pictures or captions and cannot be read, with the reason.
-        ignored: Files that belong to no face.
-        notes: What was decided, and why.
+    In the manifest are `found` faces, also those `without_condition` (by the kind's name; kinds
+    beyond the built-in ones count where at least one face has them) and `without_captions`. Left
+    out are those `without_image` and those `without_split`, which no list names. `notes` says what
+    was decided, and why.
     """
 
     found: int = 0
@@ -73,13 +67,8 @@ class ImportReport:
 class FaceFiles:
     """The files of one face, before they become a record.
 
-    Attributes:
-        key: The face's name within its data set; numbers have five digits.
-        prefix: The data set's name.
-        image: Photo.
-        conditions: Its conditions, by their kinds' names.
-        captions: Descriptions.
-        split: One of `mmface.data.manifest.SPLITS`, or None if no list names the face.
+    `key` is its name within its data set, numbers with five digits; `prefix` the data set's name;
+    `split` None if no list names the face.
     """
 
     key: str
@@ -96,14 +85,7 @@ class FaceFiles:
 
 
 class Importer(ABC):
-    """Reads one layout of folders.
-
-    Attributes:
-        folder: Where the data set lies.
-        prefix: What the ids begin with.
-        split: Which faces are for training and which for testing, or None for the data set's own.
-        report: What was found and missed, complete when `records` returns.
-    """
+    """Reads one layout of folders; `report` is complete when `records` returns."""
 
     default_prefix: ClassVar[str]
     label_format: ClassVar[str | None] = None
@@ -112,16 +94,7 @@ class Importer(ABC):
     def __init__(
         self, folder: str | Path, split: SplitRule | None = None, prefix: str | None = None
     ) -> None:
-        """Choose a folder.
-
-        Args:
-            folder: Where the data set lies.
-            split: Which faces are for training and which for testing; the data set's own if None.
-            prefix: What the ids begin with; the data set's name if None.
-
-        Raises:
-            FileNotFoundError: If there is no such folder.
-        """
+        """Choose a folder; None takes the data set's own split, or its name as the ids' prefix."""
         self.folder = Path(folder)
         self.check_folder()
         self.split = split
@@ -135,26 +108,12 @@ class Importer(ABC):
 
     @abstractmethod
     def faces(self, beside: Path) -> list[FaceFiles]:
-        """Find the faces.
-
-        Args:
-            beside: Folder, which may not be there yet, for pictures that the import has to make.
-
-        Returns:
-            Their files, in order.
-        """
+        """Find the faces' files, in order; pictures that the import makes go into `beside`."""
 
     def records(self, manifest: Path) -> list[Record]:
-        """Find the faces and read how large their photos are.
+        """Give a record for each face with a photo and a split; ValueError if there are none.
 
-        Args:
-            manifest: Where the manifest is to be; the records' paths lead from its folder.
-
-        Returns:
-            A record of each face that has a photo and a split.
-
-        Raises:
-            ValueError: If there are none.
+        Their paths are relative to the manifest's folder.
         """
         found = self.faces(manifest.parent / f"{manifest.stem}_pictures")
         chosen = [each for each in found if each.split is not None]
@@ -238,18 +197,7 @@ class Importer(ABC):
         prefix: str,
         rule: SplitRule,
     ) -> Iterator[FaceFiles]:
-        """Join the files of faces, and report those that have no photo.
-
-        Args:
-            images: Photos by face.
-            conditions: By the kinds' names, the conditions by face.
-            captions: Captions by face.
-            prefix: What the ids begin with.
-            rule: The split of a face.
-
-        Yields:
-            The faces in order.
-        """
+        """Join the files of faces, in order, and report those that have no photo."""
         others = captions.keys() | {key for each in conditions.values() for key in each}
         self.report.without_image += [f"{prefix}/{key}" for key in sorted(others - images.keys())]
         for key in sorted(images):
@@ -280,17 +228,9 @@ def first_there(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def read_captions(path: Path, key: str) -> dict[str, tuple[str, ...]]:
-    """Read captions: one a line, or JSON, a list of them or lists by face.
+    """Read captions by face from `.txt`, one a line, or `.json`, a list or lists by face.
 
-    Args:
-        path: A `.txt` or `.json` file.
-        key: Whose captions these are, unless the file says so itself.
-
-    Returns:
-        Captions by face, without empty ones.
-
-    Raises:
-        ValueError: If the file is not UTF-8 or not of this form; names it.
+    They are `key`'s unless the file names faces; ValueError if it is of another form or not UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -315,7 +255,7 @@ def read_captions(path: Path, key: str) -> dict[str, tuple[str, ...]]:
 
 
 def _upright_size(path: Path) -> tuple[int, int] | str:
-    """Read width and height from a picture's head; what is wrong with it if it has none."""
+    """Width and height, upright, from a picture's head, or why it has none."""
     try:
         with Image.open(path) as picture:
             # Asked for EXIF that a PNG's head lacks, Pillow would decode all of it.

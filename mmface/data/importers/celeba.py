@@ -37,14 +37,6 @@ class CelebAMaskHQ(Importer):
         prefix: str | None = None,
         num_workers: int | None = None,
     ) -> None:
-        """Choose a folder.
-
-        Args:
-            folder: Where the data set lies.
-            split: Which faces are for training and which for testing; the data set's own if None.
-            prefix: What the ids begin with; the data set's name if None.
-            num_workers: Processes that compose masks; one a processor if None.
-        """
         super().__init__(folder, split, prefix)
         self.num_workers = num_workers or os.cpu_count() or 1
 
@@ -62,7 +54,6 @@ class CelebAMaskHQ(Importer):
         return list(self.joined(images, conditions, captions, self.prefix, rule))
 
     def _parts(self) -> dict[str, dict[str, Path]]:
-        """Find the class pictures of each face, by class."""
         folder = self.folder / "CelebAMask-HQ-mask-anno"
         found: dict[str, dict[str, Path]] = {}
         for path in files_below(folder) if folder.is_dir() else ():
@@ -74,7 +65,6 @@ class CelebAMaskHQ(Importer):
         return found
 
     def _composed(self, parts: dict[str, dict[str, Path]], folder: Path) -> dict[str, Path]:
-        """Compose the masks that are not there yet, and give all of them."""
         masks = {key: folder / f"{key}.png" for key in parts}
         missing = [key for key, path in masks.items() if not path.exists()]
         if missing:
@@ -118,8 +108,8 @@ def _compose(job: tuple[dict[str, Path], Path]) -> str:
 class MultiModalCelebAHQ(Importer):
     """Multi-Modal-CelebA-HQ: `images`, ten captions a face in `text` or `celeba-caption`.
 
-    Conditions are taken where folders hold them. The lists of its split are pickles, which
-    are never read: text lists stand in for them, see `celeba_split`.
+    Conditions are taken where folders hold them. The lists of its split are pickles, which are
+    never read: text lists take their place, see `celeba_split`.
     """
 
     default_prefix: ClassVar[str] = "celebahq"

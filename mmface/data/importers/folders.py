@@ -56,16 +56,7 @@ class AuthorsLayout(Importer):
     def __init__(
         self, folder: str | Path, split: SplitRule | None = None, prefix: str | None = None
     ) -> None:
-        """Choose a folder.
-
-        Args:
-            folder: Where the data set lies.
-            split: Must be None: the folders are the split.
-            prefix: Must be None: it has two data sets, `celebahq` and `ffhq`.
-
-        Raises:
-            ValueError: If a split or a prefix is given.
-        """
+        """Choose a folder, which brings its split and two prefixes, `celebahq` and `ffhq`."""
         if split is not None or prefix is not None:
             raise ValueError(
                 "The authors' layout says itself which face is for training and which data set it "
@@ -138,7 +129,6 @@ class PhotoFolder(Importer):
         return list(found.values())
 
     def _captions(self, file: Path) -> tuple[str, ...]:
-        """Read the captions of one photo."""
         try:
             by_key = read_captions(file, "")
         except ValueError as error:

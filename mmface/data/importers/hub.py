@@ -43,17 +43,10 @@ class HuggingFaceDataset(Importer):
         prefix: str | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        """Choose a data set.
+        """Choose a folder that `save_to_disk` wrote, or what `load_dataset` takes.
 
-        Args:
-            folder: A folder that `save_to_disk` wrote, or what `load_dataset` takes.
-            split: Which faces are for training; the data set's own splits if None.
-            prefix: What the ids begin with; the last part of the name if None.
-            columns: What the columns of `all_columns` are called where they have other names. Only
-                `image` must be there. Faces without an `id` are numbered.
-
-        Raises:
-            ValueError: If there is no such part of a face.
+        `columns` renames those of `all_columns`, of which only `image` must be there; faces without
+        an `id` are numbered.
         """
         super().__init__(folder, split, Path(folder).name if prefix is None else prefix)
         unknown = set(columns or ()) - set(all_columns())
@@ -106,7 +99,6 @@ class HuggingFaceDataset(Importer):
         return parts
 
     def _columns(self, part: Any) -> dict[str, str]:
-        """Find which of `all_columns` a part has, under which name."""
         named = {name: self.columns.get(name, name) for name in all_columns()}
         wanted = {*self.columns, "image"}
         missing = [
@@ -124,7 +116,6 @@ class HuggingFaceDataset(Importer):
         return {name for name, column in named.items() if column in part.column_names}
 
     def _rows(self, part: Any, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """Read the rows, pictures as they are stored."""
         import datasets
 
         for name in picture_columns():

@@ -16,12 +16,9 @@ def face_key(stem: str) -> str:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Gives a face its split.
+    """Gives a face the split of the list that names it, or `default`; None leaves it out.
 
-    Attributes:
-        lists: The split of each face that a list names.
-        default: The split of all others, or None to leave them out.
-        says: The rule in words.
+    `says` is the rule in words.
     """
 
     lists: Mapping[str, str]
@@ -39,19 +36,11 @@ def all_in(split: str) -> SplitRule:
 
 
 def parse_split(values: Sequence[str]) -> SplitRule | None:
-    """Read a rule from the command line.
+    """Read a rule from the command line; None if there are no values.
 
-    Args:
-        values: Each either a split, for all that no list names, or `split=file`, a list of names,
-            one a line, with or without folder and suffix. Where there is a list and no split
-            alone, the others are for training, unless a list of these is given too.
-
-    Returns:
-        The rule, or None if there are no values.
-
-    Raises:
-        FileNotFoundError: If a list is not there.
-        ValueError: If a value is neither, a list is no text or two lists share a name.
+    A value is a split, for all that no list names, or `split=file`, a list of names, one a line,
+    with or without folder and suffix. With lists alone, all others are for training, unless a list
+    of these is given too. ValueError if two lists share a name.
     """
     if not values:
         return None
@@ -71,18 +60,9 @@ def parse_split(values: Sequence[str]) -> SplitRule | None:
 
 
 def listed(lists: Mapping[str, Path], default: str | None) -> SplitRule:
-    """Read text lists of names.
+    """Read text lists of names by split; ValueError if two share a name.
 
-    Args:
-        lists: The list of each split.
-        default: The split of faces that no list names; None leaves them out.
-
-    Returns:
-        The rule.
-
-    Raises:
-        FileNotFoundError: If a list is not there.
-        ValueError: If a list is no text, or two lists share a name.
+    Faces that no list names get `default`; None leaves them out.
     """
     of: dict[str, str] = {}
     for split, path in lists.items():
@@ -110,19 +90,11 @@ _REMEDY = (
 
 
 def celeba_split(folder: Path) -> SplitRule:
-    """Find the split that a folder of CelebA-HQ brings.
+    """Find the split that a folder of CelebA-HQ brings; ValueError for none or pickles alone.
 
-    Args:
-        folder: The data set. Text lists come first, `train.txt` or `train/filenames.txt` and the
-            same for test and val; Multi-Modal-CelebA-HQ's have 24,000 and 6,000 names. Then
-            `CelebA-HQ-to-CelebA-mapping.txt` gives CelebA's own partition of the originals, which
-            is 24,183 train, 2,993 val and 2,824 test.
-
-    Returns:
-        The rule.
-
-    Raises:
-        ValueError: If there is none of these, or only pickled lists.
+    Text lists come first, `train.txt` or `train/filenames.txt` and the same for test and val;
+    Multi-Modal-CelebA-HQ's have 24,000 and 6,000 names. Then `CelebA-HQ-to-CelebA-mapping.txt`
+    gives CelebA's own partition of the originals, which is 24,183 train, 2,993 val and 2,824 test.
     """
     lists: dict[str, Path] = {}
     for split in SPLITS:

@@ -13,7 +13,7 @@ ROOMS = {
     "conditions": set(),
     "objectives": set(),
     "encoders": {"conditions", "core"},
-    "model": {"objectives"},
+    "model": {"core", "objectives"},
     "rendered": {"conditions"},
     "data": {"conditions", "core", "encoders", "rendered"},
     "sampling": {"conditions", "core", "encoders", "model", "objectives"},

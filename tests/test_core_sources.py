@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import mmface
-from mmface.core.sources import builtin_pipelines, opened
+from mmface.core.sources import UnusableModelError, builtin_pipelines, opened
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.encoders.face_parser import FaceParser
 
@@ -78,9 +78,14 @@ def test_what_is_there_and_cannot_be_loaded_is_one_line(cache, tmp_path):
         opening(tmp_path, LocalEntryNotFoundError("no weights\nin it"))
 
 
-def test_other_mistakes_pass(cache, tmp_path):
-    with pytest.raises(ValueError, match=r"^odd classes$"):
-        opening(tmp_path, ValueError("odd classes"))
+@pytest.mark.parametrize("error", [ValueError("odd\nclasses"), KeyError("odd"), TypeError("odd"),
+                                   RuntimeError("odd"), ZeroDivisionError("odd")])  # fmt: skip
+def test_whatever_a_loader_raises_is_one_line(cache, tmp_path, error):
+    with pytest.raises(ValueError, match=rf"^The net {tmp_path} cannot be loaded: .*odd") as caught:
+        opening(tmp_path, error)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^The net inner") as caught, opened("net", tmp_path):
+        raise UnusableModelError("The net inner cannot be loaded: odd")
 
 
 @pytest.mark.parametrize("load", [LatentCodec.from_pretrained, TextEncoder.from_pretrained,

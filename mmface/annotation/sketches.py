@@ -1,7 +1,6 @@
 """Sketches of pictures, dark lines on white: a filter without weights, and the paper's U2-Net."""
 
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mmface.annotation.u2net import U2Net
 from mmface.conditions import SKETCH_POLARITIES
 from mmface.core.files import file_sha256
+from mmface.core.networks import read_weights
 
 POLARITY = SKETCH_POLARITIES[0]
 """How every sketch of this module is drawn, as a manifest records it."""
@@ -104,17 +102,19 @@ class U2NetPortrait:
                 f"{path} does not exist; u2net_portrait.pth is linked from the README of "
                 "github.com/xuebinqin/U-2-Net, or take the pencil, which needs no weights"
             )
-        found = file_sha256(path)
-        if sha256 is not None and found != sha256.lower():
-            raise ValueError(f"{path} has the SHA-256 {found}, not {sha256.lower()}: get it again")
+        digest = file_sha256(path)
+        if sha256 is not None and digest != sha256.lower():
+            raise ValueError(f"{path} has the SHA-256 {digest}, not {sha256.lower()}: get it again")
         with torch.device("meta"):
             model = U2Net()
         try:
-            model.load_state_dict(_read_weights(path), assign=True)
+            # Weights that were saved from data parallel training carry a prefix.
+            found = {name.removeprefix("module."): w for name, w in read_weights(path).items()}
+            model.load_state_dict(found, assign=True)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()[:200]
             raise ValueError(f"{path} holds no weights of U2-Net: {reason}") from None
-        return cls(model, found, device)
+        return cls(model, digest, device)
 
     @property
     def made_by(self) -> dict[str, float | str]:
@@ -143,22 +143,6 @@ class U2NetPortrait:
         values = torch.from_numpy(np.array(resized)).float()
         values = values / values.max().clamp(min=1)
         return ((values - torch.tensor(self._mean)) / torch.tensor(self._std)).permute(2, 0, 1)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or from a .pth without running what is pickled in it."""
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    # Weights that were saved from data parallel training carry this prefix.
-    return {name.removeprefix("module."): value for name, value in found.items()}
 
 
 def _blurred(

@@ -13,6 +13,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NONE: Mapping[str, Path] = {}
 
 
+class UnusableModelError(OSError, ValueError):
+    """A model that is there cannot be loaded; the message names it, the cause and the remedy."""
+
+
 def builtin_pipelines() -> dict[str, Path]:
     """The folders of the built-in pipelines by name."""
     return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/model_index.json"))}
@@ -41,7 +45,7 @@ def opened(
     Raises:
         FileNotFoundError: if there is no such folder or name; if it may be a hub id, the message
             gives the command that downloads it.
-        OSError: if the block cannot load it.
+        UnusableModelError: if the block cannot load it.
     """
     name = str(name)
     folder = Path(name) if Path(name).exists() else builtin.get(name)
@@ -49,11 +53,22 @@ def opened(
         _check_hub_id(kind, name, builtin, parts)
     try:
         yield name if folder is None else str(folder)
+    except UnusableModelError:
+        raise  # a part's own block has named it
     except OSError as error:
         if folder is None and not _is_cached(name):
             raise FileNotFoundError(_absent(kind, name, parts, error)) from error
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(f"The {kind} {name} cannot be loaded: {reason}") from error
+        raise UnusableModelError(_broken(kind, name, error)) from error
+    except Exception as error:
+        # Loaders and the constructors behind them raise whatever an odd config makes them raise.
+        raise UnusableModelError(_broken(kind, name, error)) from error
+
+
+def _broken(kind: str, name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()).partition(" If you want to instead")[0]
+    if not isinstance(error, ValueError | OSError):
+        reason = f"its config may be damaged, get it again ({type(error).__name__}: {reason})"
+    return f"The {kind} {name} cannot be loaded: {reason:.400}"
 
 
 def _check_hub_id(kind: str, name: str, builtin: Mapping[str, Path], parts: str) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, SegformerForSem
 
 from mmface.conditions import LABELS
 from mmface.core.files import values_sha256
+from mmface.core.networks import load_network
 from mmface.core.sources import ASSETS, opened
 from mmface.encoders.encoder import Feature, count_flops
 
@@ -60,11 +61,11 @@ class FaceParser:
     ) -> "FaceParser":
         """Load a parser in float32 and eval mode: a folder, a hub id, or `tiny-parser`."""
         with opened("face parser", path, {TINY_PARSER.name: TINY_PARSER}) as source:
-            model = SegformerForSemanticSegmentation.from_pretrained(
-                source, revision=revision, dtype=torch.float32
+            model = load_network(
+                SegformerForSemanticSegmentation, source, revision=revision, dtype=torch.float32
             )
             processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
-        return cls(model.to(device), processor, str(path))
+            return cls(model.to(device), processor, str(path))
 
     @property
     def made_by(self) -> dict[str, float | str]:

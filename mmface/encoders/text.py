@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from mmface.core.command_line import check_number
 from mmface.core.files import values_sha256
+from mmface.core.networks import load_network, read_object
 from mmface.core.sources import opened
 from mmface.encoders.encoder import Feature, count_flops
 from mmface.encoders.vae import execution_device
@@ -42,15 +44,14 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, dtype: torch.dtype = torch.float32
+        cls, folder: str | Path, dtype: torch.dtype = torch.float32, **options: Any
     ) -> "TextEncoder":
         """Load the `text_encoder` and `tokenizer` of a saved pipeline or hub id, frozen."""
         with opened("text encoder", folder) as source:
-            text_model = CLIPTextModel.from_pretrained(
-                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-        return cls(text_model.requires_grad_(False).eval(), tokenizer, str(folder))
+            text_model = load_network(CLIPTextModel, source, "text_encoder", dtype=dtype, **options)
+            tokenizer = load_tokenizer(source, "tokenizer")
+            _check_tokens(tokenizer, text_model.config)
+            return cls(text_model.requires_grad_(False), tokenizer, str(folder))
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Encode at least one prompt, padded and cut to `max_length`; "" is unconditional."""
@@ -115,6 +116,35 @@ class TextEncoder:
     def features(self, inputs: Sequence[str]) -> dict[str, Tensor]:
         """Encode prompts; see `TextFeatures`."""
         return self(inputs)._asdict()
+
+
+def load_tokenizer(source: str, subfolder: str = "") -> CLIPTokenizer:
+    """Load a tokenizer from a folder or hub id; transformers makes an empty one of no files."""
+    folder = Path(source, subfolder)
+    if Path(source).is_dir():
+        names = {path.name for path in folder.glob("*") if path.is_file()}
+        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+            raise ValueError(f"{folder} has no tokenizer.json; copy the whole folder again")
+        for name in {"tokenizer.json", "tokenizer_config.json", "vocab.json"} & names:
+            read_object(folder / name)
+    return CLIPTokenizer.from_pretrained(source, **({"subfolder": subfolder} if subfolder else {}))
+
+
+def _check_tokens(tokenizer: CLIPTokenizer, config: CLIPTextConfig) -> None:
+    """Raise ValueError unless a tokenizer's words are those of a tower."""
+    limit, ends = tokenizer.model_max_length, (tokenizer.bos_token, tokenizer.eos_token)
+    check_number("model_max_length", limit, 3)
+    if not all(ends) or len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} words and the ends {ends}, the text encoder "
+            f"{config.vocab_size} words; use the one that it was trained with"
+        )
+    # 2 stands in the configs of old towers, which then look for the highest token.
+    if config.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise ValueError(
+            f"the text encoder ends a prompt at token {config.eos_token_id!r:.30}, the tokenizer "
+            f"at {tokenizer.eos_token_id}; use the one that it was trained with"
+        )
 
 
 def meta_text_model(text_dim: int, max_length: int = 77) -> CLIPTextModel:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from mmface.core.files import values_sha256
+from mmface.core.networks import load_network, read_object
 from mmface.core.sources import opened
 from mmface.encoders.encoder import Feature, count_flops
 
@@ -188,11 +189,13 @@ class LatentCodec:
         )
         scale = config.get("scaling_factor") or 1.0
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            self._offset = _channel_vector(config["latents_mean"])
-            self._factor = scale / _channel_vector(config["latents_std"])
+            self._offset = _channel_vector(config["latents_mean"], self.channels)
+            self._factor = scale / _channel_vector(config["latents_std"], self.channels)
         else:
             self._offset = _channel_vector([config.get("shift_factor") or 0.0])
             self._factor = _channel_vector([scale])
+        if not (self._offset.isfinite().all() and self._factor.isfinite().all() and scale > 0):
+            raise ValueError("the VAE's config has a normalisation of latents that is not finite")
 
     @classmethod
     def from_pretrained(
@@ -200,6 +203,7 @@ class LatentCodec:
         name_or_path: str,
         subfolder: str | None = None,
         dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> "LatentCodec":
         """Load a VAE by its name in `VAES`, from a folder, or by a hub id.
 
@@ -211,12 +215,13 @@ class LatentCodec:
         where = {"subfolder": subfolder} if subfolder else {}
         parts = f"--include '{subfolder}/*'" if subfolder else ""
         with opened("VAE", name, parts=parts) as source:
+            if Path(source).is_dir():
+                read_object(Path(source, subfolder or "", "config.json"))
             config = AutoencoderKL.load_config(source, **where)
-            vae = _vae_class(config, name_or_path).from_pretrained(
-                source, dtype=dtype, use_safetensors=True, **where
-            )
-        vae.requires_grad_(False).eval()
-        return cls(spec.configure(vae) if spec else vae, name_or_path)
+            vae = load_network(
+                _vae_class(config, name_or_path), source, subfolder or "", dtype=dtype, **options
+            ).requires_grad_(False)
+            return cls(spec.configure(vae) if spec else vae, name_or_path)
 
     @property
     def module(self) -> Vae:
@@ -306,8 +311,13 @@ class LatentCodec:
         return pictures.squeeze(2) if self._is_video else pictures
 
 
-def _channel_vector(values: Sequence[float]) -> Float32[Tensor, "1 channels 1 1"]:
-    return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
+def _channel_vector(
+    values: Sequence[float], channels: int = 1
+) -> Float32[Tensor, "1 channels 1 1"]:
+    vector = torch.tensor(list(values), dtype=torch.float32)
+    if len(vector) != channels:
+        raise ValueError(f"the VAE's config normalises {len(vector)} channels, not {channels}")
+    return vector.reshape(1, -1, 1, 1)
 
 
 def image_pixels(rgb: UInt8[np.ndarray, "height width 3"]) -> Float32[Tensor, "3 height width"]:

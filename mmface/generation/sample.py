@@ -147,10 +147,7 @@ def _locate(choice: ModelChoice) -> tuple[Path, str]:
     with opened("pipeline", name, builtin_pipelines()) as source:
         folder = Path(source)
         if not folder.exists():
-            try:
-                folder = Path(MMFacePipeline.download(name, use_safetensors=True))
-            except (ValueError, AttributeError) as error:
-                raise _unloadable(name, error) from error
+            folder = Path(MMFacePipeline.download(name, use_safetensors=True))
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{name} is not a saved pipeline: it has no model_index.json. Give a folder that "
@@ -165,7 +162,7 @@ def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:
     if choice.released is not None:
         return MMFacePipeline.from_released(folder, choice.checkpoint, dtype=dtype)
     options = {}
-    try:
+    with opened("pipeline", choice.pipeline, builtin_pipelines()):
         if choice.quantize:
             options["transformer"] = MMFaceDiT.from_pretrained(
                 folder,
@@ -174,8 +171,6 @@ def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:
                 dtype=dtype,
             )
         return MMFacePipeline.from_pretrained(folder, dtype=dtype, **options)
-    except (OSError, ValueError, AttributeError) as error:
-        raise _unloadable(choice.pipeline, error) from error
 
 
 def _quantization(bits: str, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -185,11 +180,6 @@ def _quantization(bits: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
-
-
-def _unloadable(name: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:300]
-    return ValueError(f"The pipeline {name} cannot be loaded: {reason}")
 
 
 class Asked(NamedTuple):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 from mmface.core.files import weights_sha256
+from mmface.core.networks import load_network, read_weights
 from mmface.core.sources import opened
+from mmface.encoders.text import load_tokenizer
 from mmface.metrics.inception import NUM_FEATURES, FidInception
 from mmface.metrics.metric import Skipped, or_skipped
 from mmface.metrics.preprocessing import (
@@ -93,9 +95,7 @@ class InceptionBackbone(Backbone):
         cls, path: str | Path, preprocessing: Preprocessing | None = None
     ) -> "InceptionBackbone":
         """Load pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`; another file is refused."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_weights(path)
         classes = weights.pop("fc.weight", torch.empty(0)).shape[0]
         weights.pop("fc.bias", None)
         if classes != 1008:
@@ -130,7 +130,7 @@ class Dinov2Backbone(Backbone):
     def from_pretrained(cls, path: str | Path = DINOV2_ID) -> "Dinov2Backbone":
         """Load a DINOv2 in float32 from a folder or hub id."""
         with opened("DINOv2", path) as source:
-            network = Dinov2Model.from_pretrained(source, dtype=torch.float32)
+            network = load_network(Dinov2Model, source, dtype=torch.float32)
         return cls(network, _short(path))
 
     def features(
@@ -165,8 +165,8 @@ class ClipBackbone(Backbone):
     def from_pretrained(cls, path: str | Path = CLIP_SCORE_ID) -> "ClipBackbone":
         """Load a CLIP pair in float32 and its tokenizer from a folder or hub id."""
         with opened("CLIP pair", path) as source:
-            network = CLIPModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = CLIPTokenizer.from_pretrained(source)
+            network = load_network(CLIPModel, source, dtype=torch.float32)
+            tokenizer = load_tokenizer(source)
         return cls(network, tokenizer, _short(path))
 
     def features(

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from mmface.core.files import weights_sha256
+from mmface.core.networks import read_weights
 from mmface.metrics.backbones import UNTRAINED
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
 from mmface.metrics.preprocessing import unit_interval
@@ -109,7 +110,7 @@ class PerceptualNetwork(nn.Module):
                 TRUNKS[trunk], map_location="cpu", check_hash=True, weights_only=True
             )
         else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            weights = read_weights(path)
         # lpips groups torchvision's `features` into slices, whose layers keep their numbers.
         layers = network.network.net
         own = {name: f"features.{name.split('.', 1)[1]}" for name in layers.state_dict()}

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from mmface.core.networks import load_network
+from mmface.core.sources import opened
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.objective import objective_named
 from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
@@ -23,7 +25,8 @@ def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"init_from: {path} does not exist.")
     if path.is_dir():
-        saved = type(transformer).from_pretrained(path, use_safetensors=True)
+        with opened("transformer (init_from)", path) as source:
+            saved = load_network(type(transformer), source)
         heads = saved.config.num_heads
         if heads != own.num_heads:  # which shapes do not show
             raise ValueError(

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from mmface.core.networks import read_weights
 
 WEIGHTS_NAME = "dit_model_weights_ema.safetensors"
 """The file that each released checkpoint folder carries."""
@@ -175,7 +176,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path.name} is not a .safetensors file. Pickled weights (.pt, .bin, .ckpt) can run "
             f"code and are never loaded; use the released {WEIGHTS_NAME}, or convert the file."
         )
-    return load_file(path)
+    return read_weights(path)
 
 
 def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:

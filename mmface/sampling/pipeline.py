@@ -27,6 +27,7 @@ import mmface.ablations
 import mmface.transformer  # noqa: F401
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.core.command_line import check_number, check_whole
+from mmface.core.sources import builtin_pipelines, opened
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
 from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.model.transformer import MMFaceDiT
@@ -45,6 +46,7 @@ from mmface.sampling.guidance import (
     Guidance,
 )
 from mmface.sampling.released_folder import released_checkpoint, released_components
+from mmface.sampling.saved_folder import saved_components
 from mmface.sampling.step_cache import StepCache
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -152,8 +154,14 @@ class MMFacePipeline(DiffusionPipeline):
         """
         # Said in so many words, or each component comes in the dtype of its own file.
         dtype = kwargs.pop("torch_dtype", torch.float32)
-        options = {"use_safetensors": True, "dtype": dtype} | kwargs
-        return super().from_pretrained(str(pretrained_model_name_or_path), **options)
+        options = {"dtype": dtype} | kwargs | {"use_safetensors": True}
+        with opened("pipeline", pretrained_model_name_or_path, builtin_pipelines()) as source:
+            if not Path(source).is_dir():
+                source = cls.download(source, **options)
+            options |= saved_components(
+                Path(source), options["dtype"], options, options.get("variant")
+            )
+            return super().from_pretrained(source, **options)
 
     @classmethod
     def from_released(

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL
 
-from mmface.encoders import VAES, TextEncoder
+from mmface.encoders import VAES, LatentCodec, TextEncoder
 from mmface.model.released import WEIGHTS_NAME
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.solvers import MIN_SNR_DIFFUSION, RECTIFIED_FLOW
@@ -83,7 +82,7 @@ def released_components(
         The components by their names in the pipeline, without a scheduler.
     """
     text = TextEncoder.from_pretrained(folder / RELEASED_TEXT, dtype=dtype)
-    vae = AutoencoderKL.from_pretrained(folder / "VAE", dtype=dtype, use_safetensors=True)
+    vae = LatentCodec.from_pretrained(str(folder / "VAE"), dtype=dtype).vae
     transformer = MMFaceDiT.from_released(
         checkpoint.weights,
         num_heads=num_heads,

@@ -27,6 +27,8 @@ from transformers import SegformerForSemanticSegmentation as SegformerModel
 
 from mmface.conditions import LABELS
 from mmface.core.command_line import check_number, check_whole
+from mmface.core.networks import load_network
+from mmface.core.sources import opened
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels
@@ -56,7 +58,8 @@ def autoencoder_with_channels(folder: str | Path, latent_channels: int) -> Autoe
     Raises:
         ValueError: if anything but the two convolutions would be new.
     """
-    saved = AutoencoderKL.from_pretrained(folder)
+    with opened("VAE", folder) as source:
+        saved = load_network(AutoencoderKL, source)
     own = {"latent_channels": latent_channels, "latents_mean": None, "latents_std": None}
     vae: AutoencoderKL = AutoencoderKL.from_config({**saved.config, **own})
     shapes = {name: weight.shape for name, weight in vae.state_dict().items()}

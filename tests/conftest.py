@@ -14,6 +14,7 @@ install_import_hook("mmface", "lazy_checks.checked")
 
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -24,6 +25,7 @@ from tqdm import tqdm  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
 from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
+from mmface.metrics.condition_agreement import Masks, confusion_matrices  # noqa: E402
 from mmface.model.transformer import MMFaceDiT  # noqa: E402
 from mmface.sampling.pipeline import MMFacePipeline, MMFacePipelineOutput  # noqa: E402
 
@@ -128,6 +130,24 @@ def tiny_pipeline_folder(tiny_pipeline, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_pipeline")
     tiny_pipeline.save_pretrained(folder)
     return folder
+
+
+class MaskAgreement(NamedTuple):
+    """The columns of the metric of masks, in per cent."""
+
+    accuracy: float
+    mean_iou: float
+    mean_iou_of_pictures: float
+    mean_iou_absent_zero: float
+
+
+def agreement_of(parsed: torch.Tensor, truth: torch.Tensor) -> MaskAgreement:
+    """Measure label maps, uint8 [B, H, W], as the metric of masks does."""
+    # Twice each, since an interval needs two pictures; no average changes by that.
+    tables = confusion_matrices(truth, parsed).flatten(1).tolist() * 2
+    ids = [str(number) for number in range(len(tables))]
+    found = Masks("parser").intervals(ids, [{"confusion": table} for table in tables])
+    return MaskAgreement(**{name: one.estimate for name, one in found.items()})
 
 
 @pytest.fixture

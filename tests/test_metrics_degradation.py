@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import agreement_of
 from PIL import Image, ImageFilter
 from transformers import CLIPModel, CLIPTokenizer
 
 import mmface
 from mmface.metrics.backbones import ClipBackbone
 from mmface.metrics.caption_agreement import clip_scores
-from mmface.metrics.condition_agreement import confusion_matrices, edge_agreements, mask_agreement
+from mmface.metrics.condition_agreement import edge_agreements
 from mmface.metrics.feature_sets import (
     FeatureStatistics,
     frechet_distance,
@@ -104,8 +105,7 @@ def test_exchanged_masks_lower_the_agreement(faces):
     for exchanged in (0, 8, 16, 24, 32):
         parsed = masks.copy()
         parsed[:exchanged] = np.roll(masks, 1, axis=0)[:exchanged]
-        pair = (torch.from_numpy(masks), torch.from_numpy(parsed))
-        result = mask_agreement(confusion_matrices(*pair))
+        result = agreement_of(torch.from_numpy(parsed), torch.from_numpy(masks))
         accuracy.append(result.accuracy)
         mean_iou.append(result.mean_iou)
     assert falls(accuracy), accuracy

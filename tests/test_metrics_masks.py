@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import agreement_of
 from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
@@ -20,7 +21,6 @@ from mmface.metrics.condition_agreement import (
     class_ious,
     confusion_matrices,
     edge_agreements,
-    mask_agreement,
     pooled_accuracy,
     pooled_mean_iou,
 )
@@ -41,10 +41,6 @@ def face_pictures(faces):
 
 def as_batch(*maps):
     return torch.from_numpy(np.stack(maps))
-
-
-def agreement_of(parsed, truth):
-    return mask_agreement(confusion_matrices(truth, parsed))
 
 
 def test_mask_agreement_in_four_averagings_by_hand():
@@ -124,8 +120,9 @@ def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pic
     intervals = measure.intervals(references.ids, rows)
     parser = FaceParser.from_pretrained(PARSER)
     parsed = as_batch(*parser([face.image for face in faces]))
-    tables = confusion_matrices(as_batch(*(face.labels for face in faces)), parsed)
-    for name, value in mask_agreement(tables)._asdict().items():
+    truth = as_batch(*(face.labels for face in faces))
+    tables = confusion_matrices(truth, parsed)
+    for name, value in agreement_of(parsed, truth)._asdict().items():
         assert intervals[name].estimate == pytest.approx(value, abs=1e-9)
         assert intervals[name].low <= value <= intervals[name].high
     by_class = measure.of_classes(rows)

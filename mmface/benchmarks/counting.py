@@ -1,4 +1,4 @@
-"""What needs no clock: exactness beside the reference, and counts that are the same everywhere."""
+"""Exactness compared with the reference, and counts of operators: nothing that is timed."""
 
 import contextlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What comes before training: pictures to latents, and latents from the disk."""
+"""Data for training: encoding pictures to latents, and loading latents from disk."""
 
 import copy
 import tempfile

@@ -1,4 +1,4 @@
-"""Whole pictures: how long one takes, how many come of a batch, and what fewer predictions save."""
+"""Whole pictures: latency of one, throughput of a batch, and what fewer predictions save."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,8 +1,8 @@
-"""What numbers mean: rows of pictures whose agreement is known to be best, or worst.
+"""Controls: rows that show the best and the worst value that a metric can have.
 
-Real pictures give the parser's ceiling and a caption's own score; reconstructions are the most
-that a latent model can reach; real pictures of other faces, and pictures sampled with another
-face's prompt or condition, are what not listening looks like.
+Best: real pictures (limited by the parser and CLIP alone) and VAE reconstructions (the most that a
+latent model can reach). Worst: real pictures of other faces, and pictures sampled with another
+face's prompt or condition, which ignore what was asked for.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""The first stage: pictures or answers of every method, on disk, one an id.
+"""The first stage: for each method, one picture or answer per face, on disk.
 
-Pictures lie in `METHOD/seed_K/images/ID.png`, and `METHOD/seed_K/results.jsonl` lists them with id,
-prompt, seed, modality, image and sha256; an answer stands in its line.
+Pictures lie in `METHOD/seed_K/images/ID.png`. `METHOD/seed_K/results.jsonl` lists them with id,
+prompt, seed, modality, image and sha256, or holds the answers.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""The built-in family against held-out rendered faces, each stage beside its ceiling.
+"""The built-in family on held-out rendered faces.
 
-Four rows: the parser on true pictures, on the VAE's reconstructions, and on pictures sampled from
-masks and from sketches. The prompt of a face is its first caption, which names the colours of
-hair, clothes and background.
+Rows: true pictures, the VAE's reconstructions of them, and pictures sampled from masks and from
+sketches, all read by one parser. No row can be much better than the one above it. The prompt is a
+face's first caption, which names the colours of hair, clothes and background.
 """
 
 import json

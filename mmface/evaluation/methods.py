@@ -1,7 +1,7 @@
-"""Methods to be measured: a pipeline, a ControlNet, or a folder of pictures that anything made.
+"""Methods to be measured: a pipeline, a ControlNet, or a folder of pictures from elsewhere.
 
-A method that makes pictures gets orders and gives pictures. A method that only has pictures says
-where they lie. What is not there gives `Skipped` with the command that makes it.
+A `GeneratingMethod` makes a picture for each order; a `FolderMethod` finds pictures on disk. A
+method that is missing is `Skipped`, with the command that makes it.
 """
 
 import json

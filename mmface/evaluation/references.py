@@ -1,4 +1,4 @@
-"""The faces that methods are measured against: what is asked for, and the picture that is true."""
+"""The faces that methods are measured on: prompts, conditions and the true pictures."""
 
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """The last stage: the tables of methods and of controls, as text, Markdown, LaTeX, CSV and JSON.
 
-They are `table.txt`, `.md`, `.tex`, `.csv` and `.json`, and `controls` likewise. A cell reads
-"published / measured". What was not measured is an em dash, what could not be measured is
-"skipped" with a footnote: never 0.
+The files are `table.txt`, `.md`, `.tex`, `.csv`, `.json`, and `controls` likewise. A cell reads
+"published / measured". An em dash was not measured; "skipped" could not be, and has a footnote.
 """
 
 import csv

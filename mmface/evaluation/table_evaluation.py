@@ -1,6 +1,6 @@
 """A table of the paper from one command: generate, features, score, table.
 
-Every stage takes up what it finds. What a method lacks is said in its cells, not left out.
+Every stage resumes from what is on disk. A value that a method lacks is a footnote in its cell.
 """
 
 import sys

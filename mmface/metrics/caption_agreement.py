@@ -1,12 +1,12 @@
 """Whether pictures show their captions: the CLIP score, and a vision-language model as a judge.
 
 The CLIP score is 100 * cos of the two embeddings, not clamped (Hessel et al., arXiv 2104.08718,
-without their 2.5); the paper's distance is the same fact, 1 - score / 100.
+without their factor of 2.5); the paper's distance is 1 - score / 100.
 
-The paper's LLM score rests on closed models that no longer answer as they did (LLMScore,
-arXiv 2305.11116, over GPT-4). In its place stand two readings of one forward pass's logits: the
-probability of "Yes" (as VQAScore reads it, arXiv 2404.01291), and the expectation of a digit 0..9
-as a rating. One picture goes through at a time, so that padding cannot change an answer.
+The paper's LLM score (LLMScore, arXiv 2305.11116, with GPT-4) uses closed models that have changed
+since. Two values from a local model's logits replace it: the probability of "Yes" (VQAScore,
+arXiv 2404.01291), and the expected digit of a rating 0..9. Pictures are judged one at a time, so
+that padding cannot change an answer.
 """
 
 from collections.abc import Sequence
@@ -139,7 +139,7 @@ def clip_distance(score: float) -> float:
 
 @register
 class ClipScore(SampleMetric):
-    """The CLIP score and the distance that is the same fact."""
+    """The CLIP score, and the paper's distance computed from it."""
 
     name = "clip"
     columns: ClassVar = {

@@ -4,8 +4,8 @@ The Frechet distance (FID on Inception's features, FDD on DINOv2's) is
 
     d = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)        (arXiv 1706.08500, eq. 6)
 
-It is biased upwards by a term in 1/N: two sets from one distribution are at a distance above 0, so
-distances of different N cannot be compared (arXiv 1911.07023). KID is unbiased (arXiv 1801.01401),
+It is biased upwards by about 1/N, even for two sets of one distribution: compare distances only at
+equal N (arXiv 1911.07023). KID is unbiased (arXiv 1801.01401),
 and CMMD's kernel is so wide that its bias is small (arXiv 2401.09603). Sums are in float64.
 """
 

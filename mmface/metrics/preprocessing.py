@@ -1,4 +1,4 @@
-"""How each network wants its pictures: the resizing filters, each with a name.
+"""The preprocessing of each network: resizing filters, each with a name.
 
 Pictures are uint8 [B, 3, H, W], RGB, as a lossless file holds them. FIDs with different filters
 cannot be compared (Parmar et al., arXiv 2104.11222).

@@ -1,4 +1,4 @@
-"""How sure a measured number is.
+"""Confidence intervals of measured numbers.
 
 Per-picture metrics get a bootstrap clustered by picture: captions and seeds of one picture are not
 independent. The Frechet distance gets none: repeated pictures shrink the covariance and move the

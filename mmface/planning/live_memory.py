@@ -1,7 +1,7 @@
 """Peak memory of a call, measured with tensors on the meta device.
 
-Meta tensors have shapes but no values; code allocates and frees the same storages as on a GPU. So a
-model of any size is measured in a second, without its weights.
+Meta tensors have shapes but no values, and code allocates and frees the same storages with them as
+on a GPU. Thus a model of any size is measured within a second, without its weights.
 """
 
 import weakref

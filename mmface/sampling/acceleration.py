@@ -25,11 +25,7 @@ MAX_SHAPES = 64
 
 
 class Recording(Protocol):
-    """A recorded function that runs again on the current contents of its inputs.
-
-    Attributes:
-        output: The result of the last run.
-    """
+    """A recorded function that runs again on its inputs' current contents, into `output`."""
 
     output: Tensor
 
@@ -42,23 +38,13 @@ Record = Callable[[Callable[[], Tensor], Any], Recording]
 
 
 class CudaRecording:
-    """A run of a function as a CUDA graph.
-
-    Attributes:
-        output: The result of the last run.
-        graph: The graph; it refers to the memory of all that the function reads.
-    """
+    """A run of a function as a CUDA graph, which refers to the memory of all that it reads."""
 
     def __init__(self, run: Callable[[], Tensor], beside: "CudaRecording | None") -> None:
-        """Run a function three times, then record it.
+        """Run a function, which must not wait for the GPU, three times, then record it.
 
-        Args:
-            run: The function. It must not wait for the GPU.
-            beside: A recording whose memory for intermediate results is shared, so the two must
-                never run at the same time; None for memory of its own.
-
-        Raises:
-            ValueError: If the function does not run on a GPU.
+        It shares memory for intermediate results with the recording `beside`, so the two must never
+        run at the same time. ValueError if the function does not run on a GPU.
         """
         # Warm-up: compiling, caches and set-up of libraries must not happen during capture.
         stream = torch.cuda.Stream()
@@ -80,13 +66,7 @@ class CudaRecording:
 
 
 class Captured(NamedTuple):
-    """A recorded step and its input tensors.
-
-    Attributes:
-        recording: The step.
-        inputs: Noisy latents, condition latents and text.
-        modulations: All modulations, concatenated.
-    """
+    """A recorded step and its inputs: noisy latents, condition latents, text; and modulations."""
 
     recording: Recording
     inputs: list[Tensor]
@@ -126,13 +106,7 @@ class CapturedDenoise:
     def __init__(
         self, model: MMFaceDiT, record: Record = CudaRecording, max_graphs: int = MAX_GRAPHS
     ) -> None:
-        """Wrap the method of a model; its blocks may be compiled.
-
-        Args:
-            model: The model, neither offloaded, quantized nor hooked.
-            record: Makes a recording.
-            max_graphs: Recordings kept, one a shape.
-        """
+        """Wrap a model that is neither offloaded, quantized nor hooked; its blocks may be compiled."""
         check_plain(model)
         self.model, self.record, self.max_graphs = model, record, max_graphs
         self.captured: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
@@ -224,16 +198,9 @@ def accelerate_pipeline(
     Blocks are compiled at the first call with each shape (number of rows, which guidance doubles,
     picture size, text length): seconds to a minute, whatever the depth. On a CPU there is little to
     gain. Calling this again replaces the arguments. Move the pipeline to its device and load LoRAs
-    before.
-
-    Args:
-        pipeline: The pipeline, changed in place.
-        compile_blocks: Whether to compile.
-        capture: Whether to record steps as CUDA graphs; None means on a GPU.
-
-    Raises:
-        ValueError: If the transformer is offloaded, hooked or quantized, or a compiler or the GPU
-            is missing; the pipeline is not changed then.
+    before. `capture` records steps as CUDA graphs, None on a GPU alone. ValueError, with nothing
+    changed, if the transformer is offloaded, hooked or quantized, or a compiler or the GPU is
+    missing.
     """
     transformer, device = pipeline.transformer, pipeline.transformer.device
     check_plain(transformer)

@@ -25,16 +25,8 @@ Map = Float32[Tensor, "height width"]
 def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 height width"]:
     """Read a picture, crop its middle to the aspect ratio of `size`, and resize it.
 
-    Args:
-        source: A picture; transparent pixels become white.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        Pixels in [-1, 1], unchanged if the picture has this size already.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture.
+    `size` is height and width; transparent pixels become white; pixels in [-1, 1] are unchanged if
+    the picture has this size.
     """
     picture = Image.fromarray(flat_rgb(open_picture(source), "white"))
     fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
@@ -42,19 +34,10 @@ def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 hei
 
 
 def load_region(source: Picture, size: tuple[int, int], name: str) -> Map:
-    """Read a region: white is inside, black and transparent are outside, grey is partly inside.
+    """Read a region in [0, 1]: white is inside, black and transparent are outside, grey partly.
 
-    Args:
-        source: A picture, or an array of bools or of 0..255.
-        size: Height and width of the result in pixels, to which the middle is cropped.
-        name: Its name in error messages.
-
-    Returns:
-        How far each pixel is inside, in [0, 1].
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, all black, or whole numbers of 0 and 1.
+    `size` is height and width, to which the middle is cropped; `name` is for messages. ValueError
+    if it is no picture, all black, or whole numbers of 0 and 1.
     """
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8) * 255
@@ -90,12 +73,7 @@ def feathered(
 
 @dataclass(frozen=True)
 class KeptPicture:
-    """The given pictures of a call, and where they may change.
-
-    Attributes:
-        pixels: The given pictures, in [-1, 1].
-        regions: Where each may change, in [0, 1]; None for everywhere.
-    """
+    """The given pictures of a call, in [-1, 1], and where each may change, in [0, 1] or None."""
 
     pixels: Float32[Tensor, "prompts 3 height width"]
     regions: Float32[Tensor, "prompts 1 height width"] | None

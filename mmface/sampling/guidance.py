@@ -7,9 +7,9 @@ dropout trained it), the model predicts e(x, c). A call adds such predictions up
     prediction = e(n, 0) + s_c (E(n) - e(n, 0)) + s_t (E(t) - E(n))
 
 S_k is the strength of a condition: a number, 0 outside its steps, or a map over the latents where
-the condition binds only in a region. The model itself is only ever fed what it has seen: one whole
-condition or none. Terms whose factor is 0 are not computed: without any of this, one prediction a
-step; with guidance on the text alone, two.
+the condition binds only in a region. The model itself receives only what it was trained on: one
+whole condition or none. Terms whose factor is 0 are not computed: without any of this, one
+prediction a step; with guidance on the text alone, two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,13 +40,10 @@ _NEGLIGIBLE = 1e-9  # what is left of 1 - s + s in floating point
 class Guidance:
     """Classifier-free guidance (arXiv 2207.12598) on the text and on the condition.
 
-    Attributes:
-        scale: Scale on the text, 0 or more, 1 for none; None takes the model's.
-        condition_scale: Scale on the condition, 0 or more, 1 for none (as arXiv 2211.09800).
-        start: Share of the steps, in [0, 1), before which both scales are 1 (arXiv 2404.07724).
-        end: Share of the steps, above `start`, from which on both scales are 1 again.
-        rescale: How far the guided prediction is brought back to the standard deviation of the
-            prediction without guidance, in [0, 1] (arXiv 2305.08891, section 3.4).
+    `scale` on the text and `condition_scale` (as arXiv 2211.09800) are 0 or more, 1 for none; a
+    scale of None takes the model's. Both are 1 outside of `start` to `end`, fractions of the steps
+    (arXiv 2404.07724). `rescale`, in [0, 1], is how far the guided prediction is brought back to
+    the standard deviation of the prediction without guidance (arXiv 2305.08891, section 3.4).
     """
 
     scale: float | None = None
@@ -67,19 +64,7 @@ class Guidance:
     def merged(
         cls, scale: float | None, guidance: "Guidance | None", default_scale: float
     ) -> "Guidance":
-        """Bring the two ways to give guidance together.
-
-        Args:
-            scale: The scale on the text alone, or None.
-            guidance: All of guidance, or None.
-            default_scale: The scale on the text where neither says one.
-
-        Returns:
-            Guidance with a scale.
-
-        Raises:
-            ValueError: If both say a scale.
-        """
+        """Merge the two ways to give guidance; ValueError if both give a scale."""
         guidance = guidance or cls()
         if scale is not None and guidance.scale is not None:
             raise ValueError(
@@ -93,13 +78,9 @@ class Guidance:
 class ConditionControl:
     """How strongly a condition binds, when and where.
 
-    Attributes:
-        strength: 0 or more: 0 for no condition, 1 as trained, above it exaggerated. Conditions
-            that are given together all bind at 1.
-        start: Share of the steps, in [0, 1), before which the condition is left out.
-        end: Share of the steps, above `start`, from which on it is left out.
-        region: A picture, white where the condition binds and black where nothing is asked; None
-            for everywhere.
+    `strength` is 0 for no condition, 1 as trained, above it exaggerated; conditions that are given
+    together all bind at 1. The condition is left out before `start` and from `end` on, fractions of
+    the steps. `region` is a picture, white where the condition binds; None for everywhere.
     """
 
     strength: float = 1.0
@@ -114,13 +95,7 @@ class ConditionControl:
 
 
 class ConditionedPrompt(NamedTuple):
-    """One prompt of a call, with what belongs to it.
-
-    Attributes:
-        prompt: What the face should look like.
-        negative_prompt: What guidance on the text leads away from.
-        conditions: By the name of their kind, in the order of the registry.
-    """
+    """One prompt of a call with its negative prompt, and conditions in the registry's order."""
 
     prompt: str
     negative_prompt: str
@@ -139,14 +114,9 @@ class Term(NamedTuple):
 class Rows:
     """What the model computes in one call, and how that adds up to one prediction a picture.
 
-    Attributes:
-        pictures: The picture of each row.
-        texts: Each row's place in `Composition.texts`.
-        conditions: Each row's condition; 0 is none.
-        weights: Each row's factor in the sum.
-        plain_weights: Each row's factor in the prediction without guidance.
-        starts: Bounds of the runs of rows, in which every picture occurs at most once.
-        rescale: See `Guidance`.
+    Of each row: its picture, its place in `Composition.texts`, its condition (0 is none), and its
+    factors in the sum and in the prediction without guidance. `starts` bounds the runs of rows in
+    which every picture occurs at most once.
     """
 
     pictures: Int[Tensor, " rows"]
@@ -189,20 +159,12 @@ class Composition:
         size: tuple[int, int],
         downscale_factor: int,
     ) -> None:
-        """Take up what a call was given.
+        """Prepare the rows of a call.
 
-        Args:
-            prompts: What is asked for.
-            num_images_per_prompt: Pictures of each prompt.
-            guidance: Guidance, with the scale filled in.
-            controls: How conditions bind, by the name of their kind; the others as trained.
-            conditions: Of each prompt, the row of each of its conditions; row 0 is none.
-            size: Height and width in pixels.
-            downscale_factor: How much smaller the latents are.
-
-        Raises:
-            ValueError: If a control is given for a condition that no prompt has, or if its region
-                is none.
+        `guidance` has its scale; `controls` are by kind, the others as trained; `conditions` are
+        each prompt's rows, where row 0 is none; `size` is in pixels, the latents `downscale_factor`
+        smaller. ValueError for a control of a condition that no prompt has, or a region that is
+        none.
         """
         regions = {}
         given = {name: ConditionControl() for prompt in prompts for name in prompt.conditions}
@@ -224,15 +186,7 @@ class Composition:
         self._rows: dict[tuple[bool, ...], Rows] = {}
 
     def rows(self, share: float, device: torch.device) -> Rows:
-        """Make the rows of a step; steps that ask for the same share theirs.
-
-        Args:
-            share: How many of the steps lie before this one, in [0, 1).
-            device: Where the model computes.
-
-        Returns:
-            The rows.
-        """
+        """Make the rows of a step, after a fraction of the steps; equal steps have the same rows."""
         guided = self.guidance.start <= share < self.guidance.end
         active = {name: each.start <= share < each.end for name, each in self.controls.items()}
         key = (guided, *active.values())
@@ -271,7 +225,6 @@ class Composition:
         )
 
     def _terms(self, number: int, guided: bool, active: Mapping[str, bool]) -> dict[Term, Tensor]:
-        """Give the terms of a prompt's prediction, with their factors."""
         asked, guidance = self.prompts[number], self.guidance
         text_scale = guidance.scale if guided and guidance.scale is not None else 1.0
         condition_scale = guidance.condition_scale if guided else 1.0
@@ -326,15 +279,10 @@ class Denoiser:
     ) -> None:
         """Embed each text once, and compute the modulations of all calls as one batch.
 
-        Args:
-            transformer: The model.
-            text: The features of each text that some row has.
-            modalities: The index of the kind of condition with which each of them is heard.
-            timesteps: What the model hears as time at each call, in [0, 1000).
-            conditions: The latents of each condition that some row has; row 0 is none.
-            max_batch: The most rows that are computed at once; None for no limit.
-            shares: Of each call, the share of the way's steps before it, in [0, 1).
-            cache: What leaves blocks out of the calls inside `caching`; None computes all.
+        `modalities` are the kinds' indices that belong to the texts; `timesteps`, in [0, 1000), are
+        the model's time at each call, and `shares` the fraction of the schedule completed before
+        it. Row 0 of `conditions` is none. At most `max_batch` rows are computed at once. `cache`
+        skips blocks of the calls inside `caching`.
         """
         if hasattr(transformer, "_hf_hook"):
             # Model offloading waits for `forward`, which is not called here.
@@ -382,13 +330,7 @@ class Denoiser:
     ) -> Float32[Tensor, "pictures channels height width"]:
         """Predict the velocity or the noise, whichever the model was trained for.
 
-        Args:
-            call: Number of the call.
-            rows: What to compute, and how it adds up.
-            noisy_latents: At unit variance.
-
-        Returns:
-            One prediction a picture.
+        Latents are of unit variance; there is one prediction a picture.
         """
         if self.cache is not None and rows is not self._cached:
             # Guidance or a condition began or ended: what is remembered is of other rows.

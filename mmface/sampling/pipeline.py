@@ -1,8 +1,8 @@
 """MMFacePipeline: faces from a mask, a sketch or another condition plus a prompt.
 
 A call checks its inputs, encodes prompts and conditions once each, draws the noise of each picture
-from its own seed, follows a solver with guidance, and decodes. What the predictions of a step are
-and how they add up is said in `mmface.sampling.guidance`.
+from its own seed, follows a solver with guidance, and decodes. `mmface.sampling.guidance` explains
+the predictions of a step and how they add up.
 """
 
 import math
@@ -56,13 +56,10 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 class MMFacePipelineOutput(BaseOutput):
     """What a call of the pipeline returns.
 
-    Attributes:
-        images: "pil": a list of pictures; "np": float32 [N, H, W, 3] in [0, 1]; "pt": float32
-            [N, 3, H, W] in [0, 1]; "latent": normalised float32 latents [N, C, h, w].
-        seeds: The seed of each picture; None where generators were given.
-        evaluations: How often the network was evaluated for a picture, on average: the rows of all
-            batches, over the pictures. Where a cache left blocks out, what share of them was
-            computed counts.
+    Images are for "pil" a list of pictures, for "np" float32 [N, H, W, 3] in [0, 1], for "pt"
+    float32 [N, 3, H, W] in [0, 1], and for "latent" normalised float32 latents [N, C, h, w]. Seeds
+    are None where generators were given. `evaluations` is how often the network was evaluated for a
+    picture, on average; where a cache skipped blocks, the computed fraction counts.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
@@ -73,15 +70,7 @@ class MMFacePipelineOutput(BaseOutput):
 def as_output_type(
     pixels: Float32[Tensor, "batch 3 height width"], output_type: str
 ) -> list[Image.Image] | np.ndarray | Tensor:
-    """Give decoded pictures as a call was asked for them.
-
-    Args:
-        pixels: Pictures in [-1, 1].
-        output_type: "pil", "np" or "pt".
-
-    Returns:
-        The pictures; see `MMFacePipelineOutput`.
-    """
+    """Turn pixels in [-1, 1] into an output of type "pil", "np" or "pt"."""
     if output_type == "pil":
         return [Image.fromarray(picture) for picture in to_uint8(pixels)]
     pixels = (pixels + 1) / 2
@@ -106,17 +95,10 @@ class MMFacePipeline(DiffusionPipeline):
     ) -> None:
         """Put a pipeline together.
 
-        Args:
-            vae: The frozen VAE; its config carries the normalisation of its latents.
-            text_encoder: The frozen CLIP text tower.
-            tokenizer: Its tokenizer.
-            transformer: The model; its config names the objective that it was trained with.
-            scheduler: A diffusers scheduler for that objective; None takes the objective's own.
-            image_size: Side in pixels of the square pictures that the model was trained on.
-            guidance_scale: The scale of guidance that suits the model; a call's default.
-
-        Raises:
-            ValueError: If the sizes of the components do not fit together.
+        The VAE's config carries the normalisation of its latents, the transformer's the objective,
+        whose own scheduler None takes. `image_size` is the side in pixels of the square pictures
+        that the model was trained on; `guidance_scale` is a call's default. ValueError if the
+        components do not fit together.
         """
         super().__init__()
         codec_channels, text_dim = LatentCodec(vae).channels, text_encoder.config.hidden_size
@@ -144,13 +126,8 @@ class MMFacePipeline(DiffusionPipeline):
     ) -> "MMFacePipeline":
         """Load a saved pipeline from a folder or by its hub id; weights as safetensors only.
 
-        Args:
-            pretrained_model_name_or_path: What `save_pretrained` wrote, or a hub id.
-            **kwargs: As for `DiffusionPipeline.from_pretrained`; `dtype` (or `torch_dtype`, its
-                former name) is float32 if not given, whatever the files hold.
-
-        Returns:
-            The pipeline.
+        Its arguments are those of `DiffusionPipeline.from_pretrained`; `dtype` is float32 if not
+        given, whatever the files hold.
         """
         # Said in so many words, or each component comes in the dtype of its own file.
         dtype = kwargs.pop("torch_dtype", torch.float32)
@@ -175,17 +152,9 @@ class MMFacePipeline(DiffusionPipeline):
     ) -> "MMFacePipeline":
         """Load the authors' weights from a copy of their hub repository.
 
-        Args:
-            folder: The copy: `VAE/`, `stable-diffusion-2-1-base/` and checkpoint folders, as
-                `hf download BharathK333/MMFace-DiT-Models --local-dir FOLDER` makes it.
-            checkpoint: The checkpoint's folder inside it; None if there is one only.
-            objective: Name of the objective; None reads it from the folder's name (`-rfm`).
-            image_size: Side of the pictures in pixels; None reads it from the folder's name.
-            num_heads: Number of attention heads, which the weights do not tell.
-            dtype: The dtype of all weights.
-
-        Returns:
-            The pipeline.
+        `hf download BharathK333/MMFace-DiT-Models --local-dir FOLDER` makes the copy. None takes
+        the only `checkpoint`, and objective and image size from its folder's name (`-rfm`). The
+        weights do not tell the number of heads.
         """
         found = released_checkpoint(Path(folder), checkpoint, objective, image_size)
         components = released_components(Path(folder), found, num_heads, dtype)
@@ -214,20 +183,9 @@ class MMFacePipeline(DiffusionPipeline):
         size: tuple[int, int],
         output_type: str,
     ) -> list[ConditionedPrompt]:
-        """Check what a call was given, and sort it by its prompts.
+        """Check what a call was given, `size` in pixels, and sort it by its prompts.
 
-        Args:
-            prompt: As for a call.
-            conditions: As for a call, by the name of their kind.
-            negative_prompt: As for a call.
-            size: Height and width in pixels.
-            output_type: As for a call.
-
-        Returns:
-            Each prompt with what belongs to it.
-
-        Raises:
-            ValueError: If anything does not fit; the message names it and the remedy.
+        ValueError names what does not fit and the remedy.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(text, str) for text in prompts):
@@ -249,14 +207,7 @@ class MMFacePipeline(DiffusionPipeline):
         return conditioned_prompts(prompts, negative_prompt, conditions)
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts, each distinct one once.
-
-        Args:
-            prompts: Any number of prompts; the empty one is the unconditional one.
-
-        Returns:
-            The features of each prompt.
-        """
+        """Encode prompts, each distinct one once; the empty one is the unconditional one."""
         distinct = list(dict.fromkeys(prompts))
         index = [distinct.index(text) for text in prompts]
         pooled, tokens = self.text(distinct)
@@ -270,14 +221,8 @@ class MMFacePipeline(DiffusionPipeline):
     ) -> tuple[Float32[Tensor, "conditions channels height width"], list[list[int]]]:
         """Encode conditions, each distinct one once, by the VAE's posterior mean.
 
-        Args:
-            prompts: The prompts whose conditions are wanted.
-            size: Height and width in pixels.
-            max_batch: As for a call.
-
-        Returns:
-            A table of normalised latents whose row 0 is zeros, which is no condition; and the rows
-            that each prompt has.
+        Gives a table of normalised latents whose row 0 is zeros, which is no condition; and the
+        rows that each prompt has.
         """
         pixels, rows = distinct_pixels(prompts, size)
         latents = self._encode(pixels, max_batch)
@@ -292,16 +237,8 @@ class MMFacePipeline(DiffusionPipeline):
     ) -> Float32[Tensor, "batch channels height width"]:
         """Draw each picture's noise from its own generator, on the generator's device.
 
-        Args:
-            generators: One a picture; on the CPU the noise is the same on every machine.
-            size: Height and width in pixels.
-            latents: Noise to be taken instead, one a generator; None to draw it.
-
-        Returns:
-            Standard normal noise.
-
-        Raises:
-            ValueError: If the given noise has another shape or is not finite.
+        Given `latents` are taken instead, if they are finite and of the right shape. On the CPU the
+        noise is the same on every machine.
         """
         codec, device = self.codec, self._execution_device
         shape = (codec.channels, *(side // codec.downscale_factor for side in size))
@@ -361,7 +298,7 @@ class MMFacePipeline(DiffusionPipeline):
                 timestep and `{"latents": ...}`; returns a dict that may hold other latents.
             guidance: More of guidance than its scale.
             image: A picture to start from; one for all prompts or one a prompt.
-            strength: Share of the steps that are taken from the picture on, in (0, 1]; 1 starts
+            strength: Fraction of the steps that are taken from the picture on, in (0, 1]; 1 starts
                 from noise alone. None is 1 with a region and `VARIATION_STRENGTH` without.
             region: The part of the picture that is made anew, in white; outside, every pixel stays
                 as it is. One for all prompts or one a prompt.
@@ -369,8 +306,8 @@ class MMFacePipeline(DiffusionPipeline):
             solver: One of `Translation.solvers`; None takes the pipeline's scheduler.
             max_batch: The most predictions, or pictures to encode or decode, that are computed at
                 once; None for no limit. It changes the memory that is needed, not the pictures.
-            cache: What leaves blocks out where a step before said nearly the same; a picture then
-                depends on the batch that it is in. None computes all.
+            cache: Skips blocks whose result has changed little since an earlier step; a picture
+                then depends on the batch that it is in. None computes all.
             **conditions: Conditions of other registered kinds by the kind's name; and by
                 `mask_control`, `sketch_control` and so on a `ConditionControl`: how strongly the
                 conditions of a kind bind, when and where.
@@ -457,16 +394,8 @@ def conditioned_prompts(
 ) -> list[ConditionedPrompt]:
     """Give each prompt of a call its own negative prompt and conditions.
 
-    Args:
-        prompts: The prompts.
-        negative_prompt: One for all prompts or one a prompt.
-        conditions: By kind, the same, or None; in lists, None marks the prompts without.
-
-    Returns:
-        The prompts.
-
-    Raises:
-        ValueError: If a list has another length, or a prompt has no condition.
+    `conditions` are by kind; in lists, None marks the prompts without. ValueError if a list has
+    another length, or a prompt has no condition.
     """
     count = len(prompts)
     negatives = one_each("negative_prompt", negative_prompt, count)
@@ -488,16 +417,9 @@ def conditioned_prompts(
 
 
 def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort the keywords of a call into conditions and their controls.
+    """Sort keywords into conditions and their controls, both by kind, without those of None.
 
-    Args:
-        keywords: By the names of kinds, and these followed by `CONTROL_SUFFIX`.
-
-    Returns:
-        The conditions and the controls that are not None, both by the name of their kind.
-
-    Raises:
-        TypeError: If a keyword is neither.
+    A control's keyword is the kind's name and `CONTROL_SUFFIX`; TypeError if it is neither.
     """
     names = [kind.name for kind in condition_kinds()]
     given = {key: value for key, value in keywords.items() if value is not None}
@@ -514,15 +436,7 @@ def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 def distinct_pixels(
     prompts: Sequence[ConditionedPrompt], size: tuple[int, int]
 ) -> tuple[Float32[Tensor, "distinct 3 height width"], list[list[int]]]:
-    """Load the conditions of prompts, each distinct one once.
-
-    Args:
-        prompts: The prompts whose conditions are wanted.
-        size: Height and width in pixels.
-
-    Returns:
-        The distinct conditions in [-1, 1], and which of them each prompt has.
-    """
+    """Load distinct conditions once, in [-1, 1], and tell which of them each prompt has."""
     pixels: dict[tuple[str, str | int], Tensor] = {}
     keys: list[list[tuple[str, str | int]]] = []
     for prompt in prompts:
@@ -595,18 +509,9 @@ def picture_generators(
 ) -> tuple[list[torch.Generator], list[int] | None]:
     """Give each picture its generator, and its seed where it has one.
 
-    Args:
-        seed: The first picture's seed, or one a picture; None draws one at random.
-        generator: Instead of a seed: one generator for all pictures, or one a picture.
-        count: Number of pictures.
-        latents: Instead of both: the noise itself; the generators are then unused.
-
-    Returns:
-        The generators, and the seeds or None where there are none.
-
-    Raises:
-        ValueError: If more than one of the three is given, their number is not `count`, or a
-            seed is out of range.
+    Only one of `seed` (the first picture's, or one a picture; None draws one at random),
+    `generator` (one for all, or one a picture) and `latents` may be given; with latents, the
+    generators are unused. ValueError if numbers do not fit `count`, or a seed is out of range.
     """
     if latents is not None:
         if seed is not None or generator is not None:

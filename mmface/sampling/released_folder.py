@@ -16,13 +16,7 @@ RELEASED_TEXT = "stable-diffusion-2-1-base"
 
 
 class ReleasedCheckpoint(NamedTuple):
-    """One of the authors' checkpoints.
-
-    Attributes:
-        weights: The file of its weights.
-        objective: Name of the objective that it was trained with.
-        image_size: Side in pixels of the square pictures that it was trained on.
-    """
+    """The weights of one of the authors' checkpoints, its objective, and its pictures' side."""
 
     weights: Path
     objective: str
@@ -34,17 +28,9 @@ def released_checkpoint(
 ) -> ReleasedCheckpoint:
     """Find a checkpoint's weights in a copy of the authors' repository.
 
-    Args:
-        folder: The copy.
-        checkpoint: The checkpoint's folder inside it, or the one above; None if there is one only.
-        objective: Name of its objective; None reads it from the folder's name.
-        image_size: Side of its pictures in pixels; None reads it from the folder's name.
-
-    Returns:
-        Where the weights are, and what they are for.
-
-    Raises:
-        ValueError: If the folder does not have this layout or the checkpoint is ambiguous.
+    `checkpoint` is its folder, or the one above; None if there is one only. The folder's name tells
+    objective and image size unless they are given. ValueError for another layout, or an ambiguous
+    checkpoint.
     """
     missing = [name for name in ("VAE", RELEASED_TEXT) if not (folder / name).is_dir()]
     if missing:
@@ -70,17 +56,7 @@ def released_checkpoint(
 def released_components(
     folder: Path, checkpoint: ReleasedCheckpoint, num_heads: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Load the components of a pipeline.
-
-    Args:
-        folder: A copy of the authors' repository.
-        checkpoint: One of its checkpoints.
-        num_heads: Number of attention heads, which the weights do not tell.
-        dtype: The dtype of all weights.
-
-    Returns:
-        The components by their names in the pipeline, without a scheduler.
-    """
+    """Load a pipeline's components by name, without a scheduler; heads are not in the weights."""
     text = TextEncoder.from_pretrained(folder / RELEASED_TEXT, dtype=dtype)
     vae = LatentCodec.from_pretrained(str(folder / "VAE"), dtype=dtype).vae
     transformer = MMFaceDiT.from_released(

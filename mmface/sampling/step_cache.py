@@ -76,15 +76,7 @@ class StepCache(ABC):
 
     @abstractmethod
     def config(self, depth: int, shares: Sequence[float]) -> Any:
-        """Give diffusers' configuration.
-
-        Args:
-            depth: Number of the network's blocks.
-            shares: Of each call to come, the fraction of the schedule completed, in [0, 1).
-
-        Returns:
-            What `enable_cache` takes.
-        """
+        """Give diffusers' configuration for calls after the given fractions of the schedule."""
 
     def made_by(self) -> dict[str, Any]:
         """Give the class and its settings in plain values."""
@@ -92,16 +84,9 @@ class StepCache(ABC):
 
     @contextmanager
     def enabled(self, transformer: MMFaceDiT) -> Iterator[ComputedBlocks]:
-        """Allow blocks to be skipped inside, from the first `restart` on; clean up afterwards.
+        """Allow blocks to be skipped inside, from the first `restart` on; counts computed rows.
 
-        Args:
-            transformer: The network.
-
-        Yields:
-            The counter of computed rows.
-
-        Raises:
-            ValueError: If the network has one block only, a cache of its own, or compiled parts.
+        ValueError if the network has one block only, a cache of its own, or compiled parts.
         """
         _check_fits(transformer)
         before = [set(vars(block)) for block in transformer.blocks]
@@ -122,10 +107,6 @@ class StepCache(ABC):
 
         From now on each call must be inside a `transformer.cache_context`, named after the part of
         the rows that it computes.
-
-        Args:
-            transformer: The network.
-            shares: As for `config`.
         """
         if transformer.is_cache_enabled:
             transformer.disable_cache()
@@ -136,10 +117,8 @@ class StepCache(ABC):
 class FirstBlockCache(StepCache):
     """Computes the first block, and the others only if its output has changed enough.
 
-    Otherwise the residual of the other blocks from the last full step is added again.
-
-    Attributes:
-        threshold: Relative change (mean change over mean size), 0 or more; 0 skips nothing.
+    Otherwise the residual of the other blocks from the last full step is added again. `threshold`
+    is relative (mean change over mean size); 0 skips nothing.
     """
 
     threshold: float = 0.05
@@ -158,12 +137,8 @@ class TaylorSeer(StepCache):
     """Computes the blocks at some steps, and extrapolates between them (arXiv 2503.06923).
 
     The last block's output is extrapolated over the step number by a Taylor series of divided
-    differences. The final layer still gets the true time.
-
-    Attributes:
-        interval: One step in this many is computed; 1 skips nothing.
-        warmup: Number of first steps that are all computed.
-        order: Order of the series: 0 repeats, 1 is linear.
+    differences, of `order` 0 (repeat) or more; the final layer still gets the true time. After
+    `warmup` steps one in `interval` is computed; 1 skips nothing.
     """
 
     interval: int = 3
@@ -195,15 +170,10 @@ class MagCache(StepCache):
 
     The curve belongs to a model, solver, number of steps and guidance. To measure one, call
     `pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=50))` with
-    diffusers' class, sample with 50 Euler steps, and take the printed numbers.
-
-    Attributes:
-        ratios: Size of the blocks' residual over its size one call before, at even intervals of
-            the schedule.
-        threshold: Largest accumulated deviation of the product of ratios from 1 over consecutive
-            skipped calls; 0 or more.
-        max_skips: Most calls skipped in a row.
-        retention: Fraction of the schedule, from its start, in which nothing is skipped.
+    diffusers' class, sample with 50 Euler steps, and take the printed numbers as `ratios`: the
+    residual's size over its size one call before, at even intervals of the schedule. The product of
+    ratios may deviate from 1 by `threshold` over at most `max_skips` skipped calls in a row;
+    nothing is skipped in the first fraction `retention` of the schedule.
     """
 
     ratios: Sequence[float]

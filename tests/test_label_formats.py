@@ -43,13 +43,11 @@ def test_every_format_is_read_without_loss(name, tmp_path):
     tiles = np.resize(np.arange(len(LABELS), dtype=np.uint8), (4, 5))
     labels = tiles.repeat(12, axis=0).repeat(12, axis=1)
     indices = drawn_mask(labels, name)
-    indexed = Image.fromarray(indices, mode="P")
-    indexed.putpalette((np.arange(768) * 7 % 256).tolist())
-    sources: list[Any] = [
-        Image.fromarray(indices),
-        indexed,
-        np.repeat(indices[..., None], 3, axis=2),
-    ]
+    sources: list[Any] = [Image.fromarray(indices), np.repeat(indices[..., None], 3, axis=2)]
+    for palette in (np.arange(768) // 3 * 13 % 256, LABEL_FORMATS["maskgan"].palette):
+        indexed = Image.fromarray(indices, mode="P")
+        indexed.putpalette(np.array(palette).ravel().tolist())
+        sources.append(indexed)
     if LABEL_FORMATS[name].palette:
         colored = Image.fromarray(drawn_mask(labels, name, color=True))
         by_color = Image.fromarray(18 - indices, mode="P")

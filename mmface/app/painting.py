@@ -117,10 +117,8 @@ def painted_labels(value: str | None, size: tuple[int, int]) -> Labels:
         ValueError: If nothing was painted, or its colours are no mask's.
     """
     painting = from_data_url(value)
-    if painting is not None:
-        labels = load_mask(np.array(painting), size).labels
-        if labels.any():
-            return labels
+    if painting is not None and flat_rgb(painting, "black").any():
+        return load_mask(painting, size).labels
     raise ValueError("The mask is empty: paint one, or start from an example, a file or a photo.")
 
 

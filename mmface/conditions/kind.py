@@ -22,8 +22,6 @@ from PIL import Image, ImageChops, ImageOps
 Picture = Image.Image | np.ndarray | str | Path
 """A picture as people have it: a PIL picture, an array, or the path of a file."""
 
-Color = tuple[int, int, int]
-
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decompressed."""
 
@@ -93,32 +91,6 @@ def centre_crop(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int
     height = min(shape[0], max(1, round(shape[1] * size[0] / size[1])))
     width = min(shape[1], max(1, round(shape[0] * size[1] / size[0])))
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
-
-
-def nearest_colors(
-    rgb: np.ndarray, palette: Sequence[Color]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the palette colour that is nearest to each pixel.
-
-    Args:
-        rgb: uint8 [H, W, 3].
-        palette: At most 255 colours.
-
-    Returns:
-        Its index, uint8 [H, W]; its distance in RGB, float64 [H, W]; and the pixel's own colour
-        packed in one number, uint32 [H, W].
-    """
-    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    colors, inverse = np.unique(packed, return_inverse=True)
-    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
-    nearest = np.zeros(len(colors), dtype=np.uint8)
-    distance = np.full(len(colors), np.inf)
-    for index, color in enumerate(palette):
-        candidate = np.linalg.norm(unpacked - np.array(color, dtype=np.float64), axis=1)
-        closer = candidate < distance
-        nearest[closer], distance[closer] = index, candidate[closer]
-    inverse = inverse.reshape(packed.shape)
-    return nearest[inverse], distance[inverse], packed
 
 
 Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray, "_ _"]]]

@@ -1,4 +1,4 @@
-"""The class orders and colours in which face masks are found, and a guess of a folder's own.
+"""The class orders and colours in which face masks are found, and how they are told apart.
 
 All formats have the 19 classes of CelebAMask-HQ, so that reading one is a lookup of 19 entries
 and loses nothing. Colours tell their format. Index maps do not, as all orders have the values
@@ -9,18 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from mmface.conditions.face_anatomy import Part, Relation, parts_of, relations_of
-from mmface.conditions.kind import (
-    Color,
-    Picture,
-    flat_rgb,
-    nearest_colors,
-    open_picture,
-    picture_name,
-)
 from mmface.conditions.palette import LABEL_INDEX, LABELS, PALETTE
+
+Color = tuple[int, int, int]
 
 COLOR_TOLERANCE = 24.0
 """RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""
@@ -110,6 +103,11 @@ LABEL_FORMATS: Mapping[str, LabelFormat] = {
 """
 
 
+def known_palettes() -> list[tuple[Color, ...]]:
+    """Give the palettes of all formats that have one, each in its own order."""
+    return [each.palette for each in LABEL_FORMATS.values() if each.palette]
+
+
 def label_format_named(name: str) -> LabelFormat:
     """Give a known format.
 
@@ -129,26 +127,30 @@ def label_format_named(name: str) -> LabelFormat:
     return LABEL_FORMATS[name]
 
 
-def class_indices(picture: Image.Image, palettes: Sequence[Sequence[Color]]) -> np.ndarray | None:
-    """Read a picture as a map of numbers, in its own order; None if its colours carry the classes.
+def nearest_colors(
+    rgb: np.ndarray, palette: Sequence[Color]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give each pixel's nearest colour of a palette.
 
     Args:
-        picture: A grey picture, a palette picture, or a grey one saved in colour.
-        palettes: Palettes in which a palette picture's colours would carry the classes.
+        rgb: uint8 [..., 3].
+        palette: At most 255 colours.
 
     Returns:
-        uint8 [H, W] of values that may exceed 18, or None.
+        Its index, uint8 [...]; its distance in RGB, float64 [...]; and the pixel's own colour
+        packed in one number, uint32 [...].
     """
-    if picture.mode == "P":
-        values, rgb = np.array(picture), flat_rgb(picture, "black")
-        in_palette = any(nearest_colors(rgb, each)[1].max() < 2 for each in palettes)
-        return None if in_palette or values.max() >= len(LABELS) else values.astype(np.uint8)
-    values = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
-    if values.ndim == 3:
-        if (values != values[..., :1]).any():
-            return None
-        values = values[..., 0]
-    return values.astype(np.uint8)
+    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    colors, inverse = np.unique(packed, return_inverse=True)
+    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
+    nearest = np.zeros(len(colors), dtype=np.uint8)
+    distance = np.full(len(colors), np.inf)
+    for index, color in enumerate(palette):
+        candidate = np.linalg.norm(unpacked - np.array(color, dtype=np.float64), axis=1)
+        closer = candidate < distance
+        nearest[closer], distance[closer] = index, candidate[closer]
+    inverse = inverse.reshape(packed.shape)
+    return nearest[inverse], distance[inverse], packed
 
 
 @dataclass(frozen=True)
@@ -166,58 +168,11 @@ class LabelFormatGuess:
     alternatives: tuple[str, ...] = ()
 
 
-def guess_label_format(masks: Sequence[Picture]) -> LabelFormatGuess:
-    """Guess the format that masks of faces have in common, from a few of them.
-
-    Args:
-        masks: Pictures as `open_picture` takes them. One often tells; 16 are better.
-
-    Returns:
-        The guess. It is undecided where two formats fit alike, and where none does.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there are no masks, or one is no picture.
-    """
-    if not masks:
-        raise ValueError("There are no masks to guess a label format from.")
-    indices, colored = [], []
-    for source in masks:
-        picture = open_picture(source)
-        values = _told_by_index(picture)
-        if values is None:
-            colored.append(flat_rgb(picture, "black"))
-        elif values.max() < len(LABELS):
-            indices.append(values)
-        else:
-            return LabelFormatGuess(
-                None,
-                f"{picture_name(source)} is a grey picture with values up to {values.max()}, "
-                "not class indices 0..18",
-            )
-    if indices and colored:
-        evidence = f"{len(indices)} masks are index maps and {len(colored)} are in colour"
-        return LabelFormatGuess(None, evidence)
-    return _guess_by_color(colored) if colored else _guess_by_anatomy(indices)
-
-
-def _told_by_index(picture: Image.Image) -> np.ndarray | None:
-    """Read a map of numbers; None if colours tell more than they."""
-    palettes = [each.palette for each in LABEL_FORMATS.values() if each.palette]
-    if picture.mode == "P" and (values := np.array(picture)).max() < len(LABELS):
-        # A palette in the order of the indices says no more than they do, and may be any order's.
-        table = np.array(picture.getpalette("RGB")).reshape(-1, 3)
-        used = np.unique(values)
-        if any((table[used] == np.array(each)[used]).all() for each in palettes):
-            return values
-    return class_indices(picture, palettes)
-
-
 _MIN_ON_PALETTE = 0.7
 _MIN_OWN_COLOR = 0.0005  # share of pixels; a brow has about 0.003
 
 
-def _guess_by_color(pictures: Sequence[np.ndarray]) -> LabelFormatGuess:
+def guess_by_color(pictures: Sequence[np.ndarray]) -> LabelFormatGuess:
     """Guess from uint8 pictures [H, W, 3] in colour."""
     candidates = [each for each in LABEL_FORMATS.values() if each.palette]
     fits = {
@@ -263,7 +218,7 @@ _MIN_RELATIONS = 15  # a mask; whole faces have 39 and more
 _MIN_HELD, _MIN_MARGIN = 0.85, 0.08  # shares of the relations; masks of faces have 0.95 and 0.1
 
 
-class _Reading:
+class _Order:
     """Counts how well masks fit anatomy in one order of classes."""
 
     def __init__(self, format_: LabelFormat) -> None:
@@ -286,7 +241,7 @@ class _Reading:
         """Share of the tests that held."""
         return sum(map(sum, self.held.values())) / max(self.count, 1)
 
-    def against(self, rival: "_Reading") -> str:
+    def against(self, rival: "_Order") -> str:
         """Say what speaks most against a rival order."""
         worst = min(rival.held, key=lambda key: sum(rival.held[key]) / len(rival.held[key]) ** 1.1)
         held, (one, says, other) = rival.held[worst], worst
@@ -299,15 +254,21 @@ class _Reading:
         )
 
 
-def _guess_by_anatomy(maps: Sequence[np.ndarray]) -> LabelFormatGuess:
-    """Guess from uint8 index maps [H, W]; of formats that share an order, name the first."""
+def _orders_of(maps: Sequence[np.ndarray]) -> list[_Order]:
+    """Test index maps against all known orders, the first formats first."""
     orders = {each.classes: each for each in reversed(list(LABEL_FORMATS.values()))}
-    readings = [_Reading(each) for each in reversed(list(orders.values()))]
+    found = [_Order(each) for each in reversed(list(orders.values()))]
     for values in maps:
         parts = parts_of(values)
-        for reading in readings:
-            reading.add(parts)
-    first, second = sorted(readings, key=lambda reading: -reading.share)[:2]
+        for order in found:
+            order.add(parts)
+    return found
+
+
+def guess_by_anatomy(maps: Sequence[np.ndarray]) -> LabelFormatGuess:
+    """Guess from uint8 index maps [H, W]; of formats that share an order, name the first."""
+    orders = _orders_of(maps)
+    first, second = sorted(orders, key=lambda order: -order.share)[:2]
     shares = ", ".join(f"{each.format.name} {each.share:.0%}" for each in (first, second))
     told = f"of the relations between parts of a face, such as brows above eyes, hold: {shares}"
     if first.count < _MIN_RELATIONS * len(maps):
@@ -318,7 +279,14 @@ def _guess_by_anatomy(maps: Sequence[np.ndarray]) -> LabelFormatGuess:
         )
     if first.share < _MIN_HELD:
         return LabelFormatGuess(None, f"no known order of classes makes faces of them; {told}")
-    close = [each.format.name for each in readings if first.share - each.share < _MIN_MARGIN]
+    close = [each.format.name for each in orders if first.share - each.share < _MIN_MARGIN]
     if len(close) > 1:
         return LabelFormatGuess(None, f"{' and '.join(close)} are too close; {told}", tuple(close))
     return LabelFormatGuess(first.format, f"{told}; {first.against(second)}")
+
+
+def share_of_anatomy(values: np.ndarray, label_format: LabelFormat) -> float | None:
+    """Say how well an index map [H, W] fits a face; None if it has too few parts to tell."""
+    order = _Order(label_format)
+    order.add(parts_of(values))
+    return order.share if order.count >= _MIN_RELATIONS else None

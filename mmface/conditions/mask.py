@@ -12,10 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageChops
 
 from mmface.conditions.kind import (
-    Color,
     ConditionKind,
     LoadedCondition,
     Parser,
@@ -23,7 +22,6 @@ from mmface.conditions.kind import (
     Reading,
     centre_crop,
     flat_rgb,
-    nearest_colors,
     open_picture,
     picture_name,
     register,
@@ -31,10 +29,15 @@ from mmface.conditions.kind import (
 from mmface.conditions.label_formats import (
     COLOR_TOLERANCE,
     LABEL_FORMATS,
+    Color,
     LabelFormat,
-    class_indices,
-    guess_label_format,
+    LabelFormatGuess,
+    guess_by_anatomy,
+    guess_by_color,
+    known_palettes,
     label_format_named,
+    nearest_colors,
+    share_of_anatomy,
 )
 from mmface.conditions.palette import LABELS, LEFT_RIGHT_PAIRS, PALETTE
 
@@ -68,10 +71,12 @@ class LoadedMask:
         labels: Class indices into `LABELS`.
         off_palette_fraction: Share of the source's pixels, in [0, 1], that were farther than
             `COLOR_TOLERANCE` from every palette colour and took the class of a neighbour.
+        remarks: What else was guessed or looks odd, in sentences without their subject.
     """
 
     labels: UInt8[np.ndarray, "height width"]
     off_palette_fraction: float
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,39 +84,243 @@ class LoadedMask:
         return tuple(LABELS[index] for index in np.unique(self.labels))
 
 
+class ForeignOrderError(ValueError):
+    """A mask whose classes lie as in another label format than the one that was said."""
+
+    def __init__(self, message: str, guess: LabelFormatGuess) -> None:
+        super().__init__(message)
+        self.guess = guess
+
+
 def load_mask(
     source: Picture, size: tuple[int, int], label_format: str = "celebamask_hq"
 ) -> LoadedMask:
     """Read a segmentation mask: a picture in a palette's colours, or a map of class indices.
 
-    Pixels are snapped to classes at the source's own resolution, then the middle is cropped to the
-    aspect ratio of `size` and resized by nearest neighbour: no class is invented by mixing two
-    others. Where soft edges mixed them before, a pixel takes the class of the nearest sure one.
+    The middle is cropped to the aspect ratio of `size`, pixels are snapped to classes at the
+    source's own resolution (above `MAX_SNAPPED_PIXELS` at a multiple of `size`), then resized by
+    nearest neighbour: no class is invented by mixing two others. Where soft edges mixed them
+    before, a pixel takes the class of the nearest sure one.
 
     Args:
-        source: A colour picture, soft edges allowed; or indices 0..18 as an array [H, W] or a grey
-            or palette picture. Transparent pixels are background.
+        source: A colour picture, soft edges allowed; or indices 0..18 as an array [H, W], a grey
+            picture, or a palette picture whose palette is grey or in the order of the classes.
+            Transparent pixels are background.
         size: Height and width of the result in pixels.
         label_format: Order and colours of the source's classes, a name in `LABEL_FORMATS`. The
             result is in the order of `LABELS` always.
 
     Returns:
-        The label map, and how much of it had to be guessed.
+        The label map, and what of it had to be guessed.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ForeignOrderError: If its classes lie as in another format; a ValueError.
         ValueError: If it is no picture, or no mask in this format, or there is no such format.
     """
     format_ = label_format_named(label_format)
     picture, name = open_picture(source), picture_name(source)
-    labels = _index_map(picture, format_, name)
-    off_palette_fraction = 0.0
-    if labels is None:
-        labels, off_palette_fraction = _decode_colors(picture, format_, name)
-    top, left, height, width = centre_crop(labels.shape, size)
-    cropped = Image.fromarray(labels[top : top + height, left : left + width])
-    resized = cropped.resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return LoadedMask(np.array(resized), off_palette_fraction)
+    top, left, height, width = centre_crop((picture.height, picture.width), size)
+    if (height, width) != (picture.height, picture.width):
+        picture = picture.crop((left, top, left + width, top + height))
+    values = class_indices(picture, name)
+    fraction, remarks = 0.0, list[str]()
+    if values is None:
+        remarks += _palette_oddities(picture, format_, name)
+    if values is not None:
+        remarks += _oddities(values, format_, name)
+        labels = format_.to_labels[_nearest(Image.fromarray(values), size)]
+    else:
+        _check_has_colors(format_, picture, name)
+        picture = _fit_to_snap(picture, size, format_.label_palette)
+        labels, fraction, said = _decode_colors(picture, format_, name)
+        remarks += said
+        labels = _nearest(Image.fromarray(labels), size)
+    if not labels.any():
+        raise ValueError(f"{name} is all background: there is no face in the mask.")
+    return LoadedMask(labels, fraction, tuple(remarks))
+
+
+def _nearest(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.array(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def guess_label_format(masks: Sequence[Picture]) -> LabelFormatGuess:
+    """Guess the format that masks of faces have in common, from a few of them.
+
+    Args:
+        masks: Pictures as `open_picture` takes them. One often tells; 16 are better.
+
+    Returns:
+        The guess. It is undecided where two formats fit alike, and where none does.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are no masks, or one is no picture.
+    """
+    if not masks:
+        raise ValueError("There are no masks to guess a label format from.")
+    indices, colored = [], []
+    for source in masks:
+        picture = open_picture(source)
+        try:
+            values = class_indices(picture, picture_name(source))
+        except ValueError as error:
+            return LabelFormatGuess(None, str(error).rstrip("."))
+        if values is None:
+            colored.append(flat_rgb(picture, "black"))
+        else:
+            indices.append(values)
+    if indices and colored:
+        evidence = f"{len(indices)} masks are index maps and {len(colored)} are in colour"
+        return LabelFormatGuess(None, evidence)
+    return guess_by_color(colored) if colored else guess_by_anatomy(indices)
+
+
+def class_indices(picture: Image.Image, name: str = "The picture") -> np.ndarray | None:
+    """Read a picture as a map of class numbers, in its own order.
+
+    Args:
+        picture: Any; grey ones, and those with a palette that is grey or in the order of the
+            classes, are maps of numbers.
+        name: What messages call it.
+
+    Returns:
+        uint8 [H, W] of 0..18, transparent pixels 0; None if colours carry the classes.
+
+    Raises:
+        ValueError: If it is grey with other values than 0..18, or transparent everywhere.
+    """
+    values = _palette_numbers(picture) if picture.mode == "P" else _grey_numbers(picture)
+    hidden = _hidden(picture, name)
+    if values is None:
+        return None
+    if hidden is not None:
+        values = np.where(hidden, 0, values)
+    if values.dtype.kind == "f":
+        values = np.where(np.isfinite(values), values, -1)
+        if (values != np.round(values)).any():
+            raise ValueError(f"{name} is a grey picture with fractions, not class indices 0..18.")
+    if values.dtype != np.uint8 and values.max() > 255 and not (values % 257).any():
+        values = values // 257  # eight bits, spread over sixteen
+    if values.max() >= len(LABELS) or values.min() < 0:
+        raise ValueError(
+            f"{name} is a grey picture with values up to {values.max()}, not a mask: give the 19 "
+            "palette colours, or class indices 0..18. A sketch goes in as the sketch."
+        )
+    return values.astype(np.uint8)
+
+
+def _grey_numbers(picture: Image.Image) -> np.ndarray | None:
+    """Give the values of a grey picture of any depth, [H, W]; None if it has colours."""
+    if picture.mode in ("L", "I", "F") or picture.mode.startswith("I;16"):
+        return np.array(picture)
+    if picture.mode in ("1", "LA", "La"):
+        return np.array(picture.convert("LA" if picture.mode == "La" else "L").getchannel(0))
+    rgb = _as_rgb(picture)
+    red, green, blue = rgb.split()
+    same = all(ImageChops.difference(red, each).getbbox() is None for each in (green, blue))
+    return np.array(red) if same else None
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Give a picture's colours without its alpha."""
+    if picture.mode in ("RGBA", "RGBX"):  # without a copy of all of it for each step
+        return Image.merge("RGB", picture.split()[:3])
+    try:
+        return picture.convert("RGB")
+    except ValueError:
+        raise ValueError(f"Pictures of the mode {picture.mode} cannot be read.") from None
+
+
+def _palette_numbers(picture: Image.Image) -> np.ndarray | None:
+    """Give the indices of a palette picture, or its grey values; None if it has colours."""
+    table = np.array(picture.getpalette("RGB") or [], dtype=np.int64).reshape(-1, 3)
+    used = np.array([index for _, index in picture.getcolors() or []])
+    table = np.pad(table, ((0, max(0, used.max() + 1 - len(table))), (0, 0)))
+    shown = used
+    if picture.has_transparency_data:
+        alpha = np.array(picture.getpalette("RGBA")).reshape(-1, 4)[:, 3]
+        shown = used[np.pad(alpha, (0, len(table)), constant_values=255)[used] >= _OPAQUE]
+    colors = table[shown]
+    is_grey = not np.ptp(colors, axis=1).any()
+    if shown.size and shown.max() < len(LABELS):
+        # A palette in the order of the classes, a known one or a grey ramp, says what they say.
+        if any(np.abs(np.array(p)[shown] - colors).max() <= 2 for p in known_palettes()):
+            return np.array(picture)
+        first = np.arange(len(LABELS)) if len(table) >= len(LABELS) else shown
+        step = table[first[-1]].mean() / max(first[-1], 1)
+        on_ramp = np.abs(table[first].mean(axis=1) - step * first).max() <= step / 2
+        is_ramp = on_ramp and np.ptp(table[first], axis=1).max() <= 2
+        if is_ramp and 1 <= step <= 255 / (len(LABELS) - 1):
+            return np.array(picture)
+    return table[:, 0][np.array(picture)] if is_grey else None
+
+
+_OPAQUE = 128  # alpha from which a pixel is seen
+
+
+def _hidden(picture: Image.Image, name: str) -> np.ndarray | None:
+    """Say which pixels are transparent, bool [H, W]; None if none can be."""
+    if not picture.has_transparency_data:
+        return None
+    alpha = picture if "A" in picture.getbands() else picture.convert("RGBA")
+    hidden = np.array(alpha.getchannel("A")) < _OPAQUE
+    if hidden.all():
+        raise ValueError(f"{name} is transparent everywhere: save it without transparency.")
+    return hidden
+
+
+_STRAY = 0.2  # share of stray runs: maps of faces have 0.1 and less, interpolated ones 0.28 or more
+_MIN_RUNS = 40
+_ODD_ANATOMY, _CLEAR_MARGIN = 0.6, 0.2
+
+
+def _stray_runs(values: np.ndarray) -> float:
+    """Give the share of a map's runs, along its rows and columns, that interpolation makes.
+
+    They are short, and their number lies between those of the runs at both ends: an edge from
+    hair (13) to background (0) that was made soft passes 9 and 4.
+    """
+    stray, count = 0, 0
+    for lines in (values, values.T):
+        lines = lines[:: max(1, len(lines) // 256)].astype(np.int16)
+        flat = np.pad(lines, ((0, 0), (0, 1)), constant_values=-1).ravel()
+        starts = np.flatnonzero(np.diff(flat, prepend=-2))
+        number, length = flat[starts], np.diff(starts, append=len(flat))
+        before, run, after = number[:-2], number[1:-1], number[2:]
+        inner = np.minimum(np.minimum(before, run), after) >= 0
+        between = (run - before) * (after - run) > 0
+        short = length[1:-1] <= max(2, lines.shape[1] // 128)
+        stray += int((inner & between & short).sum())
+        count += int(inner.sum())
+    return stray / count if count >= _MIN_RUNS else 0.0
+
+
+def _oddities(values: np.ndarray, format_: LabelFormat, name: str) -> list[str]:
+    """Refuse an index map that is none of this format; else say what is odd about it."""
+    stray = _stray_runs(values)
+    if stray > _STRAY:
+        raise ValueError(
+            f"{name} is a map of class indices that was resized with interpolation or saved as "
+            f"JPEG: {stray:.0%} of its runs are thin rims of classes between two others. Make it "
+            "anew from the original, resized with nearest neighbour and saved as PNG."
+        )
+    share = share_of_anatomy(values, format_)
+    if share is None:
+        return []
+    guess = guess_by_anatomy([values])
+    if guess.format is not None and guess.format.classes != format_.classes:
+        theirs = share_of_anatomy(values, guess.format) or 0
+        if theirs - share >= _CLEAR_MARGIN:
+            raise ForeignOrderError(
+                f"{name} has its classes in the order of the label format {guess.format.name!r}, "
+                f"not of {format_.name!r}: {guess.evidence}.",
+                guess,
+            )
+    if share < _ODD_ANATOMY:
+        return [f"only {share:.0%} of its parts lie to each other as in an upright face"]
+    return []
 
 
 def released_mask_rgb(
@@ -135,60 +344,150 @@ def released_mask_rgb(
         ValueError: If it is no picture, or a grey one with values above 18.
     """
     picture = open_picture(source)
-    labels = _index_map(picture, label_format_named("celebamask_hq"), picture_name(source))
+    labels = class_indices(picture, picture_name(source))
     rgb = flat_rgb(picture, "black") if labels is None else colorize(labels)
     resized = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.LANCZOS)
     return np.array(resized)
 
 
-def _index_map(picture: Image.Image, format_: LabelFormat, name: str) -> np.ndarray | None:
-    """Read a picture as a map of class indices; None if colours carry them."""
-    values = class_indices(picture, [format_.palette] if format_.palette else [])
-    if values is None:
-        return None
-    if values.max() >= len(LABELS):
+MAX_SNAPPED_PIXELS = 1_500_000
+"""Soft masks with more pixels are reduced, by nearest neighbour, before they are snapped."""
+
+
+def _fit_to_snap(
+    picture: Image.Image, size: tuple[int, int], palette: tuple[Color, ...]
+) -> Image.Image:
+    """Reduce a colour picture as far as that costs nothing, or as its size demands."""
+    if picture.mode == "P":
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    colors = picture.getcolors(256) if picture.mode in ("RGB", "RGBA") else None
+    if colors is not None:
+        seen = np.array([color for _, color in colors], dtype=np.uint8)[None]
+        if not nearest_colors(flat_rgb(Image.fromarray(seen), "black"), palette)[1].any():
+            return picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
+    if picture.width * picture.height > MAX_SNAPPED_PIXELS:
+        times = max(1, math.isqrt(MAX_SNAPPED_PIXELS // (size[0] * size[1])))
+        if times * size[0] < picture.height:
+            wanted = (times * size[1], times * size[0])
+            return picture.resize(wanted, Image.Resampling.NEAREST)
+    return picture
+
+
+_ENOUGH_COLORS = 64  # a palette of fewer merges classes of a picture with soft edges
+
+
+def _palette_oddities(picture: Image.Image, format_: LabelFormat, name: str) -> list[str]:
+    """Refuse a palette that was too small for its picture; say if it may have been."""
+    if picture.mode != "P":
+        return []
+    table = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(1, -1, 3)
+    used = [index for _, index in picture.getcolors() or [] if index < table.shape[1]]
+    if not 0.8 * table.shape[1] <= len(used) < _ENOUGH_COLORS or not used:
+        return []
+    if any(nearest_colors(table[:, used], each)[1].max() <= 2 for each in known_palettes()):
+        if len(used) >= len(LABELS):
+            return []
+        return [f"its palette of {len(used)} colours is full and may have merged other classes"]
+    raise ValueError(
+        f"{name} has a palette of {len(used)} colours, too few for its classes: some were merged. "
+        "Save the original mask in full colour (RGB), or as class indices 0..18."
+    )
+
+
+def _check_has_colors(format_: LabelFormat, picture: Image.Image, name: str) -> None:
+    if not format_.palette:
         raise ValueError(
-            f"{name} is a grey picture with values up to {values.max()}, not a mask: give the 19 "
-            "palette colours, or class indices 0..18. A sketch goes in as the sketch."
+            f"{name} is in colour, but masks of the label format {format_.name!r} are maps of "
+            f"class indices.{_other_format(picture, format_)}"
         )
-    return format_.to_labels[values]
 
 
 def _decode_colors(
     picture: Image.Image, format_: LabelFormat, name: str
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float, list[str]]:
     """Snap a colour picture to classes; also give the share of its pixels off the palette."""
-    if not format_.palette:
-        raise ValueError(
-            f"{name} is in colour, but masks of the label format {format_.name!r} are maps of "
-            f"class indices.{_other_format(picture)}"
-        )
-    rgb = flat_rgb(picture, "black")
-    labels, distance, packed = nearest_colors(rgb, format_.label_palette)
+    rgb, palette, said = flat_rgb(picture, "black"), format_.label_palette, list[str]()
+    labels, distance, packed = nearest_colors(rgb, palette)
     if not distance.any():  # exact colours have no soft edges: each pixel is what it says
-        return labels, 0.0
+        return labels, 0.0, said
+    is_foreign = _is_foreign(distance)
+    if is_foreign or not (rgb % 51).any():  # 51 is the step of the web's palette
+        other = _other_format(picture, format_)
+        moved = {} if other else _moved_colors(distance, packed, palette)
+        for color, index in moved.items():
+            rgb[packed == color] = palette[index]
+        labels, distance, packed = nearest_colors(rgb, palette)
+        if is_foreign and (not moved or _is_foreign(distance)):
+            raise ValueError(_foreign_words(name, format_, distance, packed) + other + _REDRAW)
+        if moved:
+            listed = (f"{_written(color)} as {LABELS[index]}" for color, index in moved.items())
+            said.append(f"colours that a palette had moved were read: {', '.join(listed)}")
     off_palette = distance > COLOR_TOLERANCE
-    off_palette_fraction = float(off_palette.mean())
-    foreign = ~_grown(~off_palette, _EDGE_WIDTH_PX)
-    if off_palette_fraction > _MAX_OFF_PALETTE_FRACTION or foreign.mean() > _MAX_FOREIGN_FRACTION:
-        colors, counts = np.unique(packed[off_palette], return_counts=True)
-        most = [int(colors[index]) for index in counts.argsort()[::-1][:3]]
-        listed = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in most)
-        raise ValueError(
-            f"{name} is not a mask in the {format_.title} palette: {off_palette_fraction:.1%} of "
-            f"its pixels are far from all 19 colours, most often {listed}."
-            f"{_other_format(picture)} Redraw it in mmface.conditions.PALETTE, or save the class "
-            "indices 0..18 as a grey PNG."
-        )
-    fringes = _fringes(np.where(off_palette, _UNKNOWN, labels), distance, format_.label_palette)
+    fringes = _fringes(np.where(off_palette, _UNKNOWN, labels), distance, palette)
     known = ~(off_palette | fringes)
-    return _filled(labels, known, rgb, format_.label_palette), off_palette_fraction
+    return _filled(labels, known, rgb, palette), float(off_palette.mean()), said
 
 
-def _other_format(picture: Image.Image) -> str:
+_REDRAW = " Redraw it in mmface.conditions.PALETTE, or save the class indices 0..18 as a grey PNG."
+
+
+def _is_foreign(distance: np.ndarray) -> bool:
+    """Say whether colours of no class fill areas, rather than soft edges alone."""
+    off_palette = distance > COLOR_TOLERANCE
+    foreign = ~_grown(~off_palette, _EDGE_WIDTH_PX)
+    too_many = off_palette.mean() > _MAX_OFF_PALETTE_FRACTION
+    return bool(too_many or foreign.mean() > _MAX_FOREIGN_FRACTION)
+
+
+def _foreign_words(
+    name: str, format_: LabelFormat, distance: np.ndarray, packed: np.ndarray
+) -> str:
+    off_palette = distance > COLOR_TOLERANCE
+    colors, counts = np.unique(packed[off_palette], return_counts=True)
+    listed = ", ".join(_written(int(colors[index])) for index in counts.argsort()[::-1][:3])
+    return (
+        f"{name} is not a mask in the {format_.title} palette: {off_palette.mean():.1%} of "
+        f"its pixels are far from all 19 colours, most often {listed}."
+    )
+
+
+def _written(packed: int) -> str:
+    return f"({packed >> 16}, {packed >> 8 & 255}, {packed & 255})"
+
+
+def _moved_colors(
+    distance: np.ndarray, packed: np.ndarray, palette: tuple[Color, ...]
+) -> dict[int, int]:
+    """Find colours that a coarse palette, such as the web's, moved away from those of classes.
+
+    Only in pictures of few colours, and if each class keeps one colour. Gives the classes by
+    packed colour; none where that is not sure.
+    """
+    colors, counts = np.unique(packed, return_counts=True)
+    if len(colors) > 256:
+        return {}
+    unpacked = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1).astype(float)
+    far = np.linalg.norm(unpacked[:, None] - np.array(palette, dtype=float), axis=2)
+    nearest, (first, second) = far.argmin(axis=1), np.sort(far, axis=1)[:, :2].T
+    large = counts > _MAX_FOREIGN_FRACTION * packed.size / 4
+    off = large & (first > COLOR_TOLERANCE)
+    taken = nearest[large].tolist()
+    if (first[off] > _MAX_MOVED).any() or (2 * first[off] > second[off]).any():
+        return {}
+    if any(taken.count(index) > 1 for index in nearest[off]):
+        return {}
+    return dict(zip(colors[off].tolist(), nearest[off].tolist(), strict=True))
+
+
+_MAX_MOVED = 45.0  # in RGB; the web's palette moves each channel by 25 at most
+
+
+def _other_format(picture: Image.Image, own: LabelFormat) -> str:
     """Say which other format has a picture's colours, if one has."""
-    found = guess_label_format([picture]).format
-    return f" Its colours are those of the label format {found.name!r}." if found else ""
+    found = guess_by_color([flat_rgb(picture, "black")]).format
+    if found is None or found is own:
+        return ""
+    return f" Its colours are those of the label format {found.name!r}."
 
 
 def _grown(area: np.ndarray, radius: int) -> np.ndarray:
@@ -304,14 +603,14 @@ class MaskKind(ConditionKind):
     ) -> LoadedCondition:
         """Read a mask by `load_mask`."""
         mask = load_mask(source, size, self.reading.default if reading is None else reading)
-        if not mask.off_palette_fraction:
-            return LoadedCondition(mask.labels)
-        return LoadedCondition(
-            mask.labels,
-            f"{mask.off_palette_fraction:.1%} of the pixels were farther than "
-            f"{COLOR_TOLERANCE:g} from every palette colour and took a neighbour's class; "
-            f"the mask has {', '.join(mask.classes)}",
-        )
+        remarks = list(mask.remarks)
+        if mask.off_palette_fraction:
+            remarks.append(
+                f"{mask.off_palette_fraction:.1%} of the pixels were farther than "
+                f"{COLOR_TOLERANCE:g} from every palette colour and took a neighbour's class; "
+                f"the mask has {', '.join(mask.classes)}"
+            )
+        return LoadedCondition(mask.labels, "; ".join(remarks) or None)
 
     def rgb(self, values: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
         """Draw a label map in the palette's colours."""

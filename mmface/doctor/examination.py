@@ -110,7 +110,7 @@ def _label_guesses(sample: Sequence[Record], folder: Path) -> Mapping[str, Label
     guesses = {}
     for said, masks in pictures.items():
         own = LABEL_FORMATS[said]
-        by_index = [each for each in masks if class_indices(each, [own.palette or ()]) is not None]
+        by_index = [each for each in masks if class_indices(each) is not None]
         in_color = [each for each in masks if all(each is not other for other in by_index)]
         alike = max(by_index, in_color, key=len)
         if len(alike) < MIN_MASKS_FOR_ORDER:

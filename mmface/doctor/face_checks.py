@@ -11,11 +11,10 @@ from mmface.conditions import (
     MASK,
     SKETCH,
     SKETCH_POLARITIES,
+    ForeignOrderError,
+    LoadedMask,
     condition_kinds,
-    guess_label_format,
-    label_format_named,
 )
-from mmface.conditions.face_anatomy import relations_of
 from mmface.doctor.alignment import CLEAR_SHARE, MIN_TYPICAL_EXCESS, excess_of
 from mmface.doctor.face import Face
 from mmface.doctor.findings import Problem, Repair, check
@@ -29,7 +28,6 @@ MAX_WORDS = 55
 MIN_SWAP = 0.02
 """Distance between the parts of a swapped pair, as a share of the width, from which it counts."""
 
-_MIN_ANATOMY = 0.8  # share of the relations of face parts; upright faces have 0.95
 _MIN_LETTERS = 0.6
 _NO_WORDS = frozenset({"none", "null", "nan", "n/a", "undefined", "todo", "caption"})
 _ADDRESS = re.compile(r"https?://|^\S*[/\\]\S*$|^\S+\.(jpe?g|png|webp|txt|json)$|^data:", re.I)
@@ -112,7 +110,7 @@ def unusable_condition(face: Face) -> Iterator[Problem]:
 @check("face", "error", "Save the mask as class indices 0..18, or say its label format.", "drop")
 def off_palette(face: Face) -> Iterator[Problem]:
     """Mask that cannot be read in its label format."""
-    if isinstance(face.mask, ValueError):
+    if isinstance(face.mask, ValueError) and not isinstance(face.mask, ForeignOrderError):
         words = str(face.mask).replace("The picture", "the mask")
         yield Problem(face.record.mask or "", words)
 
@@ -128,19 +126,20 @@ def one_class_mask(face: Face) -> Iterator[Problem]:
 @check("face", "error", "Say the label format of this face in the manifest.", "repair")
 def foreign_label_order(face: Face) -> Iterator[Problem]:
     """Single mask whose classes are in another order than the set's."""
-    if face.labels is None or len(face.parts) < 2 or is_mirrored(face):
-        return
-    named = {LABELS[index]: part for index, part in face.parts.items()}
-    held = [each for _, each in relations_of(named)]
-    if held and np.mean(held) >= _MIN_ANATOMY:
-        return
-    own = label_format_named(face.record.label_format)
-    indices = np.argsort(own.to_labels).astype(np.uint8)[face.labels]
-    guess = guess_label_format([indices])
-    if guess.format and guess.format.classes != own.classes:
-        words = f"the mask looks like {guess.format.name}, not {own.name}: {guess.evidence}"
+    if isinstance(face.mask, ForeignOrderError):
+        own, guess = face.record.label_format, face.mask.guess
+        assert guess.format is not None
+        words = f"the mask looks like {guess.format.name}, not {own}: {guess.evidence}"
         repair = (Repair("label_format", guess.format.name),)
         yield Problem(face.record.mask or "", words, repair=repair)
+
+
+@check("face", "warning", "Look at the mask, and parse the photo again if it is wrong.")
+def odd_mask(face: Face) -> Iterator[Problem]:
+    """Mask that was read by a guess, or hardly looks like a face."""
+    if isinstance(face.mask, LoadedMask) and not is_mirrored(face):
+        for remark in face.mask.remarks:
+            yield Problem(face.record.mask or "", f"the mask was read, but {remark}")
 
 
 def swaps(face: Face) -> list[bool]:

@@ -15,11 +15,12 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 
+from mmface.generation.models import open_model
+
 from mmface.app import guard
 from mmface.app.guard import FileQuota
 from mmface.app.server import served
 from mmface.encoders.face_parser import FaceParser
-from mmface.generation.models import open_model
 from mmface.generation.settings import ModelChoice
 
 MB = 2**20

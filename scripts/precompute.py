@@ -51,4 +51,5 @@ if __name__ == "__main__":
     if sys.argv[1:] in (["--help"], ["-h"]):  # hydra's own help needs an experiment
         print(__doc__)
     else:
-        main()
+        with ending():
+            main()

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "mmface"
 ROOMS = {
     "core": set(),
     "conditions": set(),
-    "objectives": set(),
+    "objectives": {"core"},
     "encoders": {"conditions", "core"},
     "model": {"core", "objectives"},
     "rendered": {"conditions"},

@@ -72,7 +72,7 @@ def unchecked_types():
         ("trainer.recipe.global_batch_size=3.5", "trainer.recipe.global_batch_size must be"),
         ("trainer.recipe.micro_batch_size=4", "does not divide"),
         ("data.text_dropout=9", "data.text_dropout must be in 0..1"),
-        ("optimizer.lr=abc", "no optimizer can be made of optimizer.lr=abc"),
+        ("optimizer.lr=abc", "optimizer.lr must be 0 or more"),
         ("optimizer.lr=inf", "optimizer.lr must be finite"),
         ("trainer.output_dir=runs/tiny_clip/export/clip/config.json", "is a file"),
         ("+model.num_modalities=1", "model.num_modalities is 1, but training on sketch"),

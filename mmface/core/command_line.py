@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -79,6 +80,13 @@ def check_flag(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}.")
+
+
+def check_names(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a list of words."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    if not listed or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{name} must be a list of names, got {value!r}.")
 
 
 def check_interval(name: str, start: float, end: float) -> None:
@@ -152,6 +160,7 @@ def ending(keys: Mapping[str, str] | None = None) -> Iterator[None]:
     try:
         yield
     except ElsewhereError as failure:
+        time.sleep(1)  # a launcher ends the others with the first; that one has yet to report
         sys.exit(failure.status)
     except KeyboardInterrupt:
         _tell("interrupted")

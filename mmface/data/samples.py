@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmface.conditions import LABELS, condition_kind, condition_kinds, flip_labels
-from mmface.core.command_line import check_number
+from mmface.core.command_line import check_names, check_number
 from mmface.data.latents import POSTERIOR_STD
 from mmface.data.pictures import picture_column
 from mmface.data.store import Store
@@ -50,7 +50,11 @@ class LatentSamples:
         self.store = Store(store)
         self.text_dropout = text_dropout
         there = [k for k in condition_kinds() if k.name in self.store.spec.arrays]
+        if modalities is not None:
+            check_names("modalities", modalities)
         self.kinds = tuple(there if modalities is None else map(condition_kind, modalities))
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"modalities must be different ones, got {modalities}.")
         if lacking := [kind.name for kind in self.kinds if kind not in there] or not self.kinds:
             names = ", ".join(kind.name for kind in there) or "none"
             raise ValueError(

@@ -462,7 +462,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
 
     def _check_config(self) -> None:
         for name, value in self.config.items():
-            if isinstance(value, int | float) and value <= 0:
+            if isinstance(value, int | float) and not (value > 0 and value is not True):
                 raise ValueError(f"{name} must be positive, got {value}.")
         if self.config.hidden_size % (4 * self.config.num_heads):
             head_dim = f"{self.config.hidden_size} / {self.config.num_heads}"

@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from mmface.core.command_line import check_number
+
 LOSS = "loss"
 """Name of the total among a task's losses; a term's is `loss/` and the term's name."""
 
@@ -61,6 +63,14 @@ class LossTerm(ABC):
 
     weight: float = 1.0
     weighting: Weighting | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a weight that is none."""
+        check_number("weight", self.weight, 0)
+        if self.weighting is not None and not isinstance(self.weighting, Weighting):
+            raise ValueError(
+                f"weighting must be null or a class's instance, got {self.weighting!r}."
+            )
 
     @abstractmethod
     def error(

@@ -59,6 +59,8 @@ class Objective(ABC):
                 f"{type(self).__name__} is the objective {self.name!r}, not {name!r}; "
                 "take the objective's own config group."
             )
+        if not isinstance(time, TimeSampling):
+            raise ValueError(f"objective.time must be a time sampling, got {time!r}.")
         self.time = time
         self.terms = dict(self.default_terms if terms is None else terms)
         if not self.terms:

@@ -136,11 +136,14 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
         settings: flat settings.
 
     Raises:
-        ValueError: if one is not finite, or one of the optimizer or the schedule is negative.
+        ValueError: if one is not finite, or one of the optimizer or the schedule is no number from
+            0 up.
     """
+    numbers = ("lr", "eps", "weight_decay")
     for name, value in settings.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not math.isfinite(number):
                 raise ValueError(f"{typed_name(name)} must be finite, got {value}.")
-            if name.startswith(("optimizer.", "schedule.")) and isinstance(number, int | float):
-                check_number(typed_name(name), number if number is not True else 1, 0)
+        part, _, key = name.partition(".")
+        if part in ("optimizer", "schedule") and (key in numbers or key.startswith("num_")):
+            check_number(typed_name(name), value, 0)

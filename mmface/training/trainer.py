@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmface.core.command_line import RunError
+from mmface.core.command_line import RunError, check_names
 from mmface.core.files import locked, sweep, written_aside
 from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.keyed import Samples, keyed_generator
@@ -98,6 +98,8 @@ class Trainer:
             ValueError: if a tracker is not installed, trained weights are of less than 32 bits, or
                 the run does not fit what `output_dir` holds.
         """
+        check_names("trackers", trackers)
+        check_names("allow_changes", allow_changes)
         self.recipe, self.cadence, self.hardware = recipe, cadence, hardware
         self.output_dir = Path(str(output_dir))
         self.samples = samples

@@ -47,7 +47,7 @@ FLAG = ("abc", "2", "[1]", "null", "{a: 1}")
 FOLDER = ("no/such", "a_file", "3", "[1]", "true", "{a: 1}", "''")
 MISTAKES = {
     "trainer.recipe.total_steps": (*WHOLE, "0"),
-    "trainer.recipe.global_batch_size": (*WHOLE, "0", "3.5", "3"),
+    "trainer.recipe.global_batch_size": (*WHOLE, "0", "3.5"),
     "trainer.recipe.micro_batch_size": (*WHOLE, "0", "3"),
     "trainer.recipe.gradient_clip": (*NUMBER, "0"),
     "trainer.recipe.ema_decay": (*NUMBER, "1"),

@@ -21,7 +21,7 @@ def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
     `source` is the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout, which
     is assumed to have the model's objective. The model keeps its objective and text positions.
     """
-    path, own = Path(source), transformer.config
+    path, own = Path(str(source)), transformer.config
     if not path.exists():
         raise FileNotFoundError(f"init_from: {path} does not exist.")
     if path.is_dir():

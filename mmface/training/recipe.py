@@ -144,6 +144,6 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not math.isfinite(number):
                 raise ValueError(f"{typed_name(name)} must be finite, got {value}.")
-        part, _, key = name.partition(".")
+        part, key, *inner = f"{name}.".split(".")
         if part in ("optimizer", "schedule") and (key in numbers or key.startswith("num_")):
-            check_number(typed_name(name), value, 0)
+            check_number(typed_name(f"{part}.{key}"), {inner[0]: value} if inner[0] else value, 0)

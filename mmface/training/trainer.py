@@ -98,6 +98,8 @@ class Trainer:
             ValueError: if a tracker is not installed, trained weights are of less than 32 bits, or
                 the run does not fit what `output_dir` holds.
         """
+        if not isinstance(samples, Samples):
+            raise ValueError(f"trainer.samples must be a set of samples, got {samples!r}.")
         check_names("trackers", trackers)
         check_names("allow_changes", allow_changes)
         self.recipe, self.cadence, self.hardware = recipe, cadence, hardware
@@ -156,6 +158,8 @@ class Trainer:
             torch.manual_seed(self.recipe.seed)
             if not isinstance(task, TrainingTask):
                 task = task()
+            if not isinstance(task, TrainingTask):
+                raise ValueError(f"trainer.task must be a TrainingTask, got {task!r}.")
             task.check_samples(self.samples)
             if is_new:
                 task.initialize()

@@ -119,7 +119,7 @@ def test_rerun_makes_the_picture_again_to_the_bit(run, base):
     run(*base, "--seed", 9, "--num", 3, "--out", "folder")
     run(*base, "--seed", 9, "--num", 2, "--out", "grid.png")
     for name in ("one.png", "folder/seed_10.png", "grid.png"):
-        note = run("--rerun", name, "--out", "again.png")
+        note = run("--rerun", name, "--out", "again.png", "--overwrite")
         assert f"bit-equal to {name}" in note
         assert "made with" not in note
         assert np.array_equal(pixels("again.png"), pixels(name))
@@ -152,7 +152,7 @@ def test_files_are_found_where_they_have_gone_and_told_by_their_bytes(run, base)
     Path("kept/mask.png").unlink()
     shutil.copy("sketch.png", "mask.png")
     assert "mask.png is not the file that" in run("--rerun", "kept/one.png", status=2)
-    assert [p.name for p in Path().glob("*rerun*")] == ["one_rerun.png"]
+    assert sorted(p.name for p in Path().glob("*rerun*")) == ["one_rerun.png", "one_rerun_2.png"]
 
 
 def test_other_weights_are_named(run, base, tmp_path):
@@ -174,7 +174,13 @@ def test_a_recipe_is_not_trusted(run, base):
     row, model = said["rows"][0], said["model"]
     for changed, message in (
         ({"more": 1}, "keys at odds: ['more']"),
-        ({"recipe": 2}, "no recipe of version 1"),
+        ({"recipe": 3}, "no recipe of version 1 or 2"),
+        ({"recipe": 1}, "keys at odds: ['computed']"),
+        ({"computed": {}}, "does not say how its call"),
+        ({"computed": said["computed"] | {"threads": 10**6}}, "threads must be"),
+        ({"computed": said["computed"] | {"place": 1}}, "place must be"),
+        ({"computed": said["computed"] | {"max_batch": 0}}, "max_batch must be"),
+        ({"rows": [row] * 2}, "more than the requests of its call"),
         ({"rows": [row | {"shell": "rm"}]}, "unknown key 'shell'"),
         ({"rows": [row | {"steps": "many"}]}, "steps must be a whole number"),
         ({"rows": [row | {"strength": True}]}, "strength must be a number"),
@@ -189,7 +195,11 @@ def test_a_recipe_is_not_trusted(run, base):
         ({"seeds": list(range(2000))}, "number of faces"),
         ({"picture": 1}, "picture must be"),
         (
-            {"picture": None, "rows": [row | {"width": 8192, "height": 8192}] * 5},
+            {
+                "picture": None,
+                "rows": [row | {"width": 8192, "height": 8192}] * 5,
+                "computed": said["computed"] | {"requests": 5},
+            },
             "too many or too large",
         ),
         ({"model": model | {"pipeline": "somebody/model"}}, "which is not here"),
@@ -230,3 +240,45 @@ def test_json_is_read_strictly(text, message):
 def test_endless_recipes_are_refused():
     with pytest.raises(ValueError, match="longer than"):
         Provenance.from_json(" " * (MAX_RECIPE_CHARACTERS + 1))
+
+
+@pytest.mark.slow
+def test_rerun_repeats_the_batches_of_a_call(run, base):
+    """Four pictures are computed one by one, two by two or at once, with the threads of then."""
+    for max_batch in (1, 2, 4):
+        threads, now = torch.get_num_threads(), 1 + max_batch % 2
+        torch.set_num_threads(now)
+        run(*base, "--num", 4, "--max-batch", max_batch, "--out", f"by_{max_batch}/")
+        torch.set_num_threads(threads)
+        name = f"by_{max_batch}/seed_3.png"
+        recipe = read_provenance(name)[0]
+        computed = recipe.computed
+        assert (computed.requests, computed.place, computed.max_batch) == (1, 0, max_batch)
+        assert computed.threads == now
+        assert "bit-equal" in run("--rerun", name, "--out", "again.png", "--overwrite")
+        assert read_provenance("again.png")[0] == recipe
+        assert torch.get_num_threads() == threads
+    note = run("--rerun", "by_1/seed_3.png", "--max-batch", 2, "--out", "other.png")
+    assert "made with --max-batch 2 instead of 1" in note
+
+
+def test_pictures_of_the_first_recipes_are_made_again(run, base):
+    run(*base, "--out", "one.png")
+    recipe, picture = read_provenance("one.png")
+    said = json.loads(recipe.json)
+    del said["computed"]
+    info = PngInfo()
+    info.add_itxt("mmface", json.dumps(said | {"recipe": 1}))
+    picture.save("first.png", pnginfo=info)
+    first = read_provenance("first.png")[0]
+    assert first == replace(recipe, computed=None)
+    assert json.loads(first.json) == said | {"recipe": 1}
+    assert "bit-equal" in run("--rerun", "first.png")
+
+
+def test_another_processor_is_named(run, base):
+    run(*base, "--out", "one.png")
+    recipe, picture = read_provenance("one.png")
+    elsewhere = replace(recipe.computed, processor="Abacus 1")
+    write_pictures({Path("other.png"): (picture, replace(recipe, computed=elsewhere))})
+    assert f"made on {recipe.computed.processor} instead of Abacus 1" in run("--rerun", "other.png")

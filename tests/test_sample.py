@@ -1,5 +1,6 @@
 """Sampling from the command line: files are whole or absent, and mistakes are one line."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_vae
+from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_pipeline, build_vae
+from dead_writers import killed_while_writing
 from PIL import Image, ImageFont
 from safetensors.torch import save_file
 from script_runs import load_script
@@ -327,6 +329,75 @@ def test_output_in_the_way_is_refused(tmp_path):
     for out in ("faces", "faces.png", "faces/face.png"):
         with pytest.raises(ValueError, match=r"in the way|cannot be written"):
             check_output(tmp_path / out)
+
+
+def test_what_is_a_folder(tmp_path):
+    (tmp_path / "v1.5").mkdir()
+    (tmp_path / "here").mkdir()
+    for out in ("v1.5", "here", "faces", "v2.0/", "face.png/"):
+        found = check_output(f"{tmp_path}/{out}")
+        assert found.is_folder, out
+        assert found.file("a.png") == tmp_path / out / "a.png"
+    assert check_output(f"{tmp_path}/v2.0/face.png").file("a.png") == tmp_path / "v2.0/face.png"
+    with pytest.raises(ValueError, match="not there yet ends in a slash"):
+        check_output(f"{tmp_path}/v2.0")
+
+
+def test_a_second_run_replaces_no_picture_unasked(run, mask_file):
+    base = ("--prompt", "a", "--mask", mask_file)
+    assert [run(*base).stdout for _ in range(3)] == [
+        "faces.png\n",
+        "faces_2.png\n",
+        "faces_3.png\n",
+    ]
+    for more in (
+        ["--out", "one.png"],
+        ["--out", "v1.5/", "--num", 2],
+        ["--out", "rep/", "--report"],
+    ):
+        assert run(*base, *more).exit_code == 0
+        before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        result = run(*base, *more, "--seed", 1)  # whose report or picture is there already
+        assert result.exit_code == 2, more
+        assert "is there already: give another --out, or --overwrite" in result.stderr
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert all(path.read_bytes() == content for path, content in before.items())
+        assert run(*base, *more, "--negative", "b", "--overwrite").exit_code == 0
+        assert any(path.read_bytes() != content for path, content in before.items())
+
+
+def test_broken_weights_make_no_picture(run, mask_file, tmp_path):
+    for name in ("transformer", "vae"):
+        pipeline = build_pipeline()
+        with torch.no_grad():
+            next(reversed(list(getattr(pipeline, name).parameters()))).fill_(torch.nan)
+        pipeline.save_pretrained(tmp_path / name)
+        result = run("--prompt", "a", "--mask", mask_file, pipeline=tmp_path / name)
+        assert result.exit_code == 2
+        assert "are not finite (NaN or infinite): the weights are broken" in result.stderr
+        assert len([line for line in result.stderr.splitlines() if "error" in line]) == 1
+    assert not list(Path.cwd().iterdir())
+
+
+def test_left_overs_of_killed_writers_are_swept(run, mask_file):
+    left = killed_while_writing(Path("faces/seed_0.png").absolute())
+    assert left.exists()
+    assert run("--prompt", "a", "--mask", mask_file, "--out", "faces/").exit_code == 0
+    assert [path.name for path in Path("faces").iterdir()] == ["seed_0.png"]
+
+
+def test_a_full_disk_says_what_is_needed(tmp_path, monkeypatch):
+    settings = Settings(prompt="a")
+    recipe = Provenance(ModelChoice(), "", (settings,), (0,), None, {}, {})
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"a\.png cannot be written: .*full\. 0\.48 MB are needed"):
+        write_pictures({tmp_path / "a.png": (Image.fromarray(noise), recipe)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -2,16 +2,20 @@
 
 import json
 import os
+import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dead_writers import held_by_another
 from PIL import Image
 from script_runs import load_script
 from training_runs import FORK, in_two_processes
 
+from mmface.core.files import written_aside
 from mmface.generation import jobs as sampling_jobs
 from mmface.generation.jobs import MAX_LINE_BYTES, read_jobs
 from mmface.generation.provenance import read_provenance
@@ -90,11 +94,11 @@ def test_one_process_two_and_a_killed_one_leave_the_same_files(
     before = contents("killed")
     assert 0 < len([name for name in before if name.startswith("images/")]) < len(NAMES)
     assert any(name.startswith("images/.") for name in before), "it was killed while writing"
-    done = {name for name in before if not name.startswith("images/.")}
+    done = {name for name in before if not Path(name).name.startswith(".")}
     times = {name: Path("killed", name).stat().st_mtime_ns for name in done}
     assert run(arguments(tiny_pipeline_folder, "killed")) == 0
     after = contents("killed")
-    assert {name: after[name] for name in whole} == whole
+    assert after == whole
     assert {name: Path("killed", name).stat().st_mtime_ns for name in done} == times
 
 
@@ -105,8 +109,9 @@ def killed_while_writing(pipeline):
         calls.append(1)
         if len(calls) == 4:
             path = next(iter(pictures))
-            path.with_name(f".{os.getpid()}_{path.name}").write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
+            with written_aside(path) as aside:
+                aside.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
         write_pictures(pictures)
 
     sampling_jobs.write_pictures = write_then_die
@@ -137,7 +142,7 @@ def test_results_say_what_was_made_of_what(folder, tiny_pipeline_folder, tiny_pi
 
 
 @pytest.mark.slow
-def test_only_what_changed_is_made_again(folder, tiny_pipeline_folder):
+def test_only_what_changed_is_made_again_if_it_may_be_replaced(folder, tiny_pipeline_folder):
     rows = good_rows()[:4]
     write(folder, *rows)
     assert run(arguments(tiny_pipeline_folder, "out")) == 0
@@ -146,7 +151,12 @@ def test_only_what_changed_is_made_again(folder, tiny_pipeline_folder):
     Path("out/images/m3.png").write_bytes(b"broken")
     times["m3.png"] = Path("out/images/m3.png").stat().st_mtime_ns
     write(folder, *rows)
-    assert run(arguments(tiny_pipeline_folder, "out")) == 0
+    assert run(arguments(tiny_pipeline_folder, "out")) == 1
+    assert times == {p.name: p.stat().st_mtime_ns for p in Path("out/images").iterdir()}
+    failures = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
+    assert [each["id"] for each in failures] == ["m1", "m3"]
+    assert all("is there and was made of something else" in each["error"] for each in failures)
+    assert run(arguments(tiny_pipeline_folder, "out", "--overwrite")) == 0
     now = {p.name: p.stat().st_mtime_ns for p in Path("out/images").iterdir()}
     assert {name for name in now if now[name] != times[name]} == {"m1.png", "m3.png"}
     assert read_provenance("out/images/m1.png")[0].rows[0].prompt == "another face"
@@ -230,3 +240,105 @@ def test_no_jobs_is_a_mistake(folder, tiny_pipeline_folder, capsys):
         assert run([*arguments(tiny_pipeline_folder, "out"), *more]) == 2
         assert message in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_two_runs_do_not_share_a_folder(folder, tiny_pipeline_folder, capsys):
+    write(folder, good_rows()[0])
+    with held_by_another("out") as holder:
+        assert run(arguments(tiny_pipeline_folder, "out")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"error: out is in use by process {holder} on \S+;", error)
+    Path("out/.part_00003.json").write_text("{}")  # of a killed run of more processes
+    assert run(arguments(tiny_pipeline_folder, "out")) == 0
+    assert contents("out").keys() == {"results.jsonl", "images/m0.png"}
+
+
+def test_a_folder_may_have_a_dot(folder, tiny_pipeline_folder):
+    write(folder, good_rows()[0])
+    for out in ("v1.5", "faces.png/"):
+        assert run(arguments(tiny_pipeline_folder, out)) == 0
+        assert Path(out, "images/m0.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_batch", [1, 4, 8])
+def test_pictures_of_jobs_are_made_again(folder, tiny_pipeline_folder, capsys, max_batch):
+    """To the bit, where the jobs of a batch have conditions of one kind and different prompts."""
+    write(folder, *good_rows()[:6])
+    assert run(arguments(tiny_pipeline_folder, "out", "--max-batch", str(max_batch))) == 0
+    for name in ("m0", "m3", "m4", "s_1"):
+        picture = f"out/images/{name}.png"
+        computed = read_provenance(picture)[0].computed
+        if name == "m3":
+            call = {1: (1, 0), 4: (4, 3), 8: (5, 3)}[max_batch]
+            assert (computed.requests, computed.place) == call
+        capsys.readouterr()
+        again = ["--rerun", picture, "--out", f"{name}.png", "--overwrite"]
+        where = ["--mask", "given/mask.png"] if name != "s_1" else ["--sketch", "given/sketch.png"]
+        assert run([*again, *where]) == 0
+        assert f"bit-equal to {picture}" in capsys.readouterr().err
+
+
+def mutated(row: dict, draw: random.Random) -> bytes:
+    """Damage a job's values, or the bytes of its line."""
+    row, odd = dict(row), [None, True, -1, 0.5, 1e30, "", "\ud800", "mask.png", [0, 1], {}]
+    fitting: dict = {
+        "negative": "x",
+        "guidance": 2,
+        "height": 64,
+        "seed": 9,
+        "solver": "heun",
+        "cache": "taylor-seer",
+        "condition_window": [0, 0.5],
+        "image": "mask.png",
+        "strength": 0.5,
+        "region": "mask.png",
+        "sketch": "sketch.png",
+    }
+    for _ in range(draw.randint(1, 2)):
+        name = draw.choice([*fitting])
+        row[name] = fitting[name]
+    if draw.random() < 0.3:
+        row[draw.choice([*row, "unknown"])] = draw.choice(odd)
+    if draw.random() < 0.15:
+        row.pop(draw.choice([*row]))
+    line = bytearray(json.dumps(row).encode())
+    if draw.random() < 0.25:
+        for _ in range(draw.randint(1, 3)):
+            line[draw.randrange(len(line))] = draw.choice([*range(32, 127), 0, 10, 200, 255])
+    return bytes(line).replace(b"\n", b" ")
+
+
+def check_mutated(folder, pipeline, number: int, seed: int) -> tuple[int, int]:
+    """Run damaged lines; gives how many were done and how many failed."""
+    draw = random.Random(seed)
+    rows = good_rows()
+    lines = [mutated(rows[k % len(rows)] | {"id": f"j{k}"}, draw) for k in range(number)]
+    write(folder, *lines)
+    assert run(arguments(pipeline, "out", "--steps", "1")) in (0, 1)
+    failures = Path("out/failures.jsonl").read_text().splitlines()
+    failed = {json.loads(line)["line"] for line in failures}
+    results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    for each in results:
+        recipe, picture = read_provenance(f"out/{each['image']}")
+        assert json.loads(recipe.json) == each["recipe"]
+        assert np.array(picture).std() > 0
+    done = {each["id"] for each in results}
+    for place, line in enumerate(lines, start=1):
+        try:
+            name = json.loads(line)["id"]
+        except (ValueError, KeyError, TypeError):
+            name = None
+        # A line without a readable id must have failed; any other is done or has failed.
+        assert (place in failed) or (isinstance(name, str) and name in done), line
+    assert {each["image"] for each in results} == {
+        path.relative_to("out").as_posix() for path in Path("out/images").iterdir()
+    }
+    return len(lines) - len(failed), len(failed)
+
+
+@pytest.mark.slow
+def test_damaged_lines_fail_by_name_or_are_done(folder, tiny_pipeline_folder):
+    done, failed = check_mutated(folder, tiny_pipeline_folder, 60, seed=0)
+    assert done > 10
+    assert failed > 10

@@ -1,25 +1,29 @@
-"""Many requests from a JSON-lines file, over any number of processes, to be gone on with.
+"""Many requests from a JSON-lines file, over any number of processes; a stopped run is resumable.
 
-Batches are cut from the whole file before they are dealt out, so that a picture is of the same
-batch, and thus the same to the bit, whatever the number of processes and however often a run was
-stopped. A picture that is there with the very recipe is not made again.
+Batches are cut from the whole file before they are dealt out, so that a picture has the same batch,
+and on equal processors and threads the same bits, whatever the number of processes and however
+often a run was stopped. A picture that is there with the same recipe is not made again.
 """
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm import tqdm
 
 from mmface.conditions import condition_kinds
-from mmface.core.files import write_text
+from mmface.core.files import locked, sweep, write_text
 from mmface.core.journal import as_lines
 from mmface.core.processes import joined_processes
 from mmface.generation.provenance import (
+    PICTURE_SUFFIXES,
     Provenance,
     check_output,
     parse_object,
@@ -196,23 +200,47 @@ def run_jobs(
     assert run.jobs is not None
     if run.report or run.best_of is not None:
         raise ValueError("--report and --best-of are for one request; evaluate measures jobs.")
-    out = check_output("jobs" if run.out is None else run.out)
-    if out.suffix:
-        raise ValueError(f"{out} is a picture; jobs need a folder as --out.")
+    given = "jobs" if run.out is None else run.out
+    if Path(given).suffix.lower() in PICTURE_SUFFIXES and not given.endswith("/"):
+        raise ValueError(f"{given} is a picture; jobs need a folder as --out.")
+    out = check_output(f"{given}/").path
     jobs, failures = read_jobs(run.jobs, settings, draws)
     state = joined_processes()
     model = open_model(choice, run.offload, state.device)
-    worker = _Worker(model, Path(run.jobs).parent, out, run.max_batch)
-    mine = worker.work(jobs, state.process_index, state.num_processes)
-    part = _part(out, state.process_index)
-    write_text(part, json.dumps({**mine, "failures": [asdict(f) for f in worker.failures]}))
-    state.wait_for_everyone()
-    status = 0
-    if state.is_main_process:
-        status = _merge(out, state.num_processes, jobs, failures)
+    worker = _Worker(model, Path(run.jobs).parent, out, run)
+    with _alone(out, state):
+        mine = worker.work(jobs, state.process_index, state.num_processes)
+        part = _part(out, state.process_index)
+        write_text(part, json.dumps({**mine, "failures": [asdict(f) for f in worker.failures]}))
+        state.wait_for_everyone()
+        status = 0
+        if state.is_main_process:
+            status = _merge(out, state.num_processes, jobs, failures)
     state.wait_for_everyone()
     failed_here = bool(failures or worker.failures)
     return ([out / "results.jsonl"] if state.is_main_process else []), int(status or failed_here)
+
+
+@contextmanager
+def _alone(out: Path, state: PartialState) -> Iterator[None]:
+    """Hold the folder for the processes of this run, and delete what killed runs left in it."""
+    with ExitStack() as held:
+        failure: OSError | None = None
+        if state.is_main_process:
+            try:
+                held.enter_context(locked(out))
+                for folder in (out, out / "images"):
+                    sweep(folder, alone=True)
+                for part in out.glob(".part_*.json"):
+                    part.unlink()
+            except OSError as error:
+                failure = error
+        outcome = [str(failure or "")]
+        if state.num_processes > 1:
+            broadcast_object_list(outcome)
+        if outcome[0]:
+            raise failure or OSError(outcome[0])
+        yield
 
 
 def _part(out: Path, process: int) -> Path:
@@ -247,83 +275,90 @@ def _merge(out: Path, num_processes: int, jobs: Sequence[Job], failures: list[Fa
 class _Worker:
     """One process's part in a file of jobs."""
 
-    def __init__(self, model: OpenedModel, folder: Path, out: Path, max_batch: int | None) -> None:
-        self.model, self.folder, self.out, self.max_batch = model, folder, out, max_batch
+    def __init__(self, model: OpenedModel, folder: Path, out: Path, run: Run) -> None:
+        self.model, self.folder, self.out, self.run = model, folder, out, run
         self.failures: list[Failure] = []
+        self.there: dict[str, Provenance] = {}
 
     def work(self, jobs: Sequence[Job], process: int, num_processes: int) -> dict[str, Any]:
         """Do every num_processes-th batch; gives the results' lines by the jobs' ids."""
         results: dict[str, list[dict[str, Any]]] = {}
-        batches = _batches(jobs, self.max_batch or MAX_BATCH)[process::num_processes]
+        batches = _batches(jobs, self.run.max_batch or MAX_BATCH)[process::num_processes]
         progress = tqdm(total=sum(map(len, batches)), desc="jobs", unit="job")
         self.model.pipeline.set_progress_bar_config(disable=True)
         with progress:
             for batch in batches:
-                for job, recipe in self._do(batch):
-                    results[job.id] = self._results(job, recipe)
+                for job in self._do(batch):
+                    results[job.id] = self._results(job)
                 progress.update(len(batch))
         return {"results": results}
 
-    def _do(self, batch: Sequence[Job]) -> list[tuple[Job, Provenance]]:
-        """Do a batch; where one of its jobs cannot be done, the others are."""
+    def _do(self, batch: Sequence[Job]) -> list[Job]:
+        """Do a batch, and give the jobs that are done; one that fails leaves the others."""
         ready = [(job, one) for job in batch if (one := self._ready(job)) is not None]
-        recipes = [provenance_of(self.model, [one], job.seeds) for job, one in ready]
-        missing = [
-            any(not self._is_there(name, recipe.of_picture(k)) for k, name in enumerate(job.names))
-            for (job, _), recipe in zip(ready, recipes, strict=True)
-        ]
-        done = [True] * len(ready)
-        if any(missing):
-            faces = self._sample(ready)
-            done = [own is not None for own in faces]
-            for (job, _), recipe, own in zip(ready, recipes, faces, strict=True):
-                if own is not None:
-                    self._write(job, recipe, own)
-        return [
-            (job, recipe)
-            for (job, _), recipe, is_done in zip(ready, recipes, done, strict=True)
-            if is_done
-        ]
+        if all(name in self.there for job, _ in ready for name in job.names):
+            return [job for job, _ in ready]
+        done = []
+        for (job, _), made in zip(ready, self._sample(ready), strict=True):
+            if made is not None:
+                self._write(job, *made)
+                done.append(job)
+        return done
 
     def _ready(self, job: Job) -> PreparedRequest | None:
+        """Read a job's files and find its pictures that are there; None if it cannot be done."""
         try:
-            return prepare_request(
+            one = prepare_request(
                 job.settings, self.model.pipeline, lambda option, path: located(path, self.folder)
             )
+            recipe = provenance_of(self.model, [one], job.seeds)
+            for k, name in enumerate(job.names):
+                path = self.out / "images" / name
+                found = _provenance_at(path)
+                if found is not None and found.makes_the_same_as(recipe.of_picture(k)):
+                    self.there[name] = found
+                elif path.exists() and not self.run.overwrite:
+                    raise ValueError(
+                        f"{path} is there and was made of something else: give another --out, or "
+                        "--overwrite to replace it"
+                    )
         except (ValueError, OSError) as error:
-            self.failures.append(Failure(job.line, job.id, " ".join(str(error).split())))
+            self._fail(job, error)
             return None
+        return one
 
     def _sample(
         self, ready: Sequence[tuple[Job, PreparedRequest]]
-    ) -> list[list[Image.Image] | None]:
+    ) -> list[tuple[list[Image.Image], Provenance] | None]:
         """Sample requests at once or, where that fails, one by one to find the one at fault."""
         requests, seeds = [one for _, one in ready], [job.seeds for job, _ in ready]
+        max_batch = self.run.max_batch
         try:
-            return list(sample_requests(self.model.pipeline, requests, seeds, self.max_batch))
+            faces = sample_requests(self.model.pipeline, requests, seeds, max_batch)
         except ValueError as error:
-            if len(ready) == 1:
-                job = ready[0][0]
-                self.failures.append(Failure(job.line, job.id, " ".join(str(error).split())))
-                return [None]
-        return [self._sample([one])[0] for one in ready]
+            if len(ready) > 1:
+                return [self._sample([each])[0] for each in ready]
+            self._fail(ready[0][0], error)
+            return [None]
+        calls = [(len(ready), place) for place in range(len(ready))]
+        return [
+            (own, provenance_of(self.model, [one], job.seeds, max_batch, call))
+            for (job, one), own, call in zip(ready, faces, calls, strict=True)
+        ]
 
-    def _is_there(self, name: str, recipe: Provenance) -> bool:
-        try:
-            return read_provenance(self.out / "images" / name)[0].makes_the_same_as(recipe)
-        except (ValueError, OSError):
-            return False
+    def _fail(self, job: Job, error: Exception) -> None:
+        self.failures.append(Failure(job.line, job.id, " ".join(str(error).split())))
 
-    def _write(self, job: Job, recipe: Provenance, faces: Sequence[Image.Image]) -> None:
-        wanted = {
-            self.out / "images" / name: (face, recipe.of_picture(k))
+    def _write(self, job: Job, faces: Sequence[Image.Image], recipe: Provenance) -> None:
+        made = {
+            name: (face, recipe.of_picture(k))
             for k, (name, face) in enumerate(zip(job.names, faces, strict=True))
+            if name not in self.there
         }
-        write_pictures(
-            {path: each for path, each in wanted.items() if not self._is_there(path.name, each[1])}
-        )
+        write_pictures({self.out / "images" / name: each for name, each in made.items()})
+        self.there |= {name: own for name, (_, own) in made.items()}
 
-    def _results(self, job: Job, recipe: Provenance) -> list[dict[str, Any]]:
+    def _results(self, job: Job) -> list[dict[str, Any]]:
         """Give a line for each of a job's pictures; its files' paths are as the job has them."""
         return [
             {
@@ -333,10 +368,17 @@ class _Worker:
                 **{kind.name: job.settings.conditions.get(kind.name) for kind in condition_kinds()},
                 "photo": job.settings.photo,
                 "image": f"images/{name}",
-                "recipe": json.loads(recipe.of_picture(k).json),
+                "recipe": json.loads(self.there.pop(name).json),
             }
-            for k, (name, seed) in enumerate(zip(job.names, job.seeds, strict=True))
+            for name, seed in zip(job.names, job.seeds, strict=True)
         ]
+
+
+def _provenance_at(path: Path) -> Provenance | None:
+    try:
+        return read_provenance(path)[0]
+    except (ValueError, OSError):
+        return None
 
 
 def _batches(jobs: Sequence[Job], max_batch: int) -> list[list[Job]]:

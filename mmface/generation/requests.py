@@ -283,10 +283,13 @@ def sample_requests(
         output = pipeline(
             **call_arguments(requests, seeds), max_batch=max_batch, callback_on_step_end=after_step
         )
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
         raise ValueError(
-            "The GPU's memory is not enough: lower --max-batch, or use --dtype bfloat16, "
-            "--vae-tiling or --offload."
+            "The memory is not enough: lower --max-batch, or use --dtype bfloat16, --vae-tiling "
+            "or, on a GPU, --offload."
         ) from None
     faces, each = list(output.images), len(seeds[0])
     return [faces[place * each : (place + 1) * each] for place in range(len(requests))]

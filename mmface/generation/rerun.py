@@ -1,23 +1,35 @@
 """A picture made again from what it says of itself, and compared."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mmface.conditions import condition_kinds
 from mmface.core.files import file_sha256
 from mmface.generation.provenance import (
+    Computation,
     Provenance,
     check_output,
+    check_unused,
     current_versions,
     read_provenance,
+    unused,
     write_pictures,
 )
-from mmface.generation.requests import Locate, located, prepare_request, sample_requests, say
-from mmface.generation.sample import default_device, grid_of, is_folder, open_model
+from mmface.generation.requests import (
+    Locate,
+    PreparedRequest,
+    located,
+    prepare_request,
+    sample_requests,
+    say,
+)
+from mmface.generation.sample import default_device, grid_of, open_model
 from mmface.generation.settings import (
     Draws,
     ModelChoice,
@@ -39,26 +51,66 @@ def rerun(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> li
     recipe, picture = read_provenance(source)
     _check_only_places(settings, draws, choice, run)
     _check_size(recipe, picture, source)
-    out = check_output(f"{source.stem}_rerun.png" if run.out is None else run.out)
-    out = out / f"{source.stem}_rerun.png" if is_folder(out) else out
+    name = f"{source.stem}_rerun.png"
+    out = check_output(unused(Path(name)) if run.out is None else run.out).file(name)
     if out.resolve() == source.resolve():
         raise ValueError(f"{out} is the picture itself; give another --out.")
+    check_unused([out], run.overwrite)
     locate = _recorded_files(recipe, settings.paths, source.parent)
     model = open_model(_recorded_model(recipe, choice, locate), run.offload, None, recipe.weights)
     requests = [prepare_request(each, model.pipeline, locate) for each in recipe.rows]
     if any(one.settings != each for one, each in zip(requests, recipe.rows, strict=True)):
         raise ValueError(f"The recipe in {source} leaves open what a written one says.")
-    own_seeds = [recipe.seeds] * len(requests)
-    faces = sample_requests(model.pipeline, requests, own_seeds, run.max_batch)
+    then = recipe.computed
+    max_batch = run.max_batch if then is None or run.max_batch is not None else then.max_batch
+    call, place = (requests, 0) if then is None else (_call(requests, then), then.place)
+    with _threads(then):
+        seeds = [recipe.seeds] * len(call)
+        faces = sample_requests(model.pipeline, call, seeds, max_batch)
+        now = Computation.here(model.pipeline._execution_device, len(call), place, max_batch)
+    faces = faces[place : place + len(requests)]
     k = recipe.picture
     made = grid_of(requests, recipe.seeds, faces) if k is None else faces[0][k]
     made_by = replace(recipe.model, fast=model.choice.fast)
-    again = replace(recipe, model=made_by, versions=current_versions())
+    again = replace(recipe, model=made_by, versions=current_versions(), computed=now)
     write_pictures({out: (made, again)})
     for difference in recipe.other_versions(again.versions):
         say(f"made with {difference}")
+    if then is not None and then.processor != now.processor:
+        say(f"made on {now.processor} instead of {then.processor}")
+    if then is not None and then.max_batch != now.max_batch:
+        say(f"made with --max-batch {now.max_batch} instead of {then.max_batch}")
     say(_compared(made, picture, source))
     return [out]
+
+
+def _call(requests: Sequence[PreparedRequest], then: Computation) -> list[PreparedRequest]:
+    """Fill a call up to its former number of requests, since rounding depends on it.
+
+    In a file of jobs other requests were in it, which the picture does not name: others take their
+    places, of the same kinds of conditions.
+    """
+    first = requests[0]
+
+    def stand_in(number: int) -> PreparedRequest:
+        copies = {name: values.copy() for name, values in first.files.conditions.items()}
+        files = replace(first.files, conditions=copies)
+        return replace(first, prompt=f"{first.prompt} {number}", files=files)
+
+    before = [stand_in(number) for number in range(then.place)]
+    after = range(then.place + len(requests), then.requests)
+    return [*before, *requests, *map(stand_in, after)]
+
+
+@contextmanager
+def _threads(then: Computation | None) -> Iterator[None]:
+    """Compute with as many CPU threads as then."""
+    now = torch.get_num_threads()
+    torch.set_num_threads(now if then is None else then.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
 
 
 def _check_only_places(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) -> None:
@@ -66,7 +118,7 @@ def _check_only_places(settings: Settings, draws: Draws, choice: ModelChoice, ru
     places = {kind.name for kind in condition_kinds()}
     places |= {"photo", "image", "region", "condition_region"}
     places |= {"pipeline", "released", "checkpoint", "lora"}
-    places |= {"out", "rerun", "max_batch", "offload"}
+    places |= {"out", "overwrite", "rerun", "max_batch", "offload"}
     for group in (settings, draws, choice, run):
         values = option_values(group)
         for each in options_of(type(group)):
@@ -83,7 +135,8 @@ def _check_size(recipe: Provenance, picture: Image.Image, source: Path) -> None:
     sizes = [(row.width or 0, row.height or 0) for row in recipe.rows]
     if recipe.picture is not None and sizes[0] != picture.size:
         raise ValueError(f"The recipe in {source} is for {sizes[0]}, not for {picture.size}.")
-    if len(recipe.seeds) * sum(width * height for width, height in sizes) > MAX_RERUN_PIXELS:
+    num = len(sizes) if recipe.computed is None else recipe.computed.requests
+    if len(recipe.seeds) * num * max(width * height for width, height in sizes) > MAX_RERUN_PIXELS:
         raise ValueError(f"The recipe in {source} asks for too many or too large faces.")
 
 

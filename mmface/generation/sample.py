@@ -17,11 +17,19 @@ from PIL import Image
 
 from mmface.conditions import condition_kind, draw_conditions
 from mmface.core.command_line import check_whole
-from mmface.core.files import file_sha256, model_sha256, write_text
+from mmface.core.files import file_sha256, model_sha256, sweep, write_text
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.generation.adherence import Adherence, check_measurable, measure_adherence
 from mmface.generation.grid import GridRow, labelled_grid
-from mmface.generation.provenance import Provenance, check_output, current_versions, write_pictures
+from mmface.generation.provenance import (
+    Computation,
+    Provenance,
+    check_output,
+    check_unused,
+    current_versions,
+    unused,
+    write_pictures,
+)
 from mmface.generation.requests import (
     BUILTIN_PREFIX,
     DEFAULT_STEPS,
@@ -216,17 +224,28 @@ def asked_of(settings: Settings, draws: Draws, run: Run) -> Asked:
 
 
 def provenance_of(
-    model: OpenedModel, requests: Sequence[PreparedRequest], seeds: Sequence[int]
+    model: OpenedModel,
+    requests: Sequence[PreparedRequest],
+    seeds: Sequence[int],
+    max_batch: int | None = None,
+    call: tuple[int, int] | None = None,
 ) -> Provenance:
-    """Record what all faces of some requests are made from; `of_picture` gives that of one."""
+    """Record what all faces of some requests are made from; `of_picture` gives that of one.
+
+    Where the requests were part of a larger call, `call` is its number of requests, and how many
+    of them came first.
+    """
     files: dict[str, str] = {}
     for one in requests:
         files |= one.files.sha256
     if (lora := model.choice.lora) is not None:
         files[lora] = file_sha256(lora)
     asked = tuple(one.settings for one in requests)
+    num, place = call or (len(asked), 0)
+    device = model.pipeline._execution_device
+    computed = Computation.here(device, num, place, max_batch)
     return Provenance(
-        model.choice, model.weights, asked, tuple(seeds), None, files, current_versions()
+        model.choice, model.weights, asked, tuple(seeds), None, files, current_versions(), computed
     )
 
 
@@ -234,28 +253,34 @@ def sample_one(settings: Settings, draws: Draws, choice: ModelChoice, run: Run) 
     """Sample one request, or all built-in ones, and write the faces."""
     asked, seeds, steps, is_demo = asked_of(settings, draws, run)
     default = "mmface_demo.png" if is_demo else "faces.png"
-    out = check_output(default if run.out is None else run.out)
+    out = check_output(unused(Path(default)) if run.out is None else run.out)
+    is_grid = is_demo or (len(seeds) > 1 and run.best_of is None and not out.is_folder)
+    paths = {k: out.file(f"seed_{seed}.png") for k, seed in enumerate(seeds)}
+    paths = {0: out.file(default)} if is_grid else paths
+    report = out.path / "report.json" if out.is_folder else _report_beside(out.path)
+    check_unused([*dict.fromkeys(paths.values()), *([report] if run.report else [])], run.overwrite)
     model = open_model(choice, run.offload)
     requests = [prepare_request(each, model.pipeline, locate_here, steps) for each in asked]
     measured = run.report or run.best_of is not None
     for one in requests if measured else []:
         check_measurable(one.files.conditions)
     faces = sample_requests(model.pipeline, requests, [seeds] * len(requests), run.max_batch)
-    recipe = provenance_of(model, requests, seeds)
+    recipe = provenance_of(model, requests, seeds, run.max_batch)
     scores = [_adherences(one, own) for one, own in zip(requests, faces, strict=True) if measured]
     kept = [range(len(seeds))] * len(requests)
     if run.best_of is not None:
         kept = [_best(seeds, scores[0])]
-    if is_demo or (len(kept[0]) > 1 and not is_folder(out)):
-        path = out / default if is_folder(out) else out
-        files = {path: (grid_of(requests, seeds, faces), recipe)}
+    if is_grid:
+        files = {paths[0]: (grid_of(requests, seeds, faces), recipe)}
     else:
-        paths = {k: out / f"seed_{seeds[k]}.png" if is_folder(out) else out for k in kept[0]}
         files = {paths[k]: (faces[0][k], recipe.of_picture(k)) for k in kept[0]}
+    for path in files:
+        sweep(path.parent)
     write_pictures(files)
     if not run.report:
         return list(files)
-    return [*files, _write_report(out, requests, seeds, scores, kept)]
+    _write_report(report, requests, seeds, scores, kept)
+    return [*files, report]
 
 
 def _demo(settings: Settings) -> list[Settings]:
@@ -272,9 +297,8 @@ def locate_here(option: str, path: str) -> Path:
     return located(path, Path())
 
 
-def is_folder(out: Path) -> bool:
-    """Whether an `--out` means a folder, which may be missing still."""
-    return not out.suffix or out.is_dir()
+def _report_beside(picture: Path) -> Path:
+    return picture.with_name(f"{picture.stem}_report.json")
 
 
 def grid_of(
@@ -307,12 +331,12 @@ def _best(seeds: Sequence[int], scores: Sequence[Adherence]) -> range:
 
 
 def _write_report(
-    out: Path,
+    path: Path,
     requests: Sequence[PreparedRequest],
     seeds: Sequence[int],
     scores: Sequence[Sequence[Adherence]],
     kept: Sequence[Sequence[int]],
-) -> Path:
+) -> None:
     """Print a table a face, and write all of them beside the pictures."""
     entries = []
     for one, own, places in zip(requests, scores, kept, strict=True):
@@ -320,6 +344,4 @@ def _write_report(
             prompt = one.settings.prompt
             print(f"seed {seeds[k]}, {prompt!r}\n{own[k].table()}", file=sys.stderr)
             entries.append({"prompt": prompt, "seed": seeds[k], "adherence": own[k].to_json()})
-    path = out / "report.json" if is_folder(out) else out.with_name(f"{out.stem}_report.json")
     write_text(path, json.dumps({"pictures": entries}, indent=1) + "\n")
-    return path

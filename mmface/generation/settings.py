@@ -138,6 +138,7 @@ class Run:
     report: bool = option(False, "Output", "Measure how faces follow their conditions.")
     best_of: int | None = option(None, "Output", "Sample so many seeds, keep the best.")
     rerun: str | None = option(None, "Output", "Make this picture again, as it says itself.")
+    overwrite: bool = option(False, "Output", "Replace pictures that are there already.")
     jobs: str | None = option(None, "Output", "JSON lines, a request each, into a folder.")
     max_batch: int | None = option(None, "Model", "The most that is computed at once.")
     plan: bool = option(False, "Output", "Only say what memory it takes; loads no weights.")

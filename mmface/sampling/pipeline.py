@@ -377,11 +377,13 @@ class MMFacePipeline(DiffusionPipeline):
         kept: KeptPicture | None,
         max_batch: int | None,
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Decode latents, `max_batch` at once, into the wanted type."""
+        """Decode latents, `max_batch` at once, into the wanted type; ValueError if not finite."""
+        check_finite("The transformer's latents", latents, self.transformer)
         if output_type == "latent":
             return latents
         parts = latents.split(max_batch or len(latents))
         pixels = torch.cat([self.codec.decode(part) for part in parts])
+        check_finite("The VAE's pictures", pixels, self.vae)
         if kept is not None:
             pixels = kept.composite(pixels)
         return as_output_type(pixels, output_type)
@@ -488,6 +490,17 @@ def check_latents(
     if not torch.isfinite(latents).all():
         raise ValueError("latents hold values that are not finite.")
     return latents.float()
+
+
+def check_finite(name: str, values: Tensor, module: torch.nn.Module) -> None:
+    """Raise ValueError if what a module computed is not finite; on the meta device nothing is."""
+    if not values.is_meta and not torch.isfinite(values).all():
+        dtype = str(getattr(module, "dtype", "")).removeprefix("torch.")
+        remedy = "" if dtype == "float32" else f", or {dtype} is too narrow for them: take float32"
+        raise ValueError(
+            f"{name} are not finite (NaN or infinite): the weights are broken{remedy}. "
+            "No picture is made."
+        )
 
 
 def one_each(name: str, value: Any, count: int) -> list[Any]:

@@ -25,15 +25,9 @@ def paint_canvas(
 ) -> gr.HTML:
     """Make a canvas; its value is the painting as a PNG data URL, or "" before the first stroke.
 
-    Args:
-        name: Its id in the page.
-        title: What it is called aloud.
-        colors: Hex colours by the names on their buttons; the first is chosen at the start.
-        base: Hex colour of the empty canvas and the eraser, or "" for a transparent one.
-        brush_px: Brush size at the start.
-
-    Returns:
-        The component; its event `input` follows each stroke.
+    `name` is its id in the page and `title` its label for screen readers; `colors` are hex by the
+    buttons' names, the first chosen at the start; `base` is that of the empty canvas and the
+    eraser, or "" for a transparent one. Its event `input` follows each stroke.
     """
     tools = "".join(f"<button type='button' {does}>{text}</button>" for does, text in _TOOLS)
     swatches = "".join(

@@ -24,13 +24,12 @@ MAX_KEPT_SECONDS = 7200
 
 
 class FileQuota:
-    """Keeps what lies in a folder below a number of bytes and seconds; a place is a file or folder.
+    """Keeps a folder below a number of bytes and seconds; what is there at the start stays.
 
-    What is there at the start stays.
+    A place is a file or folder.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_KEPT_BYTES) -> None:
-        """Watch a folder, which need not exist yet."""
         self.folder, self.max_bytes = folder, max_bytes
         self._kept = set(folder.glob("*"))
         self._lock = threading.Lock()
@@ -73,7 +72,6 @@ class Guard:
     """ASGI middleware: answers loopback names and the page itself alone, and holds the quota."""
 
     def __init__(self, app: ASGIApp, quota: FileQuota) -> None:
-        """Stand before an app."""
         self.app, self.quota = app, quota
         self._arriving = 0
 

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Turn a failure into a sentence for the page; what nobody expected goes to the log."""
+    """Turn a failure into a sentence for the page; unexpected ones go to the log."""
     try:
         yield
     except gr.Error:
@@ -77,12 +77,6 @@ class Handlers:
     """The page's handlers, around one model for all visitors."""
 
     def __init__(self, maker: FaceMaker, parser: FaceParser) -> None:
-        """Take over what makes the faces.
-
-        Args:
-            maker: Makes them.
-            parser: Takes masks from photos.
-        """
         self.maker, self.parser = maker, parser
         self.examples = read_examples()
         self._stops: dict[str, threading.Event] = {}
@@ -165,20 +159,10 @@ class Handlers:
         start: Image.Image | None,
         region: str | None,
     ) -> FaceRequest:
-        """Put together what the controls say.
+        """Make a request of the controls' values; ValueError for an empty canvas or a bad number.
 
-        Args:
-            mode: A kind of condition, or `both`.
-            given: Of each kind, its canvas's value or its uploaded file.
-            values: Fields of `FaceRequest` that are as they are.
-            start: The picture to start from, or None.
-            region: The region canvas's value.
-
-        Returns:
-            The request.
-
-        Raises:
-            ValueError: If a canvas is empty or a number out of range.
+        `mode` is a kind of condition, or `both`; `given` has each kind's canvas or uploaded file;
+        `values` are further fields of `FaceRequest`.
         """
         size = (self.maker.size, self.maker.size)
         names = painting.kinds_of(mode)
@@ -201,20 +185,11 @@ class Handlers:
         runs: list[FaceRun],
         request: gr.Request,
     ) -> Iterator[dict[str, Any]]:
-        """Run the model, and tell the page of each step.
+        """Run the model, and yield values of the page's parts, by name, at each step.
 
-        Args:
-            mode: A kind of condition, or `both`.
-            given: Of each kind, its canvas's value or its uploaded file.
-            prompt: What the face should look like.
-            negative: What it should not look like.
-            numbers: Steps, guidance, condition strength, pictures, seed, and how to seed.
-            start: The picture to start from or None, how far to go, and the region canvas's value.
-            runs: The visitor's earlier runs.
-            request: Who asks.
-
-        Yields:
-            Values of the page's parts by their names.
+        `numbers` are steps, guidance, condition strength, pictures, seed, and how to seed; `start`
+        is the picture to start from or None, how far to go, and the region canvas's value; `runs`
+        are the visitor's earlier ones.
         """
         steps, guidance, condition_strength, num, seed, seeding = numbers
         if seeding == "random":

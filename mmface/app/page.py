@@ -39,12 +39,6 @@ class Page:
     """The components of one page; the names are those that handlers answer with."""
 
     def __init__(self, handlers: Handlers, title: str) -> None:
-        """Lay out the page and connect it.
-
-        Args:
-            handlers: What the controls call.
-            title: Which model it is, for the heading.
-        """
         self.handlers = handlers
         self.guidance_scale = float(handlers.maker.model.pipeline.config.guidance_scale)
         with gr.Blocks(
@@ -71,7 +65,6 @@ class Page:
             self._connect_runs()
 
     def _lay_out_conditions(self) -> None:
-        """Lay out the canvases, what they can start from, and uploads of further kinds."""
         titles = [(kind.name.capitalize(), kind.name) for kind in condition_kinds()]
         painted = [each for each in titles if each[1] in PAINTED]
         others = [each for each in titles if each[1] not in PAINTED]
@@ -122,7 +115,6 @@ class Page:
         self._lay_out_start()
 
     def _lay_out_start(self) -> None:
-        """Lay out variations and edits of a picture."""
         with gr.Accordion("Vary or edit a picture", open=False, elem_id="start-part") as part:
             gr.Markdown(
                 "Start from a face instead of from noise. Paint over a part of it to make only "
@@ -149,7 +141,6 @@ class Page:
         self.start_part = part
 
     def _lay_out_prompt(self) -> None:
-        """Lay out the prompt and the numbers."""
         self.prompt = gr.Textbox(
             value="",
             label="Prompt",
@@ -188,7 +179,6 @@ class Page:
                 self.seeding = gr.Radio(["keep", "random"], value="random", label="Seed of a run")
 
     def _lay_out_results(self) -> None:
-        """Lay out progress, faces and what is told of them."""
         self.status = gr.HTML(
             "<p class='run-note'>No faces yet: click an example or paint, then Generate.</p>",
             elem_id="status",
@@ -215,7 +205,6 @@ class Page:
             )
 
     def _lay_out_comparison(self) -> None:
-        """Lay out two runs side by side."""
         with gr.Accordion("Compare two runs", open=False, elem_id="compare-part"):
             with gr.Row():
                 self.left = gr.Dropdown([], label="Left run", type="value")
@@ -233,7 +222,7 @@ class Page:
             self.differences = gr.HTML("")
 
     def _lay_out_endpoint(self) -> None:
-        """Put the endpoint `/sample` into the page, for programs; nothing of it is seen."""
+        """Put the endpoint `/sample` into the page, for programs; nothing of it is visible."""
         names = [kind.name for kind in condition_kinds()]
         with gr.Row(visible=False):
             inputs = [
@@ -269,7 +258,6 @@ class Page:
         return endpoint
 
     def _connect_conditions(self) -> None:
-        """Connect what fills the canvases."""
         handlers = self.handlers
         shown: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
         see: dict[str, Any] = {
@@ -304,7 +292,6 @@ class Page:
         ).then(**see)
 
     def _connect_start(self) -> None:
-        """Connect what a run starts from."""
         handlers = self.handlers
         shown: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
         outputs = [self.start, self.region]
@@ -325,7 +312,6 @@ class Page:
             event.then(reveal, self.start, self.region_part, **shown)
 
     def _connect_runs(self) -> None:
-        """Connect generation, cancelling and what is told of runs."""
         handlers = self.handlers
         numbers = [self.steps, self.guidance, self.condition_strength, self.num, self.seed]
         inputs = [self.mode, *self.given.values(), self.prompt, self.negative, *numbers]

@@ -78,16 +78,9 @@ def to_data_url(picture: Image.Image) -> str:
 
 
 def from_data_url(value: str | None) -> Image.Image | None:
-    """Read what a canvas sent.
+    """Read an untrusted canvas value as RGBA; None if nothing was painted.
 
-    Args:
-        value: Its value; nothing in it is trusted.
-
-    Returns:
-        An RGBA picture; None if nothing was painted.
-
-    Raises:
-        ValueError: If it is no PNG of at most the canvas's size.
+    ValueError if it is no PNG of at most the canvas's size.
     """
     if not value or value.startswith("backdrop:"):
         return None
@@ -104,18 +97,7 @@ def from_data_url(value: str | None) -> Image.Image | None:
 
 
 def painted_labels(value: str | None, size: tuple[int, int]) -> Labels:
-    """Snap a painted mask to classes.
-
-    Args:
-        value: The mask canvas's value.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        The label map.
-
-    Raises:
-        ValueError: If nothing was painted, or its colours are no mask's.
-    """
+    """Snap a painted mask to classes; ValueError if it is empty or its colours are no mask's."""
     painting = from_data_url(value)
     if painting is not None and flat_rgb(painting, "black").any():
         return load_mask(painting, size).labels
@@ -123,18 +105,7 @@ def painted_labels(value: str | None, size: tuple[int, int]) -> Labels:
 
 
 def painted_sketch(value: str | None, size: tuple[int, int]) -> Sketch:
-    """Read a drawn sketch.
-
-    Args:
-        value: The sketch canvas's value.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        Dark lines on white.
-
-    Raises:
-        ValueError: If nothing was drawn.
-    """
+    """Read a drawn sketch as dark lines on white; ValueError if nothing was drawn."""
     drawing = from_data_url(value)
     if drawing is not None:
         rgb = flat_rgb(drawing, "white")
@@ -162,16 +133,9 @@ def sketch_url(sketch: Sketch) -> str:
 
 
 def open_upload(path: str | Path) -> Image.Image:
-    """Open an uploaded picture, upright and whole.
+    """Open an uploaded picture, upright and whole, in its own mode.
 
-    Args:
-        path: The uploaded file.
-
-    Returns:
-        The picture in its own mode.
-
-    Raises:
-        ValueError: If it is no picture, is broken, or has more than `MAX_UPLOAD_PIXELS`.
+    ValueError if it is no picture, is broken, or has more than `MAX_UPLOAD_PIXELS`.
     """
     # The file's path is the server's own: messages do not show it.
     try:
@@ -191,30 +155,14 @@ def open_upload(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True, eq=False)
 class ReadMask:
-    """An uploaded mask, and how it was read.
-
-    Attributes:
-        labels: The label map.
-        evidence: As which label format, and why, in a sentence.
-    """
+    """An uploaded mask, and a sentence on its label format and the evidence for it."""
 
     labels: Labels
     evidence: str
 
 
 def read_mask(path: str | Path, size: tuple[int, int] = _SIZE) -> ReadMask:
-    """Read an uploaded mask in whatever known label format it is.
-
-    Args:
-        path: The uploaded file.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        The mask and the evidence for its format.
-
-    Raises:
-        ValueError: If it is no picture, or no mask in a known format.
-    """
+    """Read an uploaded mask in any known label format; ValueError for others."""
     picture = open_upload(path)
     guess = guess_label_format([picture])
     if guess.format is not None:
@@ -229,18 +177,7 @@ def read_mask(path: str | Path, size: tuple[int, int] = _SIZE) -> ReadMask:
 
 
 def read_sketch(path: str | Path, size: tuple[int, int] = _SIZE) -> Sketch:
-    """Read an uploaded sketch; light lines on dark are inverted.
-
-    Args:
-        path: The uploaded file.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        Dark lines on white.
-
-    Raises:
-        ValueError: If it is no picture, or no sketch.
-    """
+    """Read an uploaded sketch as dark lines on white; light lines on dark are inverted."""
     picture = open_upload(path)
     is_dark = np.median(np.array(picture.convert("L"))) < 128
     try:
@@ -252,18 +189,9 @@ def read_sketch(path: str | Path, size: tuple[int, int] = _SIZE) -> Sketch:
 def from_photo(
     path: str | Path, parser: Parser, wanted: str
 ) -> tuple[Labels | None, Sketch | None]:
-    """Extract a mask, a sketch or both from an uploaded photo, at the canvas's size.
+    """Extract `mask`, `sketch` or `both` from an uploaded photo, at the canvas's size.
 
-    Args:
-        path: The uploaded file.
-        parser: Reads the mask.
-        wanted: `mask`, `sketch` or `both`.
-
-    Returns:
-        The label map and the sketch; None for what is not wanted.
-
-    Raises:
-        ValueError: If it is no picture, or the parser finds no face in it.
+    ValueError if it is no picture, or the parser finds no face in it.
     """
     photo = Image.fromarray(flat_rgb(open_upload(path), "white"))
     rgb = np.array(ImageOps.fit(photo, (CANVAS_PX, CANVAS_PX), Image.Resampling.LANCZOS))
@@ -278,19 +206,7 @@ PAINTED = {"mask": painted_labels, "sketch": painted_sketch}
 
 
 def uploaded_condition(name: str, path: str | Path, size: tuple[int, int] = _SIZE) -> np.ndarray:
-    """Read an uploaded condition.
-
-    Args:
-        name: The name of its kind.
-        path: The uploaded file.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        The condition's values.
-
-    Raises:
-        ValueError: If it is no picture, or none of this kind.
-    """
+    """Read an uploaded condition of a kind; ValueError if it is none."""
     if name == "mask":
         return read_mask(path, size).labels
     if name == "sketch":
@@ -299,19 +215,7 @@ def uploaded_condition(name: str, path: str | Path, size: tuple[int, int] = _SIZ
 
 
 def given_condition(name: str, value: str | None, size: tuple[int, int]) -> np.ndarray:
-    """Read what the page holds of a condition: a canvas's value, or an uploaded file's path.
-
-    Args:
-        name: The name of its kind.
-        value: The canvas's value, or the path.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        The condition's values.
-
-    Raises:
-        ValueError: If there is nothing, or it is none of this kind.
-    """
+    """Read what the page holds of a condition: a canvas's value, or an uploaded file's path."""
     if name in PAINTED:
         return PAINTED[name](value, size)
     if value is None:

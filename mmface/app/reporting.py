@@ -22,15 +22,7 @@ _INK = np.array([255, 0, 170], dtype=np.uint8)
 
 
 def progress_html(report: StepReport, preview_url: str) -> str:
-    """Show how far a run is.
-
-    Args:
-        report: Where it is.
-        preview_url: The newest preview as a data URL, or "".
-
-    Returns:
-        HTML.
-    """
+    """Show how far a run is, as HTML; `preview_url` is a data URL or ""."""
     rough = f"<img src='{preview_url}' alt='Rough preview of the first face'>"
     return (
         f"<div class='run-progress'><label>Step {report.done} of {report.total}"
@@ -63,16 +55,7 @@ def legend_html(labels: UInt8[np.ndarray, "_ _"]) -> str:
 
 
 def adherence_html(run: FaceRun, place: int, parser_name: str) -> str:
-    """Show how one face follows its conditions: bars, and the wanted contours on the face.
-
-    Args:
-        run: A finished run.
-        place: Which of its faces.
-        parser_name: What read the face's classes.
-
-    Returns:
-        HTML.
-    """
+    """Show how one face follows its conditions: bars, and the wanted contours on the face."""
     found = run.adherence[place]
     if found is None:
         return note_html("This face has no mask and no dark line to be compared with.")
@@ -91,7 +74,6 @@ def adherence_html(run: FaceRun, place: int, parser_name: str) -> str:
 
 
 def _bars(values: Mapping[str, float], colors: Mapping[str, str]) -> str:
-    """Draw values in [0, 1] as bars, a line each."""
     rows = []
     for name, value in values.items():
         color = colors.get(name)
@@ -105,15 +87,7 @@ def _bars(values: Mapping[str, float], colors: Mapping[str, str]) -> str:
 
 
 def contours_on(run: FaceRun, place: int) -> Image.Image:
-    """Draw the borders of the wanted classes, or the wanted lines, on a face.
-
-    Args:
-        run: A finished run.
-        place: Which of its faces.
-
-    Returns:
-        An RGB picture, enlarged to at least `OVERLAY_PX`.
-    """
+    """Draw the wanted classes' borders or lines on a face, RGB of at least `OVERLAY_PX`."""
     face = Image.open(run.pictures[place]).convert("RGB")
     scale = -(-OVERLAY_PX // min(face.size))
     size = (face.width * scale, face.height * scale)

@@ -57,18 +57,8 @@ class StoppedRunError(Exception):
 class FaceRequest:
     """What a person asks of the page.
 
-    Attributes:
-        prompt: What the face should look like.
-        conditions: Values of the conditions by their kind.
-        negative: What the face should not look like.
-        steps: Sampling steps.
-        guidance: Guidance scale on the prompt; None takes the model's.
-        condition_strength: How strongly the conditions bind.
-        seed: Seed of the first picture.
-        num: Number of pictures.
-        image: A picture to start from, or None.
-        strength: How far to go from it, above 0 to 1.
-        region: Which part of it is made anew; None for all of it.
+    Guidance of None takes the model's. `image` is a picture to start from; `strength`, above 0 to
+    1, is how far to go from it; `region` is the part that is made anew, None for all of it.
     """
 
     prompt: str
@@ -107,14 +97,7 @@ class FaceRequest:
         return " and ".join(self.conditions)
 
     def write(self, folder: Path) -> Settings:
-        """Write the conditions as files, so that the pictures' recipes can name them.
-
-        Args:
-            folder: Where they go.
-
-        Returns:
-            The same request as `scripts/sample.py` takes it, with paths relative to the folder.
-        """
+        """Write the conditions as files and give the request with paths relative to the folder."""
         files = {name: condition_kind(name).draw(each) for name, each in self.conditions.items()}
         start: dict[str, Any] = {}
         if self.image is not None:
@@ -138,13 +121,7 @@ class FaceRequest:
 
 @dataclass(frozen=True, eq=False)
 class StepReport:
-    """How far a run is.
-
-    Attributes:
-        done: Steps done.
-        total: Steps in all.
-        preview: A rough picture of the first face, at some of the steps.
-    """
+    """How far a run is, at some steps with a rough picture of the first face."""
 
     done: int
     total: int
@@ -153,14 +130,10 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class FaceRun:
-    """A run that is finished.
+    """A finished run.
 
-    Attributes:
-        request: What was asked for.
-        pictures: The PNG files, each with its recipe.
-        seeds: Their seeds.
-        adherence: How each of them follows its conditions; None where that cannot be measured.
-        archive: A ZIP of the pictures and the files that their recipes name.
+    Each picture has its provenance; `adherence` is None where it cannot be measured; `archive` is a
+    ZIP of the pictures and the files that their provenance names.
     """
 
     request: FaceRequest
@@ -171,20 +144,13 @@ class FaceRun:
 
 
 class LatentPreview:
-    """Rough colours of latents by a linear map, which costs nothing beside a step.
+    """Rough colours of latents by a linear map, which costs little beside a step.
 
     The map is fitted by least squares to a few rendered faces and their latents, so that it fits
-    whatever VAE a pipeline has.
+    the VAE of any pipeline.
     """
 
     def __init__(self, codec: LatentCodec, num_faces: int = 6, size_px: int = 128) -> None:
-        """Fit the map.
-
-        Args:
-            codec: The VAE with its normalisation.
-            num_faces: Rendered faces to fit to.
-            size_px: Their size.
-        """
         faces = [render_face(seed, size_px).image for seed in range(num_faces)]
         pixels = torch.stack([image_pixels(face) for face in faces])
         with torch.no_grad():
@@ -210,13 +176,7 @@ class FaceMaker:
     """Makes faces for all visitors of a page, one run at a time."""
 
     def __init__(self, model: OpenedModel, parser: Parser, folder: Path) -> None:
-        """Take over a model.
-
-        Args:
-            model: The pipeline, and what identifies it.
-            parser: Reads label maps off the faces, to measure them.
-            folder: Where the runs' files go; it is the page's own.
-        """
+        """Take over a model, a parser to measure faces with, and a folder that is the page's own."""
         self.model, self.parser, self.folder = model, parser, folder
         self.size: int = model.pipeline.config.image_size
         model.pipeline.set_progress_bar_config(disable=True)
@@ -235,19 +195,9 @@ class FaceMaker:
         stop: threading.Event | None = None,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> FaceRun:
-        """Make the faces of a request.
+        """Make the faces of a request; `on_step` is called after each step.
 
-        Args:
-            request: What is asked for.
-            stop: Set it to stop the run within a step.
-            on_step: Called after each step.
-
-        Returns:
-            The finished run.
-
-        Raises:
-            ValueError: If something asked for does not fit the model.
-            StoppedRunError: If it was stopped; it leaves no files.
+        Setting `stop` ends the run within a step: StoppedRunError, and no files are left.
         """
         folder = self.folder / f"run_{secrets.token_hex(8)}"
         try:
@@ -275,18 +225,9 @@ class FaceMaker:
             pass
 
     def stream(self, request: FaceRequest, stop: threading.Event) -> Iterator[StepReport | FaceRun]:
-        """Make faces and tell of it on the way.
+        """Make faces; yields a report a step, then the finished run.
 
-        Args:
-            request: What is asked for.
-            stop: Set it to stop the run within a step. Closing the iterator sets it too.
-
-        Yields:
-            A report a step, then the finished run.
-
-        Raises:
-            ValueError: If something asked for does not fit the model.
-            StoppedRunError: If it was stopped.
+        Setting `stop`, or closing the iterator, ends it within a step, as for `run`.
         """
         told: queue.SimpleQueue[StepReport | FaceRun | BaseException] = queue.SimpleQueue()
 
@@ -317,7 +258,6 @@ class FaceMaker:
         stop: threading.Event,
         on_step: Callable[[StepReport], None] | None,
     ) -> list[Image.Image]:
-        """Sample a request, stop when asked to, and report the steps."""
         settings = prepared.settings
         share = checked_strength(settings.image, settings.strength, settings.region)
         assert settings.steps is not None  # prepared settings are filled in
@@ -344,7 +284,7 @@ class FaceMaker:
         return faces
 
     def _ahead(self, latents: Tensor, previous: list[Tensor], steps_left: int) -> Tensor:
-        """Guess where latents go: a rectified flow's way is nearly straight, in equal steps."""
+        """Guess the final latents: a rectified flow moves nearly straight, in equal steps."""
         if not previous or self.model.pipeline.translation.objective != RECTIFIED_FLOW:
             return latents
         return latents + steps_left * (latents - previous[0])
@@ -357,7 +297,6 @@ class FaceMaker:
         seeds: tuple[int, ...],
         faces: list[Image.Image],
     ) -> FaceRun:
-        """Write the pictures with their recipes, measure them, and pack them."""
         recipe = provenance_of(self.model, [prepared], seeds)
         files = {folder / f"seed_{seed}.png": face for seed, face in zip(seeds, faces, strict=True)}
         write_pictures(
@@ -374,7 +313,6 @@ class FaceMaker:
     def _measured(
         self, face: Image.Image, conditions: Mapping[str, np.ndarray]
     ) -> Adherence | None:
-        """Measure a face against those of its conditions that can be measured."""
         measurable = {}
         for kind in condition_kinds():
             with suppress(ValueError):

@@ -39,20 +39,9 @@ def credentials(password: str | None) -> tuple[str, str] | None:
 def served(
     model: OpenedModel, parser: FaceParser, port: int | None = None, password: str | None = None
 ) -> Iterator[str]:
-    """Serve the page while the context lasts.
+    """Serve the page while the context lasts, and yield its address.
 
-    Args:
-        model: What makes the faces.
-        parser: Reads masks off photos and faces.
-        port: Where to listen; None takes a free port from 7860 on.
-        password: `USER:PASS`, or None for an open page.
-
-    Yields:
-        The page's address.
-
-    Raises:
-        ValueError: If the password is malformed.
-        OSError: If the port is taken.
+    `password` is `USER:PASS`, or None for an open page; without a port, a free one from 7860 on.
     """
     auth = credentials(password)
     with tempfile.TemporaryDirectory(prefix="mmface_page_", ignore_cleanup_errors=True) as folder:

@@ -176,7 +176,7 @@ class FaceMaker:
     """Makes faces for all visitors of a page, one run at a time."""
 
     def __init__(self, model: OpenedModel, parser: Parser, folder: Path) -> None:
-        """Take over a model, a parser to measure faces with, and a folder that is the page's own."""
+        """Take over a model, a parser to measure faces with, and a folder of the page's own."""
         self.model, self.parser, self.folder = model, parser, folder
         self.size: int = model.pipeline.config.image_size
         model.pipeline.set_progress_bar_config(disable=True)

@@ -78,9 +78,7 @@ def load_network(
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a .pth without running what is pickled in it.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        BrokenModelError: If it cannot be read so, or has values that are not finite.
+    BrokenModelError if it cannot be read so, or has values that are not finite.
     """
     path = Path(path)
     if not path.is_file():

@@ -106,8 +106,7 @@ class CapturedDenoise:
     def __init__(
         self, model: MMFaceDiT, record: Record = CudaRecording, max_graphs: int = MAX_GRAPHS
     ) -> None:
-        """Wrap a model that is neither offloaded, quantized nor hooked; its blocks may be
-        compiled."""
+        """Wrap a model that is neither offloaded, quantized nor hooked; blocks may be compiled."""
         check_plain(model)
         self.model, self.record, self.max_graphs = model, record, max_graphs
         self.captured: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()

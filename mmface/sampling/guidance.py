@@ -186,8 +186,7 @@ class Composition:
         self._rows: dict[tuple[bool, ...], Rows] = {}
 
     def rows(self, share: float, device: torch.device) -> Rows:
-        """Make the rows of a step, after a fraction of the steps; equal steps have the same
-        rows."""
+        """Make the rows of a step, after a fraction of the steps; equal steps share theirs."""
         guided = self.guidance.start <= share < self.guidance.end
         active = {name: each.start <= share < each.end for name, each in self.controls.items()}
         key = (guided, *active.values())

@@ -83,20 +83,11 @@ class PipelineMethod(GeneratingMethod):
         guidance_interval: Sequence[float] = ALL_STEPS,
         cache: StepCache | None = None,
     ) -> None:
-        """Name a pipeline; it is loaded when the first picture is asked for.
+        """Name a pipeline's folder; it is loaded when the first picture is asked for.
 
-        Args:
-            name: the row's name.
-            folder: what `save_pretrained` wrote.
-            num_inference_steps: steps of the solver.
-            guidance_scale: scale of guidance; None takes the pipeline's.
-            how: the command that makes the folder.
-            solver: one of `Translation.solvers`; None takes the pipeline's own.
-            guidance_interval: shares of the steps between which there is guidance.
-            cache: what leaves blocks out; None computes all.
-
-        Raises:
-            ValueError: if the interval is none.
+        None for `guidance_scale` or `solver` takes the pipeline's own. `guidance_interval` is the
+        fractions of the schedule between which there is guidance. `how` is the command that makes
+        the folder.
         """
         super().__init__(name)
         self.folder = Path(folder)

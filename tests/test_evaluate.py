@@ -192,7 +192,7 @@ def test_files_that_a_full_disk_left_broken_are_made_again(done, tiny_pipeline_f
     whole_run(folder, tiny_pipeline_folder)
     assert contents(folder) == contents(done)
     cut(run / "parts/made_by.json")
-    with pytest.raises(ValueError, match=r"made_by\.json cannot be read .*another output_dir"):
+    with pytest.raises(ValueError, match=r"made_by\.json cannot be read .*give another folder"):
         whole_run(folder, tiny_pipeline_folder)
 
 

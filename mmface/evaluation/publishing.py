@@ -35,9 +35,9 @@ def render(content: Mapping[str, Any]) -> str:
         table = markdown_table(["pictures", *COLUMNS.values()], rows)
         return f"{table}\n\n- {', '.join(f'{k}: {v}' for k, v in content['settings'].items())}"
     known = columns()
-    rows = [*_measured(content["table"]), *_measured(content["controls"])]
-    shown = list(dict.fromkeys(name for _, cells in rows for name in cells))
-    body = [[method, *(_cell(name, cells) for name in shown)] for method, cells in rows]
+    measured = [*_measured(content["table"]), *_measured(content["controls"])]
+    shown = list(dict.fromkeys(name for _, cells in measured for name in cells))
+    body = [[method, *(_cell(name, cells) for name in shown)] for method, cells in measured]
     notes = dict.fromkeys([*content["table"]["footer"], *content["controls"]["footer"]])
     listed = "\n".join(f"- {note}" for note in notes if not note.startswith("LLM: "))
     return f"{markdown_table(['', *(known[n].heading for n in shown)], body)}\n\n{listed}"

@@ -12,13 +12,15 @@ from training_runs import FaceSamples, face_task
 
 from mmface.data.keyed import keyed_generator
 from mmface.model.transformer import MMFaceDiT
-from mmface.training.loss_curve import draw_loss_curve, save_loss_curve, smoothed
 from mmface.training.metering import (
     LossMeter,
     MetricsFile,
     Throughput,
+    draw_loss_curve,
     gradient_norms,
     means,
+    save_loss_curve,
+    smoothed,
     time_buckets,
     training_flops,
 )

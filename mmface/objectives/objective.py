@@ -68,7 +68,7 @@ class Objective(ABC):
 
     @abstractmethod
     def signal_share(self, timestep: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
-        """Return signal / (signal + noise), both as amplitudes, at times that the model hears."""
+        """Return signal / (signal + noise), as amplitudes, at timesteps fed to the model."""
 
     @abstractmethod
     def corrupt(

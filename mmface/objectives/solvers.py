@@ -307,7 +307,7 @@ def translation_named(objective: str) -> Translation:
 
 
 class Trajectory:
-    """The way from noise, or from a picture with noise, to a picture: a scheduler that is set."""
+    """A scheduler set to its steps, from noise or a noisy picture to a picture."""
 
     def __init__(
         self,
@@ -332,15 +332,15 @@ class Trajectory:
         self.timesteps = timesteps[self.first_call :]
         """The scheduler's timestep of each call of the model."""
         self.model_timesteps = translation.model_timesteps(scheduler)[self.first_call :]
-        """What the model hears as time at each call, in [0, 1000)."""
+        """The model's time at each call, in [0, 1000)."""
         calls = range(self.first_call, len(timesteps))
         self.shares = [call // order / num_inference_steps for call in calls]
-        """Share of the whole way's steps that lie before each call, in [0, 1)."""
+        """Fraction of the schedule completed before each call, in [0, 1)."""
 
     def start(
         self, noise: Float32[Tensor, "*shape"], original: Float32[Tensor, "*shape"] | None
     ) -> Float32[Tensor, "*shape"]:
-        """Give what the way starts from; the original has no part in it at strength 1."""
+        """Give the first latents; at strength 1 the original is not used."""
         if original is None or self.first_call == 0:
             return self.translation.first_latents(self.scheduler, noise)
         return self.noisy(original, noise, 0)

@@ -147,20 +147,7 @@ def changes_since(
     allowed: Sequence[str],
     derived: Collection[str] = (),
 ) -> list[str]:
-    """List what changed since a checkpoint was written.
-
-    Args:
-        checkpoint: the checkpoint's folder.
-        settings: flat settings of this start.
-        allowed: names of settings that may differ.
-        derived: names of settings that follow others.
-
-    Returns:
-        A line for each allowed change, and one for each version that differs.
-
-    Raises:
-        ValueError: if a setting differs that may not.
-    """
+    """A line for each version and setting that changed since then; see `check_settings`."""
     state = read_state(checkpoint)
     lines = check_settings(state.get("settings", {}), settings, allowed, checkpoint, derived)
     before, now = state.get("versions", {}), versions()
@@ -172,12 +159,7 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, output_dir: Path, limit: int) -> None:
-        """Choose the folder.
-
-        Args:
-            output_dir: the run's folder; it need not be there.
-            limit: how many checkpoints are kept, at least 1.
-        """
+        """Keep at most `limit` checkpoints in a run's folder, which need not be there."""
         self.output_dir = output_dir
         self.folder = output_dir / "checkpoints"
         self.limit = limit
@@ -241,7 +223,7 @@ class Checkpoints:
         optimizer: Mapping[str, Any],
         state: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint aside, put it in its place, and delete those beyond the limit.
+        """Write a checkpoint, complete or not at all, and delete those beyond the limit.
 
         Args:
             step: the number of steps made.
@@ -253,7 +235,7 @@ class Checkpoints:
             The checkpoint's folder.
 
         Raises:
-            OSError: if it cannot be written; what was written of it is deleted.
+            OSError: if it cannot be written.
         """
         folder = self.folder / f"step-{step:08d}"
         if folder.exists():
@@ -325,15 +307,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_moments(checkpoint: Path, trainable: Sequence[str]) -> dict[str, Any]:
-    """The optimizer's state of a checkpoint by the parameters' names.
+    """The optimizer's state by the parameters' names.
 
-    Args:
-        checkpoint: the checkpoint's folder.
-        trainable: names of the trained parameters in the module's order, by which a checkpoint
-            counts them that was written before names were saved.
-
-    Returns:
-        The state of each parameter.
+    Old checkpoints number the parameters, in the order of `trainable`.
     """
     saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     moments = saved["optimizer"]["state"]
@@ -347,15 +323,9 @@ WHOLE = StateDictOptions(full_state_dict=True)
 def gather_weights(
     trained: nn.Module, product: nn.Module, average: ExponentialAverage
 ) -> dict[str, dict[str, Tensor]]:
-    """Give `model` and `ema`: raw and averaged weights on the CPU; every process takes part.
+    """Give `model` and `ema`: raw and averaged weights by name, on the CPU.
 
-    Args:
-        trained: the module under training, whose raw weights are given.
-        product: the module that is averaged: the same, or a part of it.
-        average: the product's average.
-
-    Returns:
-        Both by name; on other processes than the main one they may be incomplete.
+    Every process calls this; only the main one's result is complete.
     """
     model: dict[str, Any] = get_model_state_dict(trained, options=TO_CPU)
     if product is trained:  # gathered once
@@ -377,18 +347,9 @@ def gather_moments(trained: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def restore(
     checkpoint: Path, trained: nn.Module, optimizer: Optimizer, average: ExponentialAverage
 ) -> Mapping[str, Any]:
-    """Load a checkpoint's tensors; every process takes part.
+    """Load a checkpoint's tensors and return its `state.json`; every process takes part.
 
     The optimizer keeps its own hyper-parameters: a change that was allowed must count.
-
-    Args:
-        checkpoint: the checkpoint's folder.
-        trained: the module under training.
-        optimizer: its optimizer.
-        average: the product's average.
-
-    Returns:
-        What the checkpoint's `state.json` holds.
     """
     trainable = [name for name, p in trained.named_parameters() if p.requires_grad]
     own = get_optimizer_state_dict(trained, optimizer, options=WHOLE)

@@ -44,19 +44,10 @@ def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tens
 
 
 def autoencoder_with_channels(folder: str | Path, latent_channels: int) -> AutoencoderKL:
-    """Load an autoencoder and give it another number of latent channels.
+    """Load an AutoencoderKL without quant convolutions and change its latent channels.
 
-    The two convolutions that meet the latents start at random; the rest keeps its weights.
-
-    Args:
-        folder: a saved AutoencoderKL without quant convolutions.
-        latent_channels: channels C of the new latents.
-
-    Returns:
-        The autoencoder, without a normalisation of its latents.
-
-    Raises:
-        ValueError: if anything but the two convolutions would be new.
+    The two convolutions at the latents are new, and their normalisation is dropped; a ValueError
+    says if anything else would be new.
     """
     with opened("VAE", folder) as source:
         saved = load_network(AutoencoderKL, source)
@@ -87,8 +78,7 @@ class Autoencoding(TrainingTask):
 
         Args:
             vae: the model to train.
-            pictures: store of pictures whose first faces give the latents' mean and deviation,
-                which the exported config carries.
+            pictures: store whose first faces give the exported config the latents' mean and std.
             kl_weight: weight of the KL divergence per latent value.
             edge_weight: weight of the L1 error of neighbouring pixels' differences.
             export_dtype: torch dtype name that exported weights are stored in.
@@ -208,15 +198,7 @@ class Contrasting(TrainingTask):
         projection_dim: int,
         export_dtype: str = "float32",
     ) -> None:
-        """Build both towers.
-
-        Args:
-            tokenizer: as `train_tokenizer` makes it; its length is the text tower's.
-            text_config: arguments of CLIPTextConfig except vocabulary and length.
-            vision_config: arguments of CLIPVisionConfig.
-            projection_dim: width of the shared space.
-            export_dtype: torch dtype name that exported weights are stored in.
-        """
+        """Build both towers; vocabulary and length of the text tower are the tokenizer's."""
         super().__init__()
         self.tokenizer = tokenizer
         text_config = {

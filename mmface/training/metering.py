@@ -1,4 +1,4 @@
-"""What a run logs: losses by part, throughput, and model FLOPs utilisation.
+"""What a run logs: losses by part and as a curve, throughput, and model FLOPs utilisation.
 
 Model FLOPs utilisation is (FLOPs of a sample x samples per second) / (peak FLOP/s x processes). A
 sample's FLOPs are 3 times those of the network's forward pass: a matrix product in it comes back
@@ -8,12 +8,13 @@ does not ask for, and is not counted; neither are the frozen encoders and the op
 
 import contextlib
 import json
+import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.tracking import get_available_trackers
@@ -21,8 +22,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmface.conditions import condition_kinds
 from mmface.core.files import write_text
 from mmface.training.task import TrainingTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_TIME_BUCKETS = 10
 
@@ -34,15 +39,9 @@ def time_buckets(uniform: Float[Tensor, " batch"]) -> dict[str, Bool[Tensor, " b
 
 
 def training_flops(network: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """FLOPs of a forward and a backward pass: three times the forward pass, 2 a multiply-add.
+    """FLOPs of a batch's forward and backward pass: three times the forward pass.
 
-    Args:
-        network: the module, best on the meta device: there nothing is computed, and attention is
-            counted, which torch's counter passes over on a CPU.
-        inputs: what its forward takes, on the same device.
-
-    Returns:
-        The FLOPs of the whole batch.
+    On the meta device nothing is computed, and attention is counted, which a CPU's counter omits.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs)
@@ -50,16 +49,9 @@ def training_flops(network: nn.Module, inputs: Sequence[Tensor]) -> float:
 
 
 def gradient_norms(task: TrainingTask, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Gradient norm of the mean loss of each subset that a batch holds samples of.
+    """Gradient norm of the mean loss of each subset in a micro-batch; a backward pass each.
 
-    Each costs a backward pass. The parameters' own gradients are left alone.
-
-    Args:
-        task: the task, not wrapped.
-        batch: a micro-batch on the task's device.
-
-    Returns:
-        The norms by subset.
+    The parameters' own gradients are left alone.
     """
     trained = [p for p in task.trained.parameters() if p.requires_grad]
     losses = task(batch)["loss"]
@@ -93,14 +85,7 @@ class LossMeter:
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def state(self, gathered: Callable[[Any], Sequence[Any]]) -> dict[str, list[float]]:
-        """Sum and count by name over all processes, which need not have seen the same names.
-
-        Args:
-            gathered: gives every process's object; called by all of them.
-
-        Returns:
-            The pairs as plain numbers, from which `load` goes on.
-        """
+        """Sum and count by name over all processes; `gathered` gives every process's object."""
         pairs = torch.stack(list(self.sums.values())).tolist() if self.sums else []
         totals: dict[str, list[float]] = {}
         for own in gathered(dict(zip(self.sums, pairs, strict=True))):
@@ -156,16 +141,9 @@ class Throughput:
     def values(
         self, num_processes: int, flops: float | None, peak_flops: float | None
     ) -> dict[str, float]:
-        """What to log.
+        """Samples a second, share of the time spent waiting for data, and `mfu`.
 
-        Args:
-            num_processes: how many processes share the work.
-            flops: a sample's FLOPs, or None.
-            peak_flops: peak dense FLOP/s of one process's device in the precision used, or None.
-
-        Returns:
-            Samples a second over all processes, the share of the time that this process waited
-            for data, and the model FLOPs utilisation where both numbers of FLOPs are known.
+        `mfu` needs a sample's FLOPs and the peak FLOP/s of one process's device.
         """
         seconds = max(time.perf_counter() - self._started, 1e-9)
         rate = self._samples / seconds
@@ -184,17 +162,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def installed_trackers(trackers: Sequence[str]) -> list[str] | None:
-    """Check the names of accelerate's trackers, which it would otherwise leave out in silence.
-
-    Args:
-        trackers: names such as `wandb` or `tensorboard`.
-
-    Returns:
-        The names, or None if there are none.
-
-    Raises:
-        ValueError: if one is not known or not installed.
-    """
+    """Refuse trackers that are not installed, which accelerate would silently leave out."""
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = [name for name in trackers if name not in available]
     if missing:
@@ -229,3 +197,70 @@ class MetricsFile:
         if self.path.exists():
             kept = [line for line in self.read() if line["step"] <= step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential mean of the values so far, without a pull towards the first of them."""
+    total, share, result = 0.0, 0.0, []
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        share = weight * share + (1 - weight)
+        result.append(total / share)
+    return result
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values without the outermost outliers, so that a curve is not flattened."""
+    ordered = sorted(values)
+    high, low = ordered[int(0.995 * (len(ordered) - 1))], ordered[0]
+    margin = 0.05 * (high - low) or max(abs(high), 1.0) * 0.05
+    return low - margin, high + margin
+
+
+def draw_loss_curve(lines: Sequence[Mapping[str, float]], title: str) -> "Figure | None":
+    """Draw the losses in lines of `metrics.jsonl`, raw (the total) and smoothed.
+
+    None if fewer than two lines hold a loss.
+    """
+    names = ["loss", *(f"loss/{kind.name}" for kind in condition_kinds())]
+    curves = {
+        name: [
+            (line["step"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))
+        ]
+        for name in names
+    }
+    curves = {name: points for name, points in curves.items() if len(points) > 1}
+    if "loss" not in curves:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.plot(*zip(*curves["loss"], strict=True), color="0.8", linewidth=0.8)
+    weight = 1 - 1 / max(1.0, len(curves["loss"]) / 40)
+    for name, points in curves.items():
+        steps, losses = zip(*points, strict=True)
+        path = smoothed(losses, weight)
+        colour = "0.15" if name == "loss" else f"C{names.index(name) - 1}"
+        axes.plot(steps, path, color=colour, linewidth=2, label=f"{name} {path[-1]:.4g}")
+    axes.set_xlim(curves["loss"][0][0], curves["loss"][-1][0])
+    axes.set_ylim(*_limits([loss for _, loss in curves["loss"]]))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        title=title,
+        title_fontsize=13,
+        alignment="left",
+    )
+    return figure
+
+
+def save_loss_curve(lines: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw the losses of a run into a PNG file, if there are enough of them."""
+    figure = draw_loss_curve(lines, path.resolve().parent.name)
+    if figure is not None:
+        figure.savefig(path, dpi=120)

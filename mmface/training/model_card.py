@@ -58,19 +58,7 @@ def model_card(
     guidance_scale: float,
     facts: RunFacts,
 ) -> str:
-    """Write the card.
-
-    Args:
-        title: its heading.
-        config: the transformer's config.
-        objective: what it was trained with.
-        image_size: edge of the pictures in pixels.
-        guidance_scale: the pipeline's default.
-        facts: what the run knows of itself.
-
-    Returns:
-        Markdown with the front matter that the Hugging Face hub reads.
-    """
+    """Write the card: Markdown with the front matter that the Hugging Face hub reads."""
     samples = facts.steps * facts.global_batch_size
     # Table 3's models without rotary positions have no such setting.
     positions = f", text positions {config['text_rope']}" if "text_rope" in config else ""

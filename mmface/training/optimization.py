@@ -15,17 +15,9 @@ DECAYED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: the optimizer's own weight decay, and none.
+    """Trainable parameters in at most two groups: with the optimizer's weight decay, and without.
 
-    Decay holds back the matrices that features pass through. A bias, a norm's scale or a row of an
-    embedding table has no such product to bound, and is only pulled from its value.
-
-    Args:
-        module: the module that is trained.
-
-    Returns:
-        The weights of linear and convolution layers, then everything else with
-        `weight_decay` 0; a group without parameters is left out.
+    Weights of linear and convolution layers decay; biases, norms and embedding tables do not.
     """
     decayed = {
         id(layer.weight)
@@ -41,14 +33,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def check_master_weights(module: nn.Module) -> None:
-    """Refuse to train weights of less than 32 bits.
-
-    Args:
-        module: the module that is to be trained.
-
-    Raises:
-        ValueError: if a trainable weight has less.
-    """
+    """Refuse to train weights of less than 32 bits."""
     small = {p.dtype for p in module.parameters() if p.requires_grad and p.element_size() < 4}
     if small:
         raise ValueError(
@@ -66,18 +51,8 @@ def adamw_8bit(
 ) -> Optimizer:
     """Make AdamW with 8-bit moments (arXiv 2110.02861), or torch's AdamW where that cannot run.
 
-    One trial step decides, and a line on stderr says so if the plain one is taken; its moments
-    need 8 bytes a parameter instead of about 2.
-
-    Args:
-        params: parameters or parameter groups.
-        lr: learning rate.
-        betas: decay of the two moments.
-        weight_decay: decoupled weight decay of groups that do not bring their own.
-        eps: added to the denominator.
-
-    Returns:
-        The optimizer.
+    A trial step decides, and a line on stderr reports the fallback, whose moments need 8 bytes a
+    parameter instead of about 2.
     """
     groups = list(params)
     first = groups[0]["params"][0] if isinstance(groups[0], dict) else groups[0]
@@ -134,13 +109,9 @@ class ExponentialAverage:
     def __init__(
         self, module: nn.Module, decay: float, every: int = 1, on_cpu: bool = False
     ) -> None:
-        """Start from the module's weights.
+        """Start from the weights of a module that is already sharded, if it is to be.
 
-        Args:
-            module: the module, already sharded if it is to be.
-            decay: decay of one step, in [0, 1).
-            every: average every so many steps, with the decay of all of them.
-            on_cpu: keep the average in the CPU's memory.
+        `decay` is that of one step, also if the average is only updated `every` so many.
         """
         self.decay = decay
         self.every = every
@@ -189,12 +160,7 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], num_averaged: int) -> None:
-        """Go on from what `state` gave.
-
-        Args:
-            state: whole averaged weights by name; names that are not trained are passed over.
-            num_averaged: how many steps they average.
-        """
+        """Continue from `state()`, after `num_averaged` steps; untrained names are ignored."""
         self.num_averaged = num_averaged
         for name, parameter in self._current.items():
             value = state[name].to(parameter.dtype)

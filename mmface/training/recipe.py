@@ -130,15 +130,7 @@ def typed_name(setting: str) -> str:
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Refuse numbers that no run can mean, but which libraries take.
-
-    Args:
-        settings: flat settings.
-
-    Raises:
-        ValueError: if one is not finite, or one of the optimizer or the schedule is no number from
-            0 up.
-    """
+    """Refuse non-finite numbers, and negative ones of optimizer and schedule; libraries do not."""
     numbers = ("lr", "eps", "weight_decay")
     for name, value in settings.items():
         for number in value if isinstance(value, list) else [value]:

@@ -32,7 +32,6 @@ from mmface.data.keyed import Samples, keyed_generator
 from mmface.data.mixed import keyed_loader
 from mmface.training import checkpoints
 from mmface.training.checkpoints import gather_average, gather_moments, gather_weights, restore
-from mmface.training.loss_curve import save_loss_curve
 from mmface.training.metering import (
     LossMeter,
     MetricsFile,
@@ -41,6 +40,7 @@ from mmface.training.metering import (
     installed_trackers,
     means,
     peak_memory_gb,
+    save_loss_curve,
 )
 from mmface.training.optimization import (
     ExponentialAverage,
@@ -91,7 +91,7 @@ class Trainer:
                 False begins, and refuses a folder that holds a run; a path goes on from that one.
             allow_changes: settings, by dotted name, that may differ from the checkpoint's.
             settings: this constructor's arguments as plain values, to be saved and compared.
-            derived: settings that follow another one, and need no allowance of their own.
+            derived: settings copied from another one, which need no allowance of their own.
 
         Raises:
             FileNotFoundError: if there is no checkpoint at the path to resume from.
@@ -248,13 +248,10 @@ class Trainer:
                         self.save()
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """One optimizer step over the micro-batches of this process.
+        """One optimizer step over this process's micro-batches.
 
-        The norm is taken after the processes have added up their gradients, and all processes vote
-        on what is finite, so that one bad process makes every process skip the step.
-
-        Args:
-            batches: iterator over this process's micro-batches.
+        The norm is that of the summed gradients. The processes vote: where one has a non-finite
+        loss or norm, all skip the step.
         """
         count = self._micro_batches_per_step
         seen = LossMeter()

@@ -12,6 +12,11 @@ from jaxtyping import install_import_hook
 
 install_import_hook("mmface", "lazy_checks.checked")
 
+from light_imports import import_lazily, optional_libraries_left_out  # noqa: E402
+
+import_lazily("bitsandbytes", "gradio_client")
+import_lazily(*(f"mmface.app.{name}" for name in ("canvas", "handlers", "page", "server")))
+
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
@@ -19,15 +24,17 @@ from typing import NamedTuple  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from diffusers import AutoencoderKL  # noqa: E402
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 from tqdm import tqdm  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
-from mmface.conditions import LABEL_INDEX, colorize  # noqa: E402
-from mmface.metrics.condition_agreement import Masks, confusion_matrices  # noqa: E402
-from mmface.model.transformer import MMFaceDiT  # noqa: E402
-from mmface.sampling.pipeline import MMFacePipeline, MMFacePipelineOutput  # noqa: E402
+with optional_libraries_left_out():
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from mmface.conditions import LABEL_INDEX, colorize
+    from mmface.metrics.condition_agreement import Masks, confusion_matrices
+    from mmface.model.transformer import MMFaceDiT
+    from mmface.sampling.pipeline import MMFacePipeline, MMFacePipelineOutput
 
 TEXT_DIM = 12
 MAX_TOKENS = 16

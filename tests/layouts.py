@@ -5,8 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value
-from datasets import Image as ImageFeature
 from PIL import Image
 
 from mmface.conditions import LABEL_FORMATS, LABELS
@@ -110,6 +108,9 @@ def hugging_face(
     folder: Path, train: Sequence[int], test: Sequence[int], label_format: str
 ) -> None:
     """A saved `DatasetDict` of pictures in PNG, under other names of columns."""
+    from datasets import Dataset, DatasetDict, Features, List, Value
+    from datasets import Image as ImageFeature
+
     features = Features(
         {
             "number": Value("int64"),
@@ -119,7 +120,7 @@ def hugging_face(
         }
     )
 
-    def part(numbers: Sequence[int]) -> Dataset:
+    def part(numbers: Sequence[int]) -> "Dataset":
         rows = [
             {
                 "number": number,

@@ -13,14 +13,10 @@ import httpx
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
-
-from mmface.generation.models import open_model
-
-from mmface.app import guard
+from mmface.app import guard, server
 from mmface.app.guard import FileQuota
-from mmface.app.server import served
 from mmface.encoders.face_parser import FaceParser
+from mmface.generation.sample import open_model
 from mmface.generation.settings import ModelChoice
 
 MB = 2**20
@@ -29,7 +25,7 @@ MB = 2**20
 @pytest.fixture(scope="module")
 def address(tiny_pipeline_folder):
     model = open_model(ModelChoice(pipeline=str(tiny_pipeline_folder)))
-    with served(model, FaceParser.from_pretrained("tiny-parser")) as address:
+    with server.served(model, FaceParser.from_pretrained("tiny-parser")) as address:
         yield address
 
 

@@ -9,8 +9,6 @@ import pytest
 from bad_uploads import bad_files
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
-
 from mmface.app import painting
 from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, colorize, label_format_named, load_mask

@@ -4,24 +4,20 @@ import gc
 import time
 from pathlib import Path
 
+import gradio_client as gradio
 import httpx
 import numpy as np
+import psutil
 import pytest
 from bad_uploads import bad_files
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
-psutil = pytest.importorskip("psutil")
-
-from gradio_client import Client, handle_file  # noqa: E402
-from gradio_client.utils import Status  # noqa: E402
-
-from mmface.app.server import credentials, served  # noqa: E402
-from mmface.encoders.face_parser import FaceParser  # noqa: E402
-from mmface.generation.provenance import read_provenance  # noqa: E402
-from mmface.generation.requests import prepare_request, sample_requests  # noqa: E402
-from mmface.generation.sample import OpenedModel, open_model  # noqa: E402
-from mmface.generation.settings import ModelChoice, Settings  # noqa: E402
+from mmface.app import server
+from mmface.encoders.face_parser import FaceParser
+from mmface.generation.provenance import read_provenance
+from mmface.generation.requests import prepare_request, sample_requests
+from mmface.generation.sample import OpenedModel, open_model
+from mmface.generation.settings import ModelChoice, Settings
 
 PROMPT = "a woman with red hair"
 
@@ -38,13 +34,13 @@ def parser() -> FaceParser:
 
 @pytest.fixture(scope="module")
 def address(model, parser):
-    with served(model, parser) as address:
+    with server.served(model, parser) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def client(address, tmp_path_factory) -> Client:
-    return Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("got")))
+def client(address, tmp_path_factory) -> "gradio.Client":
+    return gradio.Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("got")))
 
 
 @pytest.fixture
@@ -57,7 +53,7 @@ def mask_file(face_mask, tmp_path) -> Path:
 @pytest.mark.slow
 def test_the_endpoint_gives_the_pipelines_own_pixels(client, model, mask_file):
     faces, adherence = client.predict(
-        prompt=PROMPT, mask=handle_file(mask_file), sketch=None, steps=3, seed=7, num=2,
+        prompt=PROMPT, mask=gradio.handle_file(mask_file), sketch=None, steps=3, seed=7, num=2,
         guidance=3, api_name="/sample",
     )  # fmt: skip
     settings = Settings(prompt=PROMPT, conditions={"mask": "mask.png"}, steps=3, guidance=3.0)
@@ -75,7 +71,7 @@ def test_queued_requests_are_answered_in_order_and_memory_does_not_grow(client, 
     process = psutil.Process()
 
     def submit(seed):
-        options = {"prompt": PROMPT, "mask": handle_file(mask_file), "sketch": None}
+        options = {"prompt": PROMPT, "mask": gradio.handle_file(mask_file), "sketch": None}
         return client.submit(**options, steps=1, seed=seed, num=1, guidance=1, api_name="/sample")
 
     for seed in range(3):
@@ -87,7 +83,9 @@ def test_queued_requests_are_answered_in_order_and_memory_does_not_grow(client, 
         job = submit(seed)
         job.future.add_done_callback(lambda _, seed=seed: order.append(seed))
         jobs.append(job)
-        while job.status().code == Status.STARTING:  # the client sends from several threads
+        while (
+            job.status().code == gradio.utils.Status.STARTING
+        ):  # the client sends from several threads
             time.sleep(0.002)
     named = [Path(job.result(timeout=120)[0][0]).stem for job in jobs]
     assert named == [f"seed_{seed}" for seed in range(20)]
@@ -99,14 +97,14 @@ def test_queued_requests_are_answered_in_order_and_memory_does_not_grow(client, 
 
 @pytest.mark.slow
 def test_cancel_stops_the_running_call(parser, mask_file):
-    with served(open_model(ModelChoice()), parser) as address:
-        check_cancel(Client(address, verbose=False), mask_file)
+    with server.served(open_model(ModelChoice()), parser) as address:
+        check_cancel(gradio.Client(address, verbose=False), mask_file)
 
 
 def check_cancel(client, mask_file):
     job = client.submit(
-        prompt=PROMPT, mask=handle_file(mask_file), sketch=None, steps=100, num=4, guidance=5,
-        api_name="/sample",
+        prompt=PROMPT, mask=gradio.handle_file(mask_file), sketch=None, steps=100, num=4,
+        guidance=5, api_name="/sample",
     )  # fmt: skip
     answer, deadline = "", time.monotonic() + 60
     while "Cancelled" not in answer and time.monotonic() < deadline and not job.done():
@@ -123,12 +121,14 @@ def check_cancel(client, mask_file):
 def test_bad_requests_are_one_sentence(client, tmp_path, mask_file):
     for name, path in bad_files(tmp_path).items():
         with pytest.raises(Exception, match=r"[Tt]he file|larger|mask|sketch") as caught:
-            client.predict(prompt=PROMPT, mask=handle_file(path), sketch=None, api_name="/sample")
+            client.predict(
+                prompt=PROMPT, mask=gradio.handle_file(path), sketch=None, api_name="/sample"
+            )
         assert "Traceback" not in str(caught.value), name
     for options, words in (
         ({"mask": None}, "neither a mask nor a sketch"),
-        ({"mask": handle_file(mask_file), "steps": 1.5}, "whole number"),
-        ({"mask": handle_file(mask_file), "num": 400}, "number of pictures"),
+        ({"mask": gradio.handle_file(mask_file), "steps": 1.5}, "whole number"),
+        ({"mask": gradio.handle_file(mask_file), "num": 400}, "number of pictures"),
     ):
         with pytest.raises(Exception, match=words):
             client.predict(prompt=PROMPT, sketch=None, **options, api_name="/sample")
@@ -173,7 +173,7 @@ def test_the_page_listens_on_this_machine_alone_and_says_nothing_to_others(addre
 
 @pytest.mark.slow
 def test_a_password_shuts_the_page(model, parser):
-    with served(model, parser, password="anna:rose-garden-7") as address:
+    with server.served(model, parser, password="anna:rose-garden-7") as address:
         assert httpx.get(f"{address}config").status_code == 401
         wrong = httpx.post(f"{address}login", data={"username": "anna", "password": "x"})
         assert wrong.status_code == 400
@@ -184,12 +184,12 @@ def test_a_password_shuts_the_page(model, parser):
 @pytest.mark.parametrize("word", ["anna", ":secret", "anna:", ""])
 def test_a_malformed_password_is_refused(word):
     with pytest.raises(ValueError, match="USER:PASS"):
-        credentials(word)
+        server.credentials(word)
 
 
 @pytest.mark.slow
 def test_the_pages_folder_goes_with_it(model, parser, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with served(model, parser):
+    with server.served(model, parser):
         assert list(tmp_path.glob("mmface_page_*"))
     assert not list(tmp_path.glob("mmface_page_*"))

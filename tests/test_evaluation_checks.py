@@ -4,7 +4,7 @@ import runpy
 import socket
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -14,11 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from matplotlib.container import BarContainer
-from matplotlib.patches import Patch
 from PIL import Image
 from training_runs import FORK
 
+if TYPE_CHECKING:
+    from matplotlib.container import BarContainer
+    from matplotlib.patches import Patch
 from mmface.conditions import LABELS, PALETTE
 from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import locked
@@ -223,13 +224,13 @@ def test_every_method_of_a_chart_has_its_colour_and_its_place_in_the_legend():
     figure = class_iou_bars(values)
     (axes,), (legend,) = figure.axes, figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
-    bars = [cast(BarContainer, container).patches for container in axes.containers]
+    bars = [cast("BarContainer", container).patches for container in axes.containers]
     assert [[bar.get_height() for bar in each] for each in bars] == [
         [pytest.approx(values[name]["hair"])] for name in names
     ]
     colours = [each[0].get_facecolor() for each in bars]
     assert len(set(colours)) == 9
-    handles = [cast(Patch, handle) for handle in legend.legend_handles]
+    handles = [cast("Patch", handle) for handle in legend.legend_handles]
     assert [handle.get_facecolor() for handle in handles] == colours
     places = boxes(figure, [*legend.get_texts(), legend.get_title(), axes, *axes.get_xticklabels()])
     for index, one in enumerate(places):
@@ -247,7 +248,7 @@ def test_bars_of_all_classes_do_not_write_over_each_other():
     ious = dict.fromkeys(LABELS, 0.5)
     figure = class_iou_bars({"a": ious, "b": ious, "c": ious})
     (axes,) = figure.axes
-    containers = [cast(BarContainer, container) for container in axes.containers]
+    containers = [cast("BarContainer", container) for container in axes.containers]
     bars = [bar.get_bbox() for container in containers for bar in container.patches]
     for index, one in enumerate(bars):
         assert not any(one.overlaps(other) for other in bars[index + 1 :])

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from script_runs import load_script
 
 from mmface.model.lora import load_lora, read_lora
 
-pytest.importorskip("peft", reason="needs the extra lora")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra lora")
 LAYERS = ("blocks.0.image.qkv", "blocks.1.text.mlp.2", "text_embedder")
 
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 from pytorch_msssim import ms_ssim, ssim
-from skimage import metrics as skimage_metrics
 from torch import Tensor
 
 from mmface.metrics.picture_similarity import (
@@ -50,12 +49,14 @@ CHANGES = pytest.mark.parametrize("change", [blur, noise, darken])
 @pytest.mark.slow
 @CHANGES
 def test_ssim_agrees_with_pytorch_msssim_and_scikit_image(change):
+    from skimage import metrics as scikit_image
+
     images, references = pair = pictures(change)
     ours = structural_similarity(*pair)
     theirs = ssim(images.float(), references.float(), data_range=255, size_average=False)
     torch.testing.assert_close(ours.float(), theirs, atol=5e-5, rtol=0)  # theirs is float32
     for value, image, reference in zip(ours, images, references, strict=True):
-        other = skimage_metrics.structural_similarity(
+        other = scikit_image.structural_similarity(
             reference.numpy(),
             image.numpy(),
             channel_axis=0,

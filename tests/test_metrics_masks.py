@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import agreement_of
 from PIL import Image
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 import mmface
 from mmface.conditions import LABELS, edge_agreement, flip_labels
@@ -135,6 +134,8 @@ def test_mask_agreement_agrees_with_torchmetrics(faces):
     parsed = truth.roll(3, dims=2)
     result = agreement_of(parsed, truth)
     arguments: dict[str, Any] = {"num_classes": len(LABELS), "validate_args": False}
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
     accuracy = MulticlassAccuracy(average="micro", **arguments)(parsed.long(), truth.long())
     iou = MulticlassJaccardIndex(average="macro", **arguments)(parsed.long(), truth.long())
     assert result.accuracy == pytest.approx(100 * float(accuracy), rel=1e-5)

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from mmface.metrics.backbones import UNTRAINED, Backbone
 from mmface.metrics.feature_sets import (
@@ -84,7 +81,9 @@ def test_three_square_roots_agree(count):
     nuclear = float(torch.linalg.svdvals(rows[0] @ rows[1].T).sum())
     routes = [float(np.sqrt(eigenvalues).real.sum()), nuclear]
     if count > WIDTH:  # scipy's root wants a matrix of full rank
-        routes.append(float(scipy.linalg.sqrtm(product).trace().real))
+        from scipy.linalg import sqrtm
+
+        routes.append(float(sqrtm(product).trace().real))
     for trace in routes:
         assert frechet_distance(a, b) == pytest.approx(constant - 2 * trace, rel=1e-6)
 
@@ -167,6 +166,9 @@ class Features(nn.Module):
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all:UserWarning")
 def test_frechet_and_kernel_distance_agree_with_torchmetrics(backbone):
     real, generated = pictures(40), pictures(40, seed=1, brightness=0.8)
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     reference = FrechetInceptionDistance(Features(backbone), input_img_size=(3, 24, 24))
     kernel_reference = KernelInceptionDistance(Features(backbone), subsets=2, subset_size=40)
     for metric in (reference, kernel_reference):

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import bitsandbytes.functional as bnb
 import pytest
 import torch
 from conftest import build_pipeline
@@ -207,6 +206,8 @@ def test_offloading_leaves_weights_on_the_cpu_and_a_limit_is_found(small):
 
 def test_quantized_weights_have_the_size_that_bitsandbytes_gives_them():
     linear = torch.nn.Linear(192, 256)
+    import bitsandbytes.functional as bnb
+
     packed, state = bnb.quantize_4bit(linear.weight.data, quant_type="nf4")
     whole, rows, _ = bnb.int8_vectorwise_quant(linear.weight.data.half())
     bias = linear.bias.nbytes

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import bootstrap as scipy_bootstrap
 
 from mmface.metrics.condition_agreement import class_ious, confusion_matrices, pooled_mean_iou
 from mmface.metrics.feature_sets import (
@@ -37,6 +36,8 @@ def test_bootstrap_covers_a_known_mean():
 def test_bootstrap_agrees_with_scipy():
     values = np.random.default_rng(0).gamma(2.0, size=80)
     ours = bootstrap_mean(values, num_resamples=4000)
+    from scipy.stats import bootstrap as scipy_bootstrap
+
     theirs = scipy_bootstrap(
         (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval

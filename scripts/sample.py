@@ -7,6 +7,7 @@ accelerate launch scripts/sample.py --jobs faces.jsonl --out faces
 
 import inspect
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,7 @@ def main(**values: Any) -> int:
     settings, draws, choice, asked = (from_options(group, values) for group in GROUPS)
     sample.quiet()
     status = 0
+    done: Sequence[str | Path]
     if asked.plan:
         from mmface.planning.sampling import plan_command
 

@@ -72,7 +72,8 @@ def derived(config: DictConfig, settings: Iterable[str]) -> list[str]:
         parent, _, key = f"trainer.{setting}".rpartition(".")
         node = OmegaConf.select(config, parent)
         if OmegaConf.is_dict(node) and OmegaConf.is_interpolation(node, key):
-            source = str(OmegaConf.to_container(node, resolve=False)[key]).strip("${}")
+            unresolved: Any = OmegaConf.to_container(node, resolve=False)
+            source = str(unresolved[key]).strip("${}")
             source = (
                 typed_name(parent.removeprefix("trainer.")) + source if source[0] == "." else source
             )

@@ -151,6 +151,7 @@ def test_signals_leave_no_folder(tmp_path, number, is_serving):
     while not list(tmp_path.glob("mmface_page_*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     if is_serving:
+        assert process.stdout
         assert "The page is at" in process.stdout.readline()
     process.send_signal(number)
     _, told = process.communicate(timeout=60)

@@ -251,8 +251,8 @@ class Checkpoints:
         except Exception as error:  # safetensors and torch.save raise their own kinds
             last = self.saved()[-1:]
             # Adam's two moments are about twice the raw weights.
-            tensors = [*weights["model"].values()] * 3 + [*weights["ema"].values()]
-            need = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            parts = [*weights["model"].values()] * 3 + [*weights["ema"].values()]
+            need = sum(tensor.numel() * tensor.element_size() for tensor in parts)
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error} "
                 f"It needs {need / 1e6:,.0f} MB; free some space and run the command again: it "

@@ -8,6 +8,7 @@ accelerate launch scripts/sample.py --jobs faces.jsonl --out faces
 import inspect
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer

@@ -1,9 +1,11 @@
 """Writers that are killed at the worst moment, and writers that hold a folder."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from multiprocessing import get_context
 
@@ -45,3 +47,17 @@ def held_by_another(folder, work=""):
             yield process.pid
         finally:
             process.kill()
+
+
+def killed_at_random(work, duration, num_kills, seed):
+    """Kill a process at its work that often, then do it all; gives how many were alive then."""
+    draws, killed = random.Random(seed), 0
+    for _ in range(num_kills):
+        process = get_context("fork").Process(target=work)
+        process.start()
+        time.sleep(draws.uniform(0, duration / num_kills))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(120)
+        killed += process.exitcode == -signal.SIGKILL
+    work()
+    return killed

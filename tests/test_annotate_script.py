@@ -1,13 +1,16 @@
 """`scripts/annotate.py`: shards, resume, unreadable pictures, and the manifest it leaves."""
 
+import os
 import runpy
 import shutil
+import time
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from dead_writers import held_by_another
+from dead_writers import held_by_another, killed_at_random
 from PIL import Image, ImageFile
 from transformers import CLIPTokenizer
 from transformers import SegformerImageProcessorPil as SegformerProcessor
@@ -164,6 +167,22 @@ def test_a_picture_that_pillow_breaks_on_is_one_line(tmp_path, capsys, monkeypat
     monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=error("odd decoder")))
     assert annotate(["sketches", str(tmp_path), "--out", f"{tmp_path}_out"]) == 1
     assert "not read: a: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sketches", "captions"])
+def test_kills_lose_nothing_and_write_nothing_twice(photos, tmp_path, tokenizer, kind):
+    def work(out):
+        if kind == "captions":
+            return caption(photos, out, tokenizer, num_answers=10**6)
+        return annotate(["sketches", str(photos), "--out", str(out), "--batch-size", "1"])
+
+    start = time.monotonic()
+    assert work(tmp_path / "whole") == 0
+    duration = time.monotonic() - start
+    kills = int(os.environ.get("MMFACE_TEST_KILLS", "3"))
+    assert killed_at_random(partial(work, tmp_path / "killed"), duration, kills, seed=0) > 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_sources_that_cannot_be_annotated_are_refused(tmp_path):

@@ -17,9 +17,12 @@ from PIL import Image
 from mmface import builtin, doctor
 from mmface.conditions import LABELS, colorize
 from mmface.data.importers import import_faces, importer_of
+from mmface.data.keyed import keyed_generator
+from mmface.data.latents import LatentEncoding
 from mmface.data.manifest import Manifest, Record
 from mmface.data.perceptual_hash import hashes_of, lowest_frequencies, near_pairs
 from mmface.data.pictures import ManifestPictures
+from mmface.data.samples import LatentSamples
 from mmface.data.store import StoreSpec, close_store, write_store
 from mmface.doctor.face_checks import is_no_text
 from mmface.doctor.patient import _groups
@@ -77,10 +80,52 @@ def test_nothing_is_wrong_with_clean_layouts(tmp_path, layout):
     importer = importer_of(layout, tmp_path / "set", columns=columns)
     manifest = import_faces(importer, tmp_path / "m.jsonl")
     diagnosis = doctor.examine(manifest.path, num_workers=1)
+    assert doctor.sheet(diagnosis) is None
+    if layout in ("celebamask-hq", "photos"):  # clean, but nothing to train on yet
+        assert found(diagnosis) == {(None, "nothing_to_train_on")}
+        return
     assert diagnosis.findings == []
     assert not diagnosis.has_errors
     assert "nothing is wrong" in doctor.summary(diagnosis)
-    assert doctor.sheet(diagnosis) is None
+
+
+def status_of_training(manifest, vae, folder):
+    """0 if precompute makes a store of the training faces that samples can be drawn from."""
+    try:
+        LatentEncoding(ManifestPictures(manifest, 64, "train"), vae).write(folder)
+        LatentSamples(close_store(folder).folder).sample(0, keyed_generator(0))
+    except (ValueError, IndexError):
+        return 1
+    return 0
+
+
+def only(*names):
+    return lambda record: replace(
+        record, conditions={k: v for k, v in record.conditions.items() if k in names}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (only("mask"), 0),
+        (only("sketch"), 0),
+        (lambda r: only("mask" if r.id == "f/1" else "sketch")(r), 0),
+        (only(), 1),
+        (lambda r: r if r.id == "f/1" else only()(r), 0),
+        (lambda r: replace(r, captions=()), 1),
+        (lambda r: r if r.id == "f/1" else replace(r, captions=()), 0),
+        (lambda r: replace(r, sketch=r.image), 1),
+        (lambda r: replace(r, split="test"), 1),
+    ],
+)
+def test_the_status_is_the_one_that_training_has(tmp_path, tiny_pipeline_folder, change, status):
+    manifest = data_set(tmp_path, range(3))
+    records = [change(each) for each in manifest.records]
+    path = replace(manifest, records=records).write(tmp_path / "changed.jsonl").path
+    diagnosis = doctor.examine(path, num_workers=1)
+    assert int(diagnosis.has_errors) == status
+    assert status_of_training(path, tiny_pipeline_folder / "vae", tmp_path / "store") == status
 
 
 LONG = ", ".join(["a man with short brown hair and a green shirt"] * 12)

@@ -1,9 +1,7 @@
 """Latents of a manifest: every layout, any number of writers, bad pictures, kills."""
 
 import hashlib
-import multiprocessing
-import random
-import signal
+import itertools
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,12 +13,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import build_vae
+from dead_writers import killed_at_random
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from training_runs import face_task
 from transformers import get_constant_schedule
 
+from mmface import doctor
 from mmface.conditions import MASK, SKETCH, colorize, load_mask, open_picture
 from mmface.data.importers import LAYOUTS, import_faces, importer_of, parse_split
 from mmface.data.keyed import keyed_generator
@@ -249,7 +249,7 @@ def broken_set(folder):
     (folder / "images/3.png").write_text("no picture")
     layouts.save(folder / "masks/5.png", np.full((64, 64, 3), 120, np.uint8))
     (folder / "sketches/7.png").unlink()
-    records = [replace(r, mask=None) if r.id == "faces/9" else r for r in manifest.records]
+    records = [replace(r, conditions={}) if r.id == "faces/9" else r for r in manifest.records]
     return replace(manifest, records=records).write(manifest.path).path
 
 
@@ -265,7 +265,7 @@ def test_bad_pictures_are_listed_and_the_rest_encoded(vae, tmp_path):
         "faces/3": ("images/3.png", "cannot be read as a picture"),
         "faces/5": ("masks/5.png", "not a mask"),
         "faces/7": ("sketches/7.png", "does not exist"),
-        "faces/9": ("no mask", "scripts/annotate.py"),
+        "faces/9": ("no mask and no sketch in", "scripts/annotate.py"),
     }
     assert reasons.keys() == expected.keys()
     for name, words in expected.items():
@@ -275,6 +275,54 @@ def test_bad_pictures_are_listed_and_the_rest_encoded(vae, tmp_path):
     samples.sample(4, keyed_generator(0))
     with pytest.raises(ValueError, match=r"faces/1: .*images/1.png"):
         replace(job, strict=True).write(tmp_path / "strict")
+
+
+def uneven_set(folder):
+    """Six faces, of which some have a mask only, some a sketch only, and one neither."""
+    whole = written_manifest(folder)
+    lacks = {0: ("sketch",), 1: ("mask",), 4: ("mask", "sketch"), 5: ("sketch",)}
+    records = [
+        replace(r, conditions={k: v for k, v in r.conditions.items() if k not in lacks.get(n, ())})
+        for n, r in enumerate(whole.records)
+    ]
+    return whole, replace(whole, records=records).write(folder / "uneven.jsonl")
+
+
+def test_a_store_holds_what_exists_and_draws_come_from_that(vae, tmp_path):
+    whole, uneven = uneven_set(tmp_path / "set")
+    encoding(ManifestPictures(whole.path, PX), vae).write(tmp_path / "whole")
+    job = encoding(ManifestPictures(uneven.path, PX), vae)
+    job.write(tmp_path / "uneven")
+    replace(job, batch_size=3).write(tmp_path / "other")
+    assert shard_bytes(tmp_path / "uneven") == shard_bytes(tmp_path / "other")
+    assert [each.id for each in close_store(tmp_path / "uneven").skipped] == ["faces/4"]
+    for column in ("image", "mask", "sketch"):
+        complete = columns(tmp_path / "whole", column)
+        for name, latents in columns(tmp_path / "uneven", column).items():
+            there = column in ("image", *uneven.records[int(name[-1])].conditions)
+            np.testing.assert_array_equal(latents, complete[name] if there else 0 * latents)
+    samples = LatentSamples(tmp_path / "uneven", mask_dropout=0, sketch_dropout=0)
+    drawn = {
+        (item, int(samples.sample(item, keyed_generator(seed))["modality"]))
+        for item, seed in itertools.product(range(len(samples)), range(12))
+    }
+    assert drawn == {(0, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0)}
+    masks = LatentSamples(tmp_path / "uneven", modalities=["mask"])
+    assert len(masks) == 4
+    assert {int(masks.sample(n, keyed_generator(n))["modality"]) for n in range(4)} == {0}
+
+
+@pytest.mark.parametrize("kind", ["mask", "sketch"])
+def test_a_set_of_one_kind_is_a_store_of_it(vae, tmp_path, kind):
+    whole = written_manifest(tmp_path / "set", range(3))
+    records = [replace(r, conditions={kind: r.conditions[kind]}) for r in whole.records]
+    path = replace(whole, records=records).write(tmp_path / "set/one.jsonl").path
+    encoding(ManifestPictures(path, PX), vae).write(tmp_path / "store")
+    assert list(close_store(tmp_path / "store").spec.arrays) == ["image", kind]
+    assert doctor.examine(path, num_workers=1).findings == []
+    samples = LatentSamples(tmp_path / "store", mask_dropout=0.0, sketch_dropout=0.0)
+    assert len(samples) == 3
+    assert samples.sample(0, keyed_generator(0))["condition"].any()
 
 
 def test_latents_that_do_not_fit_are_an_error(pictures, tmp_path):
@@ -329,17 +377,7 @@ def test_kills_lose_nothing_and_write_nothing_twice(vae, tmp_path):
 
 def kill_at_random(job, folder, duration, num_kills, seed):
     """Kill a writing process that often, then let one end; returns how many were alive then."""
-    draws, killed = random.Random(seed), 0
-    fork = multiprocessing.get_context("fork")
-    for _ in range(num_kills):
-        process = fork.Process(target=job.write, args=(folder,))
-        process.start()
-        time.sleep(draws.uniform(0, duration / num_kills))
-        process.kill()
-        process.join(120)
-        killed += process.exitcode == -signal.SIGKILL
-    job.write(folder)
-    return killed
+    return killed_at_random(partial(job.write, folder), duration, num_kills, seed)
 
 
 def imported(layout, folder):

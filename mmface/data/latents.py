@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +21,9 @@ from mmface.encoders import Encoder, Feature, LatentCodec, Vae
 
 IMAGE = "image"
 """Column of the photo; a condition's column has its kind's name."""
+CONDITIONS = "conditions"
+"""Column of the names of the conditions that a face has, where not every face has all. The latents
+of the others are zeros."""
 POSTERIOR_STD = "image_std"
 """Column of the posterior's standard deviation, where a store holds moments."""
 POSTERIORS = ("sample", "mean", "moments")
@@ -48,11 +51,12 @@ def check_store(store: Store, vae: Vae, image_size: int) -> None:
 class _Words(NamedTuple):
     id: str
     captions: Sequence[str]
+    conditions: Sequence[str]
 
 
 class _Batch(NamedTuple):
     entries: list[_Words | Skipped]
-    pixels: Tensor  # uint8 [faces that could be read, column, 3, H, W]: a quarter of float32
+    pixels: Tensor  # uint8 [pictures of all faces that could be read, 3, H, W]
 
 
 class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
@@ -66,19 +70,21 @@ class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
             face = self.pictures.face(item)
         except (ValueError, FileNotFoundError) as error:
             return Skipped(self.pictures.id(item), " ".join(str(error).split())), None
-        return _Words(face.id, face.captions), torch.from_numpy(_stacked(face, self.kinds))
+        kinds = [kind for kind in self.kinds if kind.name in face.conditions]
+        words = _Words(face.id, face.captions, [kind.name for kind in kinds])
+        return words, torch.from_numpy(_stacked(face, kinds))
 
 
 def _stacked(
     face: FacePictures, kinds: Sequence[ConditionKind]
-) -> UInt8[np.ndarray, "columns 3 height width"]:
+) -> UInt8[np.ndarray, "pictures 3 height width"]:
     drawn = [face.image, *(face.rgb(kind) for kind in kinds)]
     return np.stack(drawn).transpose(0, 3, 1, 2).copy()
 
 
 def _collate(faces: Sequence[tuple[_Words | Skipped, Tensor | None]]) -> _Batch:
     readable = [pixels for _, pixels in faces if pixels is not None]
-    pixels = torch.stack(readable) if readable else torch.empty(0, dtype=torch.uint8)
+    pixels = torch.cat(readable) if readable else torch.empty(0, dtype=torch.uint8)
     return _Batch([entry for entry, _ in faces], pixels)
 
 
@@ -175,7 +181,7 @@ class LatentEncoding:
         return StoreSpec(
             num_items=num_items,
             arrays=self.arrays(codec),
-            texts=("captions",),
+            texts=("captions",) if self.pictures.is_even() else ("captions", CONDITIONS),
             made_by=made_by,
             shard_size=self.shard_size,
         )
@@ -210,7 +216,7 @@ class LatentEncoding:
         words = [entry for entry in batch.entries if isinstance(entry, _Words)]
         arrays = self._latents(codec, spec, words, batch.pixels) if words else {}
         rows: Iterator[Entry] = (
-            {"id": each.id, "captions": each.captions}
+            {"id": each.id, "captions": each.captions, CONDITIONS: each.conditions}
             | {name: values[place] for name, values in arrays.items()}
             for place, each in enumerate(words)
         )
@@ -223,10 +229,11 @@ class LatentEncoding:
         """Encode faces: a column's name to float32 [face, C, h, w] that `dtype` can hold."""
         pixels = pixels.to(codec.vae.device, non_blocking=True)
         pixels = pixels.float() / 127.5 - 1  # as conditions.image_pixels does
-        moments = codec.features(pixels.flatten(0, 1))
-        mean, std = (
-            moments[n].cpu().unflatten(0, (-1, len(self._columns))) for n in ("mean", "std")
+        moments = codec.features(pixels)
+        there = torch.tensor(
+            [[n in (IMAGE, *each.conditions) for n in self._columns] for each in words]
         )
+        mean, std = (_spread(moments[n].cpu(), there) for n in ("mean", "std"))
         columns = {name: mean[:, place] for place, name in enumerate(self._columns)}
         if self.posterior == "moments":
             columns[POSTERIOR_STD] = std[:, 0]
@@ -243,13 +250,23 @@ class LatentEncoding:
                     f"{self.dtype}; the VAE {self.vae} computes in {self.vae_dtype}. Set "
                     "job.vae_dtype=float32, or job.dtype=bfloat16."
                 )
+        photos = there.sum(1).cumsum(0) - there.sum(1)  # each face's pictures begin with its photo
         for name, encoder in self.encoders.items():
-            for feature, values in encoder.features(pixels[:, 0]).items():
+            for feature, values in encoder.features(pixels[photos]).items():
                 columns[_column(name, feature, encoder.gives(self.pictures.size()))] = values.cpu()
         return {
             name: (values.float() if values.dtype == torch.bfloat16 else values).numpy()
             for name, values in columns.items()
         }
+
+
+def _spread(
+    values: Float32[Tensor, "pictures channels height width"], there: Bool[Tensor, "faces columns"]
+) -> Float32[Tensor, "faces columns channels height width"]:
+    """Put what there is in its place, and zeros in the others."""
+    spread = values.new_zeros(*there.shape, *values.shape[1:])
+    spread[there] = values
+    return spread
 
 
 def _column(encoder: str, feature: str, given: Mapping[str, Feature]) -> str:

@@ -91,7 +91,7 @@ def picture_column(kind: ConditionKind) -> str:
 
 @dataclass(frozen=True)
 class FacePictures:
-    """One face: RGB photo, condition values by kind and at least one caption.
+    """One face: RGB photo, values of the conditions that it has by kind, at least one caption.
 
     `drawings` are conditions that are shown to the VAE otherwise than their kind draws them.
     """
@@ -121,7 +121,11 @@ class PictureSource(Protocol):
         ...
 
     def kinds(self) -> tuple[ConditionKind, ...]:
-        """Which conditions every face has."""
+        """Which conditions there are; a face has at least one of them."""
+        ...
+
+    def is_even(self) -> bool:
+        """Whether every face has all of `kinds`."""
         ...
 
     def made_by(self) -> dict[str, Any]:
@@ -161,6 +165,10 @@ class StoredPictures:
         there = self._rows.spec.arrays
         return tuple(kind for kind in condition_kinds() if picture_column(kind) in there)
 
+    def is_even(self) -> bool:
+        """Whether every face has all of `kinds`."""
+        return True
+
     def made_by(self) -> dict[str, Any]:
         """What made the store."""
         return dict(self._rows.spec.made_by)
@@ -177,13 +185,29 @@ class StoredPictures:
         return FacePictures(row["id"], row["image"], values, row["captions"])
 
 
+def lacking(record: Record, wanted: Sequence[str] | None = None) -> list[str]:
+    """Name what a face lacks to be trained on: captions, and conditions.
+
+    Args:
+        record: the face.
+        wanted: the kinds of condition that it must have; None asks for one of any kind.
+
+    Returns:
+        The names, such as `["sketch", "captions"]`; none if the face is complete.
+    """
+    if wanted is None:
+        wanted = () if record.conditions else [kind.name for kind in condition_kinds()]
+    lacks = [name for name in wanted if name not in record.conditions]
+    return [*lacks, *(() if record.captions else ("captions",))]
+
+
 @dataclass(frozen=True)
 class ManifestPictures:
     """The faces of a manifest, cropped to the middle square.
 
     Photos are resized with LANCZOS. Masks are resized as classes, so that no class is invented
     between two others (see `mmface.conditions.load_mask`). Split None takes all faces. Every face
-    must have all `conditions`; None takes those that any face has.
+    must have all `conditions`; None takes what there is, of which a face must have one.
     """
 
     manifest: str | Path
@@ -219,8 +243,19 @@ class ManifestPictures:
         return len(self._faces.records)
 
     def kinds(self) -> tuple[ConditionKind, ...]:
-        """Which conditions every face has."""
+        """Which conditions there are; a face has at least one of them."""
         return self._kinds
+
+    @cached_property
+    def _is_even(self) -> bool:
+        if self.conditions is not None or not Path(self.manifest).is_file():
+            return True
+        usable = [each for each in self._faces.records if not lacking(each)]
+        return all(len(each.conditions) == len(self._kinds) for each in usable)
+
+    def is_even(self) -> bool:
+        """Whether every face that can be used has all of `kinds`."""
+        return self._is_even
 
     def size(self) -> tuple[int, int]:
         """Height and width of all pictures in pixels."""
@@ -246,11 +281,9 @@ class ManifestPictures:
     def face(self, item: int) -> FacePictures:
         """Read a face; ValueError if a picture is bad, or a condition or captions are lacking."""
         record = self._faces.records[item]
-        lacking = [kind.name for kind in self.kinds() if kind.name not in record.conditions]
-        lacking += [] if record.captions else ["captions"]
-        if lacking:
+        if lacks := lacking(record, self.conditions):
             raise ValueError(
-                f"{record.id} has no {' and no '.join(lacking)} in {self.manifest}; "
+                f"{record.id} has no {' and no '.join(lacks)} in {self.manifest}; "
                 "scripts/annotate.py makes them"
             )
         image = self._photo(self._path(record, "image"))
@@ -259,6 +292,7 @@ class ManifestPictures:
                 self._path(record, kind.name), self.size(), record.reading(kind)
             ).values
             for kind in self.kinds()
+            if kind.name in record.conditions
         }
         return FacePictures(record.id, image, values, record.captions, self._drawings(record))
 
@@ -289,7 +323,7 @@ class ReleasedManifestPictures(ManifestPictures):
     mask_resizing: ClassVar[str] = "colours, LANCZOS, square pictures"
 
     def _drawings(self, record: Record) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
-        if MASK not in self.kinds():
+        if MASK not in self.kinds() or record.mask is None:
             return {}
         if record.label_format != "celebamask_hq":
             raise ValueError(

@@ -8,9 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmface.conditions import LABELS, condition_kind, condition_kinds, flip_labels
+from mmface.conditions import (
+    LABELS,
+    ConditionKind,
+    condition_kind,
+    condition_kinds,
+    flip_labels,
+)
 from mmface.core.command_line import check_names, check_number
-from mmface.data.latents import POSTERIOR_STD
+from mmface.data.latents import CONDITIONS, POSTERIOR_STD
 from mmface.data.pictures import picture_column
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels
@@ -35,11 +41,11 @@ class LatentSamples:
         condition_dropout: float = 0.05,
         **dropouts: float,
     ) -> None:
-        """Read from a latent store; conditions are drawn with equal probability.
+        """Read from a latent store; one of a face's conditions is drawn with equal probability.
 
+        Faces that have none of the `modalities` are left out; None takes all conditions.
         `text_dropout` is the probability of the empty prompt, `condition_dropout` that of all-zero
-        condition latents, `mask_dropout` and the like the same for one kind. None takes all
-        conditions.
+        condition latents, `mask_dropout` and the like the same for one kind.
         """
         for name, share in {
             "text_dropout": text_dropout,
@@ -61,6 +67,11 @@ class LatentSamples:
                 f"{self.store.folder} lacks latents of {lacking if self.kinds else 'conditions'}; "
                 f"it has {names}. Encode them: scripts/precompute.py."
             )
+        self.items: Sequence[int] = range(len(self.store))
+        if CONDITIONS in self.store.spec.texts:
+            wanted = {kind.name for kind in self.kinds}
+            of_each = self.store.rows[CONDITIONS]
+            self.items = [item for item, names in enumerate(of_each) if wanted & set(names)]
         known = {f"{kind.name}_dropout": kind.name for kind in condition_kinds()}
         if unknown := dropouts.keys() - known:
             raise TypeError(f"LatentSamples has no argument {', '.join(sorted(unknown))}")
@@ -68,8 +79,14 @@ class LatentSamples:
         self.condition_dropout |= {known[name]: value for name, value in dropouts.items()}
 
     def __len__(self) -> int:
-        """Number of faces."""
-        return len(self.store)
+        """Number of faces that have one of the conditions."""
+        return len(self.items)
+
+    def _kinds_of(self, item: int) -> Sequence[ConditionKind]:
+        if CONDITIONS not in self.store.spec.texts:
+            return self.kinds
+        names = self.store.row(item, (CONDITIONS,))[CONDITIONS]
+        return [kind for kind in self.kinds if kind.name in names]
 
     def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
         """Draw the kind of condition, caption, dropout, noise and time for one face.
@@ -79,7 +96,8 @@ class LatentSamples:
         float32 scalar in [0, 1) from which the objective makes the time, `modality` a long scalar.
         Where the store holds mean and deviation, the latents are a new sample, float32.
         """
-        kind = _choice(self.kinds, generator)
+        item = self.items[item]
+        kind = _choice(self._kinds_of(item), generator)
         column = kind.name
         row = self.store.row(item, ("image", column, "captions"))
         latents, condition = (torch.from_numpy(row[name]) for name in ("image", column))

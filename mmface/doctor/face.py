@@ -186,12 +186,12 @@ class Face:
         return self.sketch(self.record.sketch_polarity)
 
     def fault_of(self, kind: ConditionKind) -> str | None:
-        """Say why a condition cannot be read; None if it can, or if there is none."""
+        """Say why training would not read a condition; None if it does, or if there is none."""
         if kind.name not in self._pictures:
             return None
-        small = shrunk(self._pictures[kind.name], Image.Resampling.NEAREST)
+        side = self.examination.size_px or WORKING_SIDE
         try:
-            kind.load(small, (small.height, small.width), self.record.reading(kind))
+            kind.load(self._pictures[kind.name], (side, side), self.record.reading(kind))
         except ValueError as error:
             return str(error).replace("The picture", f"the {kind.name}")
         return None

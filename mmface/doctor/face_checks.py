@@ -98,15 +98,6 @@ def low_resolution(face: Face) -> Iterator[Problem]:
             yield Problem(getattr(face.record, name), words)
 
 
-@check("face", "error", "Make the condition anew from the photo.", "drop")
-def unusable_condition(face: Face) -> Iterator[Problem]:
-    """Condition of a kind without checks of its own that cannot be read."""
-    for kind in condition_kinds():
-        fault = None if kind in (MASK, SKETCH) else face.fault_of(kind)
-        if fault is not None:
-            yield Problem(face.record.conditions[kind.name], fault)
-
-
 @check("face", "error", "Save the mask as class indices 0..18, or say its label format.", "drop")
 def off_palette(face: Face) -> Iterator[Problem]:
     """Mask that cannot be read in its label format."""
@@ -221,6 +212,16 @@ def no_sketch(face: Face) -> Iterator[Problem]:
     if unusable and not (_is_blank(face) or any(inverted_sketch(face))):
         words = str(face.own_sketch).replace("The picture", "the sketch")
         yield Problem(face.record.sketch or "", words)
+
+
+@check("face", "error", "Make the condition anew from the photo.", "drop")
+def unusable_condition(face: Face) -> Iterator[Problem]:
+    """Condition that cannot be read, as no other check says."""
+    for kind in condition_kinds():
+        own = {MASK: face.mask, SKETCH: face.own_sketch}.get(kind)
+        fault = None if isinstance(own, ValueError) else face.fault_of(kind)
+        if fault is not None:
+            yield Problem(face.record.conditions[kind.name], fault)
 
 
 @check("face", "warning", "Give the face its own sketch, or draw it again.", "drop")

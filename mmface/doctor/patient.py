@@ -31,6 +31,25 @@ class ExaminedFace:
     off_palette_fraction: float | None
     mirrored: bool | None
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether training could read all its files."""
+        return not any(each.kind in UNREADABLE for each in self.findings)
+
+
+UNREADABLE = frozenset(
+    {
+        "missing_file",
+        "unreadable_file",
+        "truncated_file",
+        "unusable_condition",
+        "off_palette",
+        "blank_sketch",
+        "inverted_sketch",
+        "no_sketch",
+    }
+)
+"""Kinds of findings of a face that training would leave out."""
 
 _KEPT_FIRST = ("test", "val", "train")
 

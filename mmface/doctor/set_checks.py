@@ -1,8 +1,9 @@
 """The checks that look at the whole set: splits, label order, mirrors, duplicates, latents."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from mmface.data.pictures import ManifestPictures
+from mmface.data.pictures import ManifestPictures, lacking
 from mmface.data.store import Store
 from mmface.doctor.alignment import MIN_TYPICAL_EXCESS
 from mmface.doctor.findings import Problem, Repair, check
@@ -15,6 +16,33 @@ def empty_split(patient: Patient) -> Iterator[Problem]:
     if not any(each.split == "train" for each in patient.manifest.records):
         words = "no face is in the split train"
         yield Problem(str(patient.manifest.path), words)
+
+
+@check("set", "warning", "Make what is missing: scripts/annotate.py.")
+def incomplete_faces(patient: Patient) -> Iterator[Problem]:
+    """Faces without captions, or without any condition, which training leaves out."""
+    lacks = [lacking(each) for each in patient.manifest.records]
+    if 0 < (count := sum(map(bool, lacks))) < len(lacks):
+        words = f"{count} of {len(lacks)} faces are left out of training: {_counted(lacks)}"
+        yield Problem(str(patient.manifest.path), words)
+
+
+@check("set", "error", "Mend the faces, or make what is missing: scripts/annotate.py.")
+def nothing_to_train_on(patient: Patient) -> Iterator[Problem]:
+    """Set of which no face of the split train can be used."""
+    faces = zip(patient.manifest.records, patient.faces, strict=True)
+    training = [(record, face) for record, face in faces if record.split == "train"]
+    if training and not any(face.is_readable and not lacking(record) for record, face in training):
+        unreadable = sum(not face.is_readable for _, face in training)
+        told = [f"{unreadable} have files that cannot be read"] if unreadable else []
+        told += filter(None, [_counted([lacking(record) for record, _ in training])])
+        words = f"none of {len(training)} faces can be used: {', '.join(told)}"
+        yield Problem(str(patient.manifest.path), words)
+
+
+def _counted(lacks: Sequence[Sequence[str]]) -> str:
+    counts = Counter(" and no ".join(each) for each in lacks if each)
+    return ", ".join(f"{count} have no {names}" for names, count in counts.items())
 
 
 @check("set", "error", "Import again with the --label-format that the masks have.", "repair")

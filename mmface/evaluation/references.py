@@ -41,6 +41,10 @@ class HeldOutPictures:
         """Which conditions every face has."""
         return MASK, SKETCH
 
+    def is_even(self) -> bool:
+        """Whether every face has all of `kinds`."""
+        return True
+
     def made_by(self) -> dict[str, Any]:
         """What decides the pictures."""
         return {"kind": "held-out rendered faces", "first_seed": HELD_OUT_SEED, **vars(self)}
@@ -83,7 +87,13 @@ class References:
             raise ValueError(f"the faces have no {modality} each, but {there}; take one of these")
         self.caption_index = caption_index
         self.ids: Sequence[str] = [source.id(item) for item in range(count)]
-        self._face = lru_cache(maxsize=_CACHED_FACES)(source.face)
+        self._face = lru_cache(maxsize=_CACHED_FACES)(self._checked)
+
+    def _checked(self, item: int) -> FacePictures:
+        face = self.source.face(item)
+        if self.kind.name not in face.conditions:
+            raise ValueError(f"{face.id} has no {self.kind.name}; leave it out, or make one")
+        return face
 
     def __len__(self) -> int:
         """Number of faces."""

@@ -25,7 +25,7 @@ from mmface.data.manifest import Manifest, Record
 from mmface.data.perceptual_hash import lowest_frequencies
 from mmface.doctor import face_checks, set_checks  # noqa: F401  they register their checks
 from mmface.doctor.alignment import MAX_REFERENCES, OUTLINES, reference_of
-from mmface.doctor.face import Examination, Face, shrunk
+from mmface.doctor.face import Examination, Face, working_size
 from mmface.doctor.face_checks import is_mirrored, swaps
 from mmface.doctor.findings import CHECKS, Finding, checks_of
 from mmface.doctor.lines import LenientReading, read_leniently
@@ -105,7 +105,8 @@ def _label_guesses(sample: Sequence[Record], folder: Path) -> Mapping[str, Label
     for record in sample:
         if record.mask is not None:
             with suppress(ValueError, OSError):  # what cannot be read is said face by face
-                mask = shrunk(open_picture(folder / record.mask), Image.Resampling.NEAREST)
+                mask = open_picture(folder / record.mask)
+                mask = mask.resize(working_size(mask), Image.Resampling.NEAREST)
                 pictures.setdefault(record.label_format, []).append(mask)
     guesses = {}
     for said, masks in pictures.items():

@@ -154,9 +154,9 @@ class Face:
         """The mask at `WORKING_SIDE` at most, why it is none in its format, or None."""
         if "mask" not in self._pictures:
             return None
-        small = shrunk(self._pictures["mask"], Image.Resampling.NEAREST)
+        picture = self._pictures["mask"]
         try:
-            return load_mask(small, (small.height, small.width), self.record.label_format)
+            return load_mask(picture, working_size(picture)[::-1], self.record.label_format)
         except ValueError as error:
             return error
 
@@ -174,9 +174,9 @@ class Face:
         """Read the sketch as one of a polarity: uint8 [H, W], why it is none, or None."""
         if "sketch" not in self._pictures:
             return None
-        small = shrunk(self._pictures["sketch"], Image.Resampling.BILINEAR)
+        picture = self._pictures["sketch"]
         try:
-            return load_sketch(small, (small.height, small.width), polarity)
+            return load_sketch(picture, working_size(picture)[::-1], polarity)
         except ValueError as error:
             return error
 
@@ -216,15 +216,10 @@ class Face:
         return strength.ravel() / total if total else None
 
 
-def shrunk(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    """Shrink a picture to `WORKING_SIDE`; classes and palettes stay what they are."""
-    scale = WORKING_SIDE / max(picture.size)
-    if scale >= 1:
-        return picture
-    if resampling != Image.Resampling.NEAREST and picture.mode in ("1", "P"):
-        picture = picture.convert("RGBA")
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, resampling)
+def working_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture at `WORKING_SIDE`."""
+    scale = min(1.0, WORKING_SIDE / max(picture.size))
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
 
 
 def _opened(content: bytes, smaller: bool) -> tuple[Image.Image, tuple[int, int]] | BadFile:

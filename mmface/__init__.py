@@ -23,17 +23,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def builtin(name: str) -> Path:
-    """Return the folder of a built-in pipeline.
-
-    Args:
-        name: Its name, as in `builtin("tiny-flow")`.
-
-    Returns:
-        A folder for `MMFacePipeline.from_pretrained`.
-
-    Raises:
-        ValueError: If there is no built-in pipeline of this name.
-    """
+    """Return a built-in pipeline's folder, for `MMFacePipeline.from_pretrained`."""
     available = builtin_pipelines()
     if name not in available:
         raise ValueError(unknown_builtin("pipeline", name, available))

@@ -87,14 +87,9 @@ _ALWAYS_THERE = frozenset({"skin", "nose", "u_lip", "l_lip"})
 
 
 def relations_of(parts: Mapping[str, Part]) -> Iterator[tuple[Relation, bool]]:
-    """Test what holds between the parts of a face.
+    """Yield each relation of two parts, by class name, and whether it holds.
 
-    Args:
-        parts: The parts by the name of their class in `mmface.palette.LABELS`.
-
-    Yields:
-        Each relation whose two parts are there, and whether it holds. Skin, nose and lips are
-        there in any face: where one is missing, what is said of it does not hold.
+    Skin, nose and lips are in any face: where one is missing, its relations do not hold.
     """
     for says, holds, pairs in RELATIONS:
         for pair in pairs.split():

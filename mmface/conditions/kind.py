@@ -182,15 +182,7 @@ class ConditionKind(ABC):
     def read_back(
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None
     ) -> list[np.ndarray]:
-        """Read off made pictures what `agreement` compares with; the pictures themselves here.
-
-        Args:
-            pictures: Made pictures in RGB.
-            parser: The face parser, where `needs_parser`.
-
-        Returns:
-            One array a picture.
-        """
+        """Read off made RGB pictures what `agreement` compares with; by default the pictures."""
         return list(pictures)
 
     @abstractmethod
@@ -229,16 +221,9 @@ _TAKEN = frozenset(
 
 
 def register(kind: ConditionKind) -> ConditionKind:
-    """Make a kind known under its name.
+    """Make a kind known under its name and give it.
 
-    Args:
-        kind: The kind.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: If its name is no lower-case word of its own, or its name or index is taken.
+    ValueError if its name is no lower-case word of its own, or its name or index is taken.
     """
     if not (kind.name.isidentifier() and kind.name.islower()) or kind.name in _TAKEN:
         raise ValueError(f"{kind.name!r} cannot name a condition; take another lower-case word.")
@@ -290,13 +275,6 @@ def kinds_in_words(between: str) -> str:
 
 
 def draw_conditions(conditions: Mapping[str, np.ndarray]) -> Image.Image:
-    """Draw the conditions of a face over each other.
-
-    Args:
-        conditions: Values by the kind's name, at least one.
-
-    Returns:
-        An RGB picture: what is white in one lets the others through.
-    """
+    """Draw a face's conditions over each other in RGB, through what is white in one."""
     given = [kind for kind in condition_kinds() if kind.name in conditions]
     return reduce(ImageChops.multiply, [kind.draw(conditions[kind.name]) for kind in given])

@@ -109,17 +109,7 @@ def known_palettes() -> list[tuple[Color, ...]]:
 
 
 def label_format_named(name: str) -> LabelFormat:
-    """Give a known format.
-
-    Args:
-        name: A key of `LABEL_FORMATS`.
-
-    Returns:
-        The format.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Give the format of `LABEL_FORMATS` with this name."""
     if name not in LABEL_FORMATS:
         raise ValueError(
             f"There is no label format {name!r}; known are {', '.join(LABEL_FORMATS)}."

@@ -326,22 +326,10 @@ def _oddities(values: np.ndarray, format_: LabelFormat, name: str) -> list[str]:
 def released_mask_rgb(
     source: Picture, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Read a mask in the palette's colours as the released weights were shown it.
+    """Read a mask, in `celebamask_hq`'s colours or as indices, as the released weights saw it.
 
-    Their masks were resized as colour pictures, whole and with LANCZOS, so that edges have colours
-    of no class. `load_mask` keeps classes apart; this is for comparing with the release itself.
-
-    Args:
-        source: A colour picture in the palette of `celebamask_hq`, or indices 0..18, which are
-            drawn in it first. Transparent pixels are background. It is not cropped.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        The picture.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, or a grey one with values above 18.
+    Their masks were resized as colour pictures, whole and with LANCZOS, to height and width `size`,
+    so that edges have colours of no class. `load_mask` keeps classes apart.
     """
     picture = open_picture(source)
     labels = class_indices(picture, picture_name(source))
@@ -556,15 +544,7 @@ def _filled(
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Count pixels by (true class, predicted class).
-
-    Args:
-        truth: label map, uint8 [...].
-        predicted: label map of the same shape.
-
-    Returns:
-        int64 [19, 19]; matrices of several pictures add up.
-    """
+    """Count pixels of uint8 label maps by (true, predicted class): int64 [19, 19], additive."""
     count = len(LABELS)
     joint = truth.astype(np.int64).ravel() * count + predicted.astype(np.int64).ravel()
     return np.bincount(joint, minlength=count * count).reshape(count, count)

@@ -74,19 +74,9 @@ def load_sketch(
 def edge_agreement(image: np.ndarray, sketch: np.ndarray, tolerance_px: int = 1) -> float:
     """F-score of a picture's strongest edges against a sketch's lines, in [0, 1].
 
-    As many edge pixels are taken as the sketch has line pixels, so that contrast does not count;
-    an edge and a line meet when they are at most `tolerance_px` apart in each direction.
-
-    Args:
-        image: uint8 [H, W, 3].
-        sketch: uint8 [H, W], dark lines on white.
-        tolerance_px: how far apart an edge and a line may be.
-
-    Returns:
-        The harmonic mean of precision and recall.
-
-    Raises:
-        ValueError: if the sketch has no line darker than mid-grey.
+    As many edge pixels are taken as the sketch has line pixels, so that contrast does not count; an
+    edge and a line meet when they are at most `tolerance_px` apart in each direction. ValueError
+    for a sketch without a line darker than mid-grey.
     """
     lines = sketch < 128
     if not lines.any():

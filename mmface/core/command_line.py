@@ -98,17 +98,7 @@ def check_interval(name: str, start: float, end: float) -> None:
 
 
 def check_different(name: str, values: Any, kind: Any, example: str) -> None:
-    """Raise ValueError unless `values` is a list of different numbers from 0 up.
-
-    Args:
-        name: the setting's.
-        values: what was given.
-        kind: the numbers' type.
-        example: what would do, for the message.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
+    """Raise ValueError, with an example, unless `values` are different numbers from 0 up."""
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     sound = listed and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
     if not sound or min(values, default=0) < 0 or len(set(values)) < len(values):

@@ -111,12 +111,10 @@ def _put_away(folder: Path) -> Path:
 
 
 def sweep(folder: Path, alone: bool = False) -> None:
-    """Delete what dead writers left half written in a folder.
+    """Delete what dead writers left half written in a folder, not in those inside it.
 
-    Args:
-        folder: the folder; those inside it are not looked into.
-        alone: whether the caller is the only writer, who holds the folder's lock. What writers on
-            other hosts left is then deleted too; nobody can tell whether those are alive.
+    A caller that is `alone` holds the folder's lock: then what writers on other hosts left is
+    deleted too, since nobody can tell whether those are alive.
     """
     for path in folder.glob(".*.aside-*"):
         found = _ASIDE.fullmatch(path.name)
@@ -287,15 +285,7 @@ def _sha256_of(path: str, mtime_ns: int, size: int) -> str:
 
 
 def model_sha256(folder: Path, parts: Sequence[str] = ("",)) -> str:
-    """Digest a saved model's weights and configs, wherever its folder lies.
-
-    Args:
-        folder: the model's folder.
-        parts: the folders or files in it that belong to the model.
-
-    Returns:
-        SHA-256 over the names and digests of the `.safetensors` and `.json` files.
-    """
+    """Digest the names and digests of a saved model's `.safetensors` and `.json` files."""
     digest, found = hashlib.sha256(), set[Path]()
     for part in parts:
         found |= {folder / part} if (folder / part).is_file() else set((folder / part).rglob("*"))

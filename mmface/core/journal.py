@@ -166,13 +166,7 @@ class PartedWork:
         return self._found() == self._key() and all(starmap(self._is_whole, self.parts()))
 
     def run(self, work: Callable[[range], bytes], processes: Processes, title: str) -> None:
-        """Do this process's share of what is absent; all processes call this.
-
-        Args:
-            work: from a part's items to the content of its file.
-            processes: who shares the work.
-            title: stands beside the progress bar.
-        """
+        """Do this process's part of what is absent; all processes call this."""
         with ExitStack() as held:
             processes.on_main(lambda: self._take_folder(held))
             self._do_share(work, processes, title)

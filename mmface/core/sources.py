@@ -31,21 +31,11 @@ def unknown_builtin(kind: str, name: str, builtin: Mapping[str, Path]) -> str:
 def opened(
     kind: str, name: str | Path, builtin: Mapping[str, Path] = _NONE, parts: str = ""
 ) -> Iterator[str]:
-    """Find a model by its name, and say in one line why it cannot be loaded in this block.
+    """Find a model by folder, built-in name or hub id, and explain a failed load in one line.
 
-    Args:
-        kind: what it is, such as "face parser"; for messages.
-        name: a folder, a built-in name, or a hub id.
-        builtin: folders by their built-in names; a folder of the same name goes first.
-        parts: what `hf download` needs beside the hub id to get only what is needed.
-
-    Yields:
-        The folder or hub id, for a `from_pretrained`.
-
-    Raises:
-        FileNotFoundError: if there is no such folder or name; if it may be a hub id, the message
-            gives the command that downloads it.
-        UnusableModelError: if the block cannot load it.
+    A folder goes before a built-in name. `kind`, such as "face parser", and `parts`, what `hf
+    download` needs beside the hub id, are for messages. UnusableModelError if the block cannot load
+    it.
     """
     name = str(name)
     folder = Path(name) if Path(name).exists() else builtin.get(name)

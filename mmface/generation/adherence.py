@@ -64,18 +64,9 @@ def measure_adherence(
     conditions: Mapping[str, np.ndarray],
     parser: Parser | None,
 ) -> Adherence:
-    """Compare a picture with what it was made from.
+    """Compare an RGB picture with the conditions, of its size, that it was made from.
 
-    Args:
-        picture: The face in RGB.
-        conditions: Values by kind, of the picture's height and width.
-        parser: Reads a label map off the picture; needed for kinds that need one.
-
-    Returns:
-        The agreement.
-
-    Raises:
-        ValueError: If there is no condition, one cannot be measured, or the parser is missing.
+    ValueError if one cannot be measured, or needs the parser and there is none.
     """
     if not conditions:
         words = kinds_in_words(" nor ")

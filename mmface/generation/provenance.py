@@ -202,17 +202,7 @@ class Provenance:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object strictly: no NaN, no key twice, no bottomless nesting.
-
-    Args:
-        text: JSON.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Parse a JSON object strictly: no NaN, no key twice, no bottomless nesting."""
     try:
         found = json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
     except RecursionError:

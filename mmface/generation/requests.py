@@ -130,20 +130,10 @@ def load_files(settings: Settings, size: tuple[int, int], locate: Locate) -> Req
 def photo_conditions(
     photo: str | Path, size: tuple[int, int], parser: str, wanted: str = "both"
 ) -> dict[str, UInt8[np.ndarray, "_ _"]]:
-    """Take a mask and a sketch from a photo: by a face parser, and in pencil.
+    """Take `mask`, `sketch` or `both` from a photo: by a face parser, and in pencil.
 
-    Args:
-        photo: The file; its middle is cropped to the aspect ratio of `size`.
-        size: Height and width of the results in pixels.
-        parser: As for `FaceParser.from_pretrained`.
-        wanted: `both`, `mask` or `sketch`.
-
-    Returns:
-        The label map as `mask` and the sketch as `sketch`, those that are wanted.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, shows nothing to draw, or there is no such parser.
+    The photo's middle is cropped to the aspect ratio of `size`, height and width. ValueError if it
+    shows nothing to draw.
     """
     picture = Image.fromarray(flat_rgb(open_picture(photo), "white"))
     enlarge = max(1, PHOTO_SIDE_PX / min(size))

@@ -27,17 +27,7 @@ MAX_TEXT = 20_000
 
 
 def option(default: Any, panel: str, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """Make the field of an option.
-
-    Args:
-        default: Its default.
-        panel: Under which heading `--help` shows it.
-        text: What `--help` says of it.
-        choices: The words that it takes; none for any.
-
-    Returns:
-        A dataclass field.
-    """
+    """Make the field of an option with its heading and text in `--help`; no choices for any."""
     return field(default=default, metadata={"panel": panel, "help": text, "choices": choices})
 
 
@@ -207,18 +197,9 @@ def _check_choices(group: Any) -> None:
 
 
 def read_fields(kind: type[Fields], values: Mapping[str, Any], where: str) -> Fields:
-    """Make options of JSON that somebody brings: nothing in it is trusted.
+    """Make options of untrusted JSON; missing ones take their default.
 
-    Args:
-        kind: One of this file's dataclasses.
-        values: Options by name; those that are missing take their default.
-        where: What an error message calls the JSON, such as its file and line.
-
-    Returns:
-        The options.
-
-    Raises:
-        ValueError: If a name is unknown, or a value has the wrong type or is not finite.
+    ValueError, at `where`, if a name is unknown, or a value has the wrong type or is not finite.
     """
     hints = {option.name: option.type for option in options_of(kind)}
     if unknown := sorted(map(str, values.keys() - hints.keys())):
@@ -231,18 +212,7 @@ def read_fields(kind: type[Fields], values: Mapping[str, Any], where: str) -> Fi
 
 
 def check_text(name: str, value: Any) -> str:
-    """Give back a string of a sane length that can be written as UTF-8.
-
-    Args:
-        name: What to call it in an error message.
-        value: Anything.
-
-    Returns:
-        The string.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Give back a text of at most `MAX_TEXT` characters that UTF-8 can write, else ValueError."""
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise ValueError(f"{name} must be a text of at most {MAX_TEXT} characters.")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):

@@ -98,21 +98,11 @@ def check_settings(
     where: Path,
     derived: Collection[str] = (),
 ) -> list[str]:
-    """Compare the settings of a checkpoint with those of the run that resumes from it.
+    """Compare a checkpoint's flat settings with those of the run that resumes from it.
 
-    Args:
-        saved: flat settings of the checkpoint; empty if it holds none.
-        wanted: flat settings of this start.
-        allowed: names that may differ, as typed or without `trainer`; a name stands for all below
-            it too.
-        where: the checkpoint.
-        derived: names that follow others, and are not compared.
-
-    Returns:
-        A line for each allowed change.
-
-    Raises:
-        ValueError: if anything else differs.
+    `allowed` names may differ, as typed or without `trainer`; a name includes all below it.
+    `derived` names follow others and are not compared. Gives a line for each allowed change;
+    ValueError if anything else differs.
     """
     if not saved or not wanted:
         return []
@@ -169,18 +159,10 @@ class Checkpoints:
         return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
     def start(self, resume: bool | str | Path) -> Path | None:
-        """The checkpoint to resume from.
+        """Give the checkpoint to resume from, or None to begin at step 0.
 
-        Args:
-            resume: "auto" takes the newest one, or begins if there is none; False begins, and
-                refuses a folder that holds a run; a path takes that checkpoint.
-
-        Returns:
-            The checkpoint's folder, or None to begin at step 0.
-
-        Raises:
-            FileNotFoundError: if the path holds no checkpoint.
-            ValueError: if the run's folder holds what the start would overwrite.
+        "auto" takes the newest one, if any; False begins, and refuses a folder that holds a run; a
+        path takes that checkpoint. ValueError if the start would overwrite a run.
         """
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise NotADirectoryError(f"output_dir {self.output_dir} is a file; give a folder")
@@ -263,15 +245,9 @@ class Checkpoints:
         return folder
 
     def check_room(self, checkpoint_bytes: int, export_bytes: int) -> None:
-        """Refuse a disk on which the run could not save what it learns.
+        """Raise OSError if the disk lacks room for what the run saves: checkpoints and product.
 
-        Args:
-            checkpoint_bytes: size of a checkpoint.
-            export_bytes: size of the product.
-
-        Raises:
-            OSError: if the folder cannot be written, or has no room for the checkpoints that are
-                kept, the one that is being written, and the product.
+        It counts the checkpoints that are kept and one that is being written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

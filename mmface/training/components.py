@@ -39,7 +39,6 @@ _LATENT_ENDS = ("encoder.conv_out", "decoder.conv_in")  # of an AutoencoderKL
 
 
 def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Tensor]:
-    """Differences between neighbouring pixels, down and across."""
     return pictures.diff(dim=-2), pictures.diff(dim=-1)
 
 
@@ -142,14 +141,7 @@ class Parsing(TrainingTask):
     def __init__(
         self, config: Mapping[str, Any], size_px: int = 128, export_dtype: str = "float32"
     ) -> None:
-        """Build the parser.
-
-        Args:
-            config: arguments of SegformerConfig except the labels.
-            size_px: edge of the pictures that it is trained on, to which it will have others
-                resized.
-            export_dtype: torch dtype name that exported weights are stored in.
-        """
+        """Build the parser from arguments of SegformerConfig; it resizes pictures to `size_px`."""
         super().__init__()
         check_whole("size_px", size_px, 1)
         self.size_px = size_px
@@ -242,19 +234,10 @@ class Contrasting(TrainingTask):
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
-    """Learn a byte-pair vocabulary of CLIP's form from captions.
+    """Learn a byte-pair vocabulary of CLIP's form from captions, padded by its end token.
 
-    Args:
-        captions: texts to learn merges from.
-        vocab_size: largest number of tokens, at least 514: two special ones, then every byte in
-            both its forms (inside and at the end of a word), so that no prompt has unknown parts.
-        max_length: tokens of a padded prompt, start and end included.
-
-    Returns:
-        A tokenizer that pads with its end token, as CLIP's does.
-
-    Raises:
-        ValueError: if the vocabulary is too small for the bytes.
+    `vocab_size` is at least 514, else ValueError: two special tokens, then every byte in both its
+    forms (inside and at the end of a word), so that no prompt has unknown parts.
     """
     tokenizer = CLIPTokenizer()
     alphabet = sorted(ByteLevel.alphabet())

@@ -67,7 +67,6 @@ class LossMeter:
     """Means since the last log line, summed on the device without waiting for it."""
 
     def __init__(self) -> None:
-        """Start with nothing seen."""
         self.sums: dict[str, Tensor] = {}  # each (sum, count), float64
 
     def add(self, name: str, values: Tensor, part: Tensor | None = None) -> None:
@@ -111,7 +110,6 @@ class Throughput:
     """Seconds and samples since the last log line."""
 
     def __init__(self) -> None:
-        """Start the clock."""
         self.restart()
 
     def restart(self) -> None:
@@ -177,7 +175,6 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, each with its `step`."""
 
     def __init__(self, path: Path) -> None:
-        """Name the file; it need not be there."""
         self.path = path
 
     def append(self, step: int, values: Mapping[str, float]) -> None:

@@ -45,7 +45,6 @@ def _setting(facts: RunFacts, name: str) -> str:
 
 
 def _stores(facts: RunFacts) -> str:
-    """The store that was trained on, or those of all streams."""
     names = [n for n in facts.settings if n.startswith("samples.") and n.endswith(".store")]
     return ", ".join(_setting(facts, name) for name in names) or "not recorded"
 

@@ -181,17 +181,10 @@ class Trainer:
         return self.step >= self.recipe.total_steps
 
     def train(self) -> Path:
-        """Run to the last step.
+        """Run to the last step; gives the exported product's folder, or a stopped run's checkpoint.
 
-        Returns:
-            The folder of the exported product, or of the checkpoint if a signal stopped the run.
-
-        Raises:
-            BlockingIOError: if another run trains in the same folder.
-            RunError: if another process ends or does not answer, or after too many non-finite
-                steps in a row.
-            OSError: if a checkpoint or the product cannot be written; before the first step, if
-                that can be foreseen.
+        BlockingIOError if another run trains in the same folder; RunError if another process is
+        lost, or too many steps in a row are not finite; OSError if the disk is too small.
         """
         lost = self.processes.told_of_lost_ones(self.hardware.timeout_s)
         with lost, contextlib.ExitStack() as held:

@@ -12,6 +12,7 @@ import struct
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -19,7 +20,19 @@ import torch
 from PIL import Image
 from script_runs import load_script
 
-ODD_VALUES = ("abc", [], {}, float("nan"), -1, 10**12, None, "", [1, 2], True, -0.5)
+ODD_VALUES: tuple[Any, ...] = (
+    "abc",
+    [],
+    {},
+    float("nan"),
+    -1,
+    10**12,
+    None,
+    "",
+    [1, 2],
+    True,
+    -0.5,
+)
 ODD_DTYPES = ("int8", "int64", "bool", "float64", "float16", "bfloat16", "float8_e4m3fn")
 ODD_CLASSES = (["diffusers", "UNet2DModel"], ["os", "system"], ["evil", "Evil"], [None, None], 5,
                ["transformers", "CLIPModel"], "AutoencoderKL", ["diffusers", "X"])  # fmt: skip
@@ -173,7 +186,7 @@ def main(num: int) -> None:
     """Print how each of so many broken pipelines ends, and the counts."""
     import tempfile
 
-    pipeline, counts = Path(__file__).parent.parent / "mmface/assets/tiny-flow", Counter()
+    pipeline, counts = Path(__file__).parent.parent / "mmface/assets/tiny-flow", Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         right = right_picture(pipeline, Path(folder))
         for seed in range(num):

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +60,7 @@ def stretch(tensors):
     return "shape"
 
 
-LOADS = {
+LOADS: dict[str, tuple[Path, str, Callable[..., Any]]] = {
     "vae": (TINY_FLOW, "vae", lambda folder: LatentCodec.from_pretrained(str(folder), "vae")),
     "text": (TINY_FLOW, "text_encoder", TextEncoder.from_pretrained),
     "parser": (TINY_PARSER, "", FaceParser.from_pretrained),

@@ -137,6 +137,14 @@ def test_adherence_is_the_kinds_own(depth, depth_map, face_labels):
     assert drawn.size == (64, 64)
 
 
+def test_its_outlines_are_drawn_on_a_face():
+    near = np.zeros((8, 8), dtype=np.uint8)
+    near[:, 4:] = 200
+    lines = DepthKind().outlines(near, (16, 32))
+    assert lines.shape == (32, 16)
+    assert (lines == (np.arange(16) == 8)).all()
+
+
 def test_an_installed_package_adds_its_option(tmp_path):
     facts = tmp_path / "depth_plugin-1.0.dist-info"
     facts.mkdir()

@@ -200,8 +200,8 @@ class Handlers:
             "strength": start[1] if start[0] is not None else None,
         } | _numbers(steps, guidance, condition_strength, 0 if seed is None else seed, num)
         wanted = self.request(mode, given, values, start[0], start[2])
-        if cut := self.maker.unheard(prompt):
-            gr.Warning(f"The prompt is longer than the model reads; this end is not heard: {cut}")
+        if cut := self.maker.truncated(prompt):
+            gr.Warning(f"The prompt is too long; the model does not receive its end: {cut}")
         preview = ""
         yield {"status": reporting.note_html("Starting ...")}
         with self._stoppable(request) as stop:
@@ -217,7 +217,7 @@ class Handlers:
         titles = [(reporting.run_title(k + 1, each), k) for k, each in enumerate(runs)]
         seeds = ", ".join(map(str, run.seeds))
         return {
-            "status": reporting.note_html(f"Done: seed {seeds}. Each PNG carries its recipe."),
+            "status": reporting.note_html(f"Done: seed {seeds}. Each PNG says how it was made."),
             "gallery": [
                 (str(path), f"seed {seed}")
                 for path, seed in zip(run.pictures, run.seeds, strict=True)
@@ -308,7 +308,7 @@ class Handlers:
             request: Who asks.
 
         Returns:
-            The PNG files with their recipes, and how each follows its conditions.
+            The PNG files, and how each follows its conditions.
         """
         size = (self.maker.size, self.maker.size)
         wanted = FaceRequest(

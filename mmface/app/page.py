@@ -12,7 +12,7 @@ from mmface.app.canvas import paint_canvas
 from mmface.app.handlers import Handlers
 from mmface.app.painting import PAINTED, class_colors, kinds_of
 from mmface.app.running import MAX_GUIDANCE, MAX_PICTURES, MAX_SEED, MAX_STEPS, MAX_STRENGTH
-from mmface.conditions import condition_kinds
+from mmface.conditions import condition_kinds, kinds_in_words
 from mmface.sampling.blending import VARIATION_STRENGTH
 
 STYLE = Path(__file__).with_name("theme.css")
@@ -46,7 +46,7 @@ class Page:
         ) as self.blocks:
             side = handlers.maker.size
             gr.HTML(
-                "<h1>mmface</h1><p>Faces from a segmentation mask or a sketch, plus a prompt. "
+                f"<h1>mmface</h1><p>Faces from {kinds_in_words(' or ')}, plus a prompt. "
                 f"Model: {title}, {side} x {side} pixels.</p>",
                 elem_classes="app-title",
             )
@@ -195,7 +195,7 @@ class Page:
             elem_id="faces",
         )
         self.download = gr.DownloadButton(
-            "Download all, with conditions and recipes", interactive=False, size="sm"
+            "Download all, with their conditions", interactive=False, size="sm"
         )
         with gr.Accordion("How well the selected face follows its condition", open=True):
             self.report = gr.HTML(

@@ -58,7 +58,7 @@ def adherence_html(run: FaceRun, place: int, parser_name: str) -> str:
     """Show how one face follows its conditions: bars, and the wanted contours on the face."""
     found = run.adherence[place]
     if found is None:
-        return note_html("This face has no mask and no dark line to be compared with.")
+        return note_html("This face has no condition that it can be compared with.")
     overlay = to_data_url(contours_on(run, place))
     titles = found.titles | {name: title for name, (title, _) in _CLASS_BARS.items()}
     colors = dict(_CLASS_BARS.values())
@@ -92,16 +92,8 @@ def contours_on(run: FaceRun, place: int) -> Image.Image:
     scale = -(-OVERLAY_PX // min(face.size))
     size = (face.width * scale, face.height * scale)
     pixels = np.array(face.resize(size, Image.Resampling.BICUBIC))
-    request = run.request
-    if (wanted := request.conditions.get("mask")) is not None:
-        labels = np.array(Image.fromarray(wanted).resize(size, Image.Resampling.NEAREST))
-        border = np.zeros(labels.shape, dtype=bool)
-        border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-        border[1:] |= labels[1:] != labels[:-1]
-        pixels[border] = _INK
-    if (wanted := request.conditions.get("sketch")) is not None:
-        sketch = Image.fromarray(wanted).resize(size, Image.Resampling.BICUBIC)
-        ink = (255 - np.array(sketch, dtype=np.float32)[..., None]) / 255
+    for name, values in run.request.conditions.items():
+        ink = condition_kind(name).outlines(values, size)[..., None]
         pixels = (pixels * (1 - ink) + _INK * ink).round().astype(np.uint8)
     return Image.fromarray(pixels)
 

@@ -185,7 +185,7 @@ class FaceMaker:
         self._lock = threading.Lock()
         self._closed = False
 
-    def unheard(self, prompt: str) -> str:
+    def truncated(self, prompt: str) -> str:
         """Give the end of a prompt that is beyond what the text encoder reads, or ""."""
         return self.model.pipeline.text.truncated(prompt)
 
@@ -297,10 +297,10 @@ class FaceMaker:
         seeds: tuple[int, ...],
         faces: list[Image.Image],
     ) -> FaceRun:
-        recipe = provenance_of(self.model, [prepared], seeds)
+        provenance = provenance_of(self.model, [prepared], seeds)
         files = {folder / f"seed_{seed}.png": face for seed, face in zip(seeds, faces, strict=True)}
         write_pictures(
-            {path: (face, recipe.of_picture(k)) for k, (path, face) in enumerate(files.items())}
+            {path: (face, provenance.of_picture(k)) for k, (path, face) in enumerate(files.items())}
         )
         archive = folder / f"mmface_seed_{seeds[0]}.zip"
         with zipfile.ZipFile(archive, "w") as packed:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageChops, ImageOps
 
 Picture = Image.Image | np.ndarray | str | Path
@@ -97,6 +97,10 @@ Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray,
 """Gives the label maps of RGB pictures, such as `mmface.encoders.face_parser.FaceParser`."""
 
 
+_STEP = 24
+"""Difference of two neighbours' colours, of 255, that is a line."""
+
+
 class LoadedCondition(NamedTuple):
     """A condition as the model wants it.
 
@@ -174,6 +178,17 @@ class ConditionKind(ABC):
     def draw(self, values: np.ndarray) -> Image.Image:
         """Draw a condition for a grid; `rgb` as a picture."""
         return Image.fromarray(self.rgb(values))
+
+    def outlines(
+        self, values: np.ndarray, size: tuple[int, int]
+    ) -> Float32[np.ndarray, "height width"]:
+        """Where a picture of this width and height should have lines, 0 to 1."""
+        drawn = Image.fromarray(self.rgb(values)).resize(size, Image.Resampling.NEAREST)
+        colors = np.array(drawn, dtype=np.int16)
+        lines = np.zeros(colors.shape[:2], dtype=np.float32)
+        lines[:, 1:] = abs(np.diff(colors, axis=1)).max(axis=-1) > _STEP
+        lines[1:] = np.maximum(lines[1:], abs(np.diff(colors, axis=0)).max(axis=-1) > _STEP)
+        return lines
 
     def mirror(self, values: np.ndarray) -> np.ndarray:
         """Mirror a condition left to right."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageFilter
 
 from mmface.conditions.kind import (
@@ -121,6 +121,13 @@ class SketchKind(ConditionKind):
     def rgb(self, values: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
         """Repeat a sketch over three channels."""
         return np.repeat(values[..., None], 3, axis=2)
+
+    def outlines(
+        self, values: np.ndarray, size: tuple[int, int]
+    ) -> Float32[np.ndarray, "height width"]:
+        """Its dark lines."""
+        drawn = Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+        return (255 - np.array(drawn, dtype=np.float32)) / 255
 
     def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
         """Give `edge_agreement`."""

@@ -19,6 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mmface.core.files import folder_sha256
+from mmface.core.networks import load_network
+from mmface.core.sources import opened
 from mmface.evaluation.references import References
 from mmface.generation.provenance import PICTURE_SUFFIXES
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
@@ -304,12 +306,12 @@ class ControlNetMethod(GeneratingMethod):
         from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
         if self._pipeline is None:
-            self._pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-                self.base,
-                controlnet=ControlNetModel.from_pretrained(self.controlnet, use_safetensors=True),
-                safety_checker=None,
-                use_safetensors=True,
-            )
+            with opened("ControlNet", self.controlnet) as source:
+                controlnet = load_network(ControlNetModel, source)
+            with opened("pipeline", self.base) as source:
+                self._pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+                    source, controlnet=controlnet, safety_checker=None, use_safetensors=True
+                )
             self._pipeline.set_progress_bar_config(disable=True)
         return self._pipeline
 

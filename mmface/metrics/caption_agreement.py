@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from mmface.core.sources import opened
 from mmface.metrics.backbones import CLIP_SCORE_ID, BackboneSource, ClipBackbone
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
 from mmface.metrics.preprocessing import check_pictures
@@ -64,8 +65,11 @@ class VisionLanguageJudge:
         """Load a judge from a folder or hub id; bfloat16 moves its scores by about 1e-3."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-        return cls(model, AutoProcessor.from_pretrained(path), Path(path).name)
+        with opened("judge", path) as source:
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, use_safetensors=True
+            )
+            return cls(model, AutoProcessor.from_pretrained(source), Path(path).name)
 
     @property
     def protocol(self) -> str:

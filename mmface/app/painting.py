@@ -179,9 +179,8 @@ def read_mask(path: str | Path, size: tuple[int, int] = _SIZE) -> ReadMask:
 def read_sketch(path: str | Path, size: tuple[int, int] = _SIZE) -> Sketch:
     """Read an uploaded sketch as dark lines on white; light lines on dark are inverted."""
     picture = open_upload(path)
-    is_dark = np.median(np.array(picture.convert("L"))) < 128
     try:
-        return load_sketch(picture, size, "white_on_dark" if is_dark else "dark_on_white")
+        return condition_kind("sketch").load(picture, size).values
     except ValueError as error:
         raise ValueError(str(error).replace("The picture", "The file")) from None
 

@@ -6,6 +6,7 @@ Nothing here loads torch; `mmface.encoders.vae` turns pictures into the pixels o
 
 from mmface.conditions.kind import (
     MAX_PIXELS,
+    READER,
     ConditionKind,
     LoadedCondition,
     Parser,
@@ -61,6 +62,7 @@ __all__ = [
     "MASK",
     "MAX_PIXELS",
     "PALETTE",
+    "READER",
     "SKETCH",
     "SKETCH_POLARITIES",
     "ConditionKind",

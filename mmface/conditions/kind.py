@@ -22,6 +22,9 @@ from PIL import Image, ImageChops, ImageOps
 Picture = Image.Image | np.ndarray | str | Path
 """A picture as people have it: a PIL picture, an array, or the path of a file."""
 
+READER = 2
+"""Counts the changes of what is read from the same files; stores say which they were made with."""
+
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decompressed."""
 

@@ -40,35 +40,165 @@ def load_sketch(
         FileNotFoundError: If there is no such file.
         ValueError: If it is no picture, is in colour, blank, or of the other polarity.
     """
+    return read_sketch(source, size, polarity).values
+
+
+def read_sketch(source: Picture, size: tuple[int, int], polarity: str) -> LoadedCondition:
+    """Read a sketch by `load_sketch`, and say what was done about its paper, light and ink."""
     if polarity not in SKETCH_POLARITIES:
         known = " and ".join(SKETCH_POLARITIES)
         raise ValueError(f"There is no sketch polarity {polarity!r}; known are {known}.")
-    dark_on_white = polarity == "dark_on_white"
     picture, name = open_picture(source), picture_name(source)
+    top, left, height, width = centre_crop((picture.height, picture.width), size)
+    picture = _eight_bits(picture.crop((left, top, left + width, top + height)), name)
+    dark_on_white, remarks = polarity == SKETCH_POLARITIES[0], list[str]()
     rgb = flat_rgb(picture, "white" if dark_on_white else "black")
-    if (np.ptp(rgb.astype(np.int16), axis=2) > 64).mean() > 0.25:
+    if picture.has_transparency_data and np.ptp(rgb) < _MIN_CONTRAST:
+        rgb = 255 - np.repeat(np.array(picture.convert("RGBA"))[..., 3:], 3, axis=2)
+        dark_on_white = True
+        remarks.append("what is not transparent was taken for dark lines")
+    if _colorful(rgb) and (paper := _paper_color(rgb)) is not None:
+        lit = rgb * (255 / np.maximum(paper, 32))
+        rgb = lit.clip(0, 255).round().astype(np.uint8)
+        remarks.append(f"its paper of the colour {tuple(paper.tolist())} was made white")
+    if _colorful(rgb):
         raise ValueError(
             f"{name} is a colour picture, not a sketch; a segmentation mask goes in as the mask."
         )
-    top, left, height, width = centre_crop(rgb.shape[:2], size)
-    grey = Image.fromarray(rgb).convert("L").crop((left, top, left + width, top + height))
+    grey = Image.fromarray(rgb).convert("L")
     sketch = np.array(grey.resize((size[1], size[0]), Image.Resampling.LANCZOS))
     sketch = sketch if dark_on_white else 255 - sketch
-    if np.ptp(sketch) < 32:
-        raise ValueError(f"{name} is blank: no line in it; give dark lines on white.")
+    if min(height / size[0], width / size[1]) > _NEAR_SIZE:
+        sketch = _ink_kept(np.array(grey) if dark_on_white else 255 - np.array(grey), sketch)
+    evened = _evened(sketch)
+    if evened is not None:
+        sketch = evened
+        remarks.append("its light or paper was evened out, and its lines made darker")
+    if np.ptp(sketch) < _MIN_CONTRAST:
+        raise ValueError(
+            f"{name} is blank: no line in it that differs from the paper; give dark lines on "
+            "white, or scan faint ones with more contrast."
+        )
     # Portrait sketches may have a black background; the face in the middle is white in all.
-    middle = sketch[size[0] // 4 : -(size[0] // 4) or None, size[1] // 4 : -(size[1] // 4) or None]
-    if np.median(middle) < 128:
+    if np.median(_middle(sketch)) < 128:
         found, remedy = (
             ("light lines on dark; sketches are dark lines on white", "white_on_dark")
             if dark_on_white
             else ("dark lines on white", "dark_on_white")
         )
-        raise ValueError(
+        raise InvertedError(
             f"{name} is {found}: invert it first (PIL.ImageOps.invert), or read it with the "
             f"polarity {remedy}."
         )
-    return sketch
+    return LoadedCondition(sketch, "; ".join(remarks) or None)
+
+
+class InvertedError(ValueError):
+    """A sketch of the other polarity."""
+
+
+_MIN_CONTRAST = 32
+_NEAR_SIZE = 1.5  # times the wanted size, up to which no line is lost
+_CELLS = 16
+
+
+def _middle(sketch: np.ndarray) -> np.ndarray:
+    height, width = (length // 4 for length in sketch.shape)
+    return sketch[height : -height or None, width : -width or None]
+
+
+def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Bring grey pictures of 16 bits and of floats to eight; others are left as they are."""
+    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+        return picture
+    values = np.array(picture).astype(np.float64)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError(f"{name} has values that are negative or not finite.")
+    highest = values.max()
+    ends: tuple[float, ...] = (1.0,) if picture.mode == "F" else ()
+    white = next(
+        (end for end in (*ends, 255.0, 1023.0, 4095.0, 65535.0) if highest <= end), highest
+    )
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+
+
+def _colorful(rgb: np.ndarray) -> bool:
+    return bool((np.ptp(rgb.astype(np.int16), axis=2) > 64).mean() > 0.25)
+
+
+def _paper_color(rgb: np.ndarray) -> np.ndarray | None:
+    """Give the colour that most of a picture has, uint8 [3]; None if there is none."""
+    bins, counts = np.unique((rgb >> 4).reshape(-1, 3), axis=0, return_counts=True)
+    first = bins[counts.argmax()].astype(np.int16) * 16 + 8
+    near = np.abs(rgb.astype(np.int16) - first).max(axis=2) <= 24
+    if near.mean() < 0.5 or first.max() < 96:
+        return None
+    return np.median(rgb[near], axis=0).astype(np.uint8)
+
+
+def _ink(darkness: np.ndarray) -> float:
+    """Give how dark the lines are, from the darkness [0, 255] of each pixel."""
+    lines = darkness[darkness > max(4.0, float(darkness.max()) / 4)]
+    return float(np.percentile(lines, 90)) if lines.size else 0.0
+
+
+def _ink_kept(source: np.ndarray, reduced: np.ndarray) -> np.ndarray:
+    """Make lines that became fainter when a sketch was reduced as dark as they were."""
+    paper = float(np.median(_middle(source)))
+    exact = Image.fromarray(source.astype(np.float32)).resize(
+        reduced.shape[::-1], Image.Resampling.BOX
+    )
+    darkness = (paper - np.asarray(exact)).clip(0, 255)
+    wanted, found = _ink((paper - source.astype(np.float32)).clip(0, 255)), _ink(darkness)
+    if paper < 128 or not found or wanted / found < _FAINTER:
+        return reduced
+    return (paper - darkness * (wanted / found)).clip(0, 255).round().astype(np.uint8)
+
+
+_FAINTER = 1.3
+
+
+def _evened(sketch: np.ndarray) -> np.ndarray | None:
+    """Divide a sketch by the light on its paper, and make faint lines dark.
+
+    The light is a quadratic surface through the brightest parts of a grid of cells. All white
+    where there are no lines; None where the paper is white and even already, is no such surface,
+    is too dark to tell, or has light lines on it.
+    """
+    height, width = sketch.shape
+    if min(height, width) < _CELLS:
+        return None
+    rows, columns = np.arange(height) * _CELLS // height, np.arange(width) * _CELLS // width
+    cells = np.empty((_CELLS, _CELLS))
+    for row, column in np.ndindex(cells.shape):
+        cells[row, column] = np.percentile(sketch[rows == row][:, columns == column], 80)
+
+    def surface(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+
+    y, x = (axis.ravel() for axis in np.mgrid[0:_CELLS, 0:_CELLS] / (_CELLS - 1) * 2 - 1)
+    terms, levels, kept = surface(y, x), cells.ravel(), np.ones(_CELLS**2, dtype=bool)
+    for _ in range(8):
+        fit = terms @ np.linalg.lstsq(terms[kept], levels[kept], rcond=None)[0]
+        kept = levels > fit - np.maximum(0.08 * fit, 3)
+        if kept.sum() < 0.5 * kept.size:
+            return None
+    if (np.abs(levels - fit) > 0.08 * np.abs(fit) + 3).mean() > 0.4 or fit.min() < 24:
+        return None
+    weights = np.linalg.lstsq(terms[kept], levels[kept], rcond=None)[0]
+    y, x = np.mgrid[0:height, 0:width] / np.array([height - 1, width - 1]).reshape(2, 1, 1) * 2 - 1
+    paper = surface(y, x) @ weights
+    lit = sketch * (255 / np.maximum(paper, 16))
+    noise = 1.4826 * float(np.median(np.abs(lit - np.median(lit))))
+    ink = 255 - float(np.percentile(lit, 0.1))
+    if paper.min() >= 225 and np.ptp(sketch) >= 96:
+        return None
+    if (lit > 255 + 40).mean() > 2 * (lit < 255 - 40).mean():
+        return None  # light lines
+    if ink < max(8.0, 8 * noise):
+        return np.full_like(sketch, 255)
+    gain = max(1.0, 200 / ink)
+    return (255 - (255 - lit) * gain).clip(0, 255).round().astype(np.uint8)
 
 
 def edge_agreement(image: np.ndarray, sketch: np.ndarray, tolerance_px: int = 1) -> float:
@@ -114,9 +244,16 @@ class SketchKind(ConditionKind):
     def load(
         self, source: Picture, size: tuple[int, int], reading: str | None = None
     ) -> LoadedCondition:
-        """Read a sketch by `load_sketch`."""
-        polarity = self.reading.default if reading is None else reading
-        return LoadedCondition(load_sketch(source, size, polarity))
+        """Read a sketch by `read_sketch`; of unsaid polarity, light lines on dark are inverted."""
+        if reading is not None:
+            return read_sketch(source, size, reading)
+        dark, light = SKETCH_POLARITIES
+        try:
+            return read_sketch(source, size, dark)
+        except InvertedError:
+            values, remark = read_sketch(source, size, light)
+        said = "its light lines on dark were inverted"
+        return LoadedCondition(values, f"{said}; {remark}" if remark else said)
 
     def rgb(self, values: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
         """Repeat a sketch over three channels."""

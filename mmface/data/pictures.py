@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmface.conditions import (
     MASK,
+    READER,
     SKETCH,
     ConditionKind,
     condition_kind,
@@ -271,6 +272,7 @@ class ManifestPictures:
             "split": self.split,
             "size_px": self.size_px,
             "mask_resizing": self.mask_resizing,
+            "reader": READER,
             **chosen,
         }
 

@@ -31,7 +31,8 @@ PANELS = ("Face", "Output", "Control", "Vary and edit", "Model")
 def main(**values: Any) -> int:
     """Sample faces from a mask, a sketch or a photo plus a prompt; without arguments, a demo.
 
-    The same command gives the same picture, and a picture says how it was made (--rerun).
+    A picture says how it was made; --rerun makes it again: to the bit with the same versions and
+    processor, elsewhere up to rounding.
     """
     # Loading torch takes seconds, which `--help` need not wait for.
     if not any(values[name] for name in ("lora", "quantize", "rerun")):

@@ -152,3 +152,44 @@ def test_a_picture_is_sampled_without_libraries_that_it_does_not_need(tmp_path):
     assert (tmp_path / "face.png").exists()
     unneeded = {"bitsandbytes", "peft", "scipy", "sklearn", "datasets", "gradio"}
     assert not (unneeded | {"torchvision", "lpips", "matplotlib", "pandas"}) & imported
+
+
+MAX_FILES_ENTERED = 19
+
+
+@pytest.mark.slow
+def test_the_way_from_a_mask_to_its_picture_enters_few_files(tmp_path):
+    """Files in which a function runs once everything is imported; one person reads them all."""
+    code = """
+import importlib, pkgutil, runpy, sys
+import mmface
+package, script, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = script
+for module in pkgutil.walk_packages(mmface.__path__, "mmface."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError:  # of an extra that is not installed
+        pass
+found = set()
+def note(frame, event, _):
+    code = frame.f_code
+    if event == "call" and code.co_flags & 1 and code.co_filename.startswith(package):
+        found.add(code.co_filename.removeprefix(package))
+sys.setprofile(note)
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+finally:
+    sys.setprofile(None)
+print("ENTERED", *sorted(found))
+"""
+    mask = PACKAGE / "assets" / "examples" / "mask_0.png"
+    asked = ["--prompt", "x", "--mask", str(mask), "--steps", "2", "--out", str(tmp_path / "x.png")]
+    places = [str(PACKAGE), str(PACKAGE.parent / "scripts" / "sample.py")]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *places, *asked], capture_output=True, text=True, check=True
+    )
+    entered = run.stdout.rpartition("ENTERED ")[2].split()
+    assert (tmp_path / "x.png").exists()
+    assert 5 < len(entered) <= MAX_FILES_ENTERED, entered

@@ -1,4 +1,9 @@
-"""A picture made again from what it says of itself, and compared."""
+"""A picture made again from what it says of itself, and compared.
+
+It is equal to the bit with the same versions, processor, threads and batch; a rerun repeats the
+last two. Other jobs in a picture's batch are not recorded: stand-ins take their places, and
+rounding may differ where those jobs had other kinds of conditions.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

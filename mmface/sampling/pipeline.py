@@ -277,8 +277,8 @@ class MMFacePipeline(DiffusionPipeline):
         """Sample faces; all of a call's pictures are one batch.
 
         Picture k of the call, counted through all pictures of the first prompt, then those of the
-        second, has the seed `seed + k`. A seed gives the same picture in whatever batch it is, if
-        there is no cache.
+        second, has the seed `seed + k`. In another batch a seed gives the
+        same picture up to rounding (1 of 255 in a few pixels of 10,000), if there is no cache.
 
         Args:
             prompt: One prompt or several.
@@ -305,7 +305,8 @@ class MMFacePipeline(DiffusionPipeline):
             latents: Instead of a seed: standard normal noise, one a picture.
             solver: One of `Translation.solvers`; None takes the pipeline's scheduler.
             max_batch: The most predictions, or pictures to encode or decode, that are computed at
-                once; None for no limit. It changes the memory that is needed, not the pictures.
+                once; None for no limit. It changes the memory that is needed, and the
+                pictures by rounding only.
             cache: Skips blocks whose result has changed little since an earlier step; a picture
                 then depends on the batch that it is in. None computes all.
             **conditions: Conditions of other registered kinds by the kind's name; and by

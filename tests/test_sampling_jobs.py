@@ -175,6 +175,7 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline
         good | {"id": "solver", "solver": "magic"},
         good | {"id": "odd", "height": 33},
         good | {"id": "last", "prompt": "b"},
+        good | {"id": "\ud800"},
     )
     assert run(arguments(tiny_pipeline_folder, "out", "--max-batch", "8")) == 1
     assert sorted(p.name for p in Path("out/images").iterdir()) == ["good.png", "last.png"]
@@ -185,6 +186,7 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline
         (4, None),
         (5, "solver"),
         (6, "odd"),
+        (8, "?"),
     ]
     messages = ["gone.png does not exist", "cannot be read as a picture", "not JSON"]
     messages += ["choose one of euler", "multiples of 16"]

@@ -261,7 +261,9 @@ def _merge(out: Path, num_processes: int, jobs: Sequence[Job], failures: list[Fa
     failed.sort(key=lambda failure: failure.line)
     path = out / "failures.jsonl"
     if failed:
-        write_text(path, as_lines(map(asdict, failed)))
+        # What a line holds may be no text, and half of a surrogate pair cannot be written.
+        said = as_lines(map(asdict, failed)).encode("utf-8", "replace").decode()
+        write_text(path, said)
         for failure in failed:
             print(f"failed: line {failure.line}: {failure.error}", file=sys.stderr)
     else:

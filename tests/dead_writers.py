@@ -56,7 +56,7 @@ def killed_at_random(work, duration, num_kills, seed):
         process = get_context("fork").Process(target=work)
         process.start()
         time.sleep(draws.uniform(0, duration / num_kills))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join(120)
         killed += process.exitcode == -signal.SIGKILL
     work()

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is read
 
@@ -138,7 +139,8 @@ def ended(*arguments: str) -> tuple[object, str]:
     """Run the script here: its exit status, or what it raised, and its stderr."""
     GlobalHydra.instance().clear()
     shutil.rmtree("runs", ignore_errors=True)
-    err, status = io.StringIO(), 0
+    err = io.StringIO()
+    status: Any = 0
     sys.argv = [str(SCRIPT), *TINY, *arguments]
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         try:

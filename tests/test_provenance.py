@@ -253,6 +253,7 @@ def test_rerun_repeats_the_batches_of_a_call(run, base):
         name = f"by_{max_batch}/seed_3.png"
         recipe = read_provenance(name)[0]
         computed = recipe.computed
+        assert computed is not None
         assert (computed.requests, computed.place, computed.max_batch) == (1, 0, max_batch)
         assert computed.threads == now
         assert "bit-equal" in run("--rerun", name, "--out", "again.png", "--overwrite")
@@ -279,6 +280,7 @@ def test_pictures_of_the_first_recipes_are_made_again(run, base):
 def test_another_processor_is_named(run, base):
     run(*base, "--out", "one.png")
     recipe, picture = read_provenance("one.png")
+    assert recipe.computed is not None
     elsewhere = replace(recipe.computed, processor="Abacus 1")
     write_pictures({Path("other.png"): (picture, replace(recipe, computed=elsewhere))})
     assert f"made on {recipe.computed.processor} instead of Abacus 1" in run("--rerun", "other.png")

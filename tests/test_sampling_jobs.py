@@ -189,7 +189,7 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline
         (8, "?"),
     ]
     messages = ["gone.png does not exist", "cannot be read as a picture", "not JSON"]
-    messages += ["choose one of euler", "multiples of 16"]
+    messages += ["choose one of euler", "multiples of 16", "a character that no text has"]
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     for failure, message, note in zip(failures, messages, notes, strict=True):
         assert message in failure["error"]
@@ -272,6 +272,7 @@ def test_pictures_of_jobs_are_made_again(folder, tiny_pipeline_folder, capsys, m
         picture = f"out/images/{name}.png"
         computed = read_provenance(picture)[0].computed
         if name == "m3":
+            assert computed is not None
             call = {1: (1, 0), 4: (4, 3), 8: (5, 3)}[max_batch]
             assert (computed.requests, computed.place) == call
         capsys.readouterr()
@@ -283,7 +284,8 @@ def test_pictures_of_jobs_are_made_again(folder, tiny_pipeline_folder, capsys, m
 
 def mutated(row: dict, draw: random.Random) -> bytes:
     """Damage a job's values, or the bytes of its line."""
-    row, odd = dict(row), [None, True, -1, 0.5, 1e30, "", "\ud800", "mask.png", [0, 1], {}]
+    row = dict(row)
+    odd: list[Any] = [None, True, -1, 0.5, 1e30, "", "\ud800", "mask.png", [0, 1], {}]
     fitting: dict = {
         "negative": "x",
         "guidance": 2,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -136,7 +136,9 @@ def load_mask(
         labels, fraction, said = _decode_colors(picture, format_, name)
         remarks += said
         labels = _nearest(Image.fromarray(labels), size)
-    if not labels.any():
+    # An array of indices is what a program means; of a file or of colours it is a mistake.
+    is_meant = values is not None and isinstance(source, np.ndarray)
+    if not labels.any() and not is_meant:
         raise ValueError(f"{name} is all background: there is no face in the mask.")
     return LoadedMask(labels, fraction, tuple(remarks))
 
@@ -369,7 +371,8 @@ def _palette_oddities(picture: Image.Image, format_: LabelFormat, name: str) -> 
     if picture.mode != "P":
         return []
     table = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(1, -1, 3)
-    used = [index for _, index in picture.getcolors() or [] if index < table.shape[1]]
+    counts: Any = picture.getcolors() or []  # of a palette's picture: (count, index)
+    used = [index for _, index in counts if index < table.shape[1]]
     if not 0.8 * table.shape[1] <= len(used) < _ENOUGH_COLORS or not used:
         return []
     if any(nearest_colors(table[:, used], each)[1].max() <= 2 for each in known_palettes()):

@@ -211,3 +211,9 @@ class UnimodalDiT(SingleStreamDiT):
         """C_global = E_time(t) + E_caption(c_pooled), whatever the modality."""
         time = self.time_mlp(self.frequencies(timestep.float()).to(self.null_pooled.dtype))
         return time + self.pooled_embedder(pooled_text)
+
+
+NETWORKS: dict[str, type[MMFaceDiT]] = {
+    each.__name__: each for each in (MMFaceDiT, SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT)
+}
+"""The networks that a saved pipeline may hold, by the name of their class."""

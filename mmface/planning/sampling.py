@@ -23,7 +23,7 @@ from mmface.encoders import VAES, Vae
 from mmface.generation.requests import PreparedRequest, call_arguments, prepare_request
 from mmface.generation.sample import asked_of, locate_here
 from mmface.generation.settings import Draws, ModelChoice, Run, Settings
-from mmface.model.ablations import SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT
+from mmface.model.ablations import NETWORKS
 from mmface.model.lora import load_lora
 from mmface.model.released import from_released
 from mmface.model.transformer import MMFaceDiT
@@ -42,9 +42,6 @@ RESIDENT = {
 }
 """Which weights are on the device in each phase under --offload. The VAE encodes first and stays,
 because a component is moved off only by the one after it in `model_cpu_offload_seq`."""
-_TRANSFORMERS = {
-    each.__name__: each for each in (MMFaceDiT, SinCosMMFaceDiT, SingleStreamDiT, UnimodalDiT)
-}
 _VAES = {each.__name__: each for each in get_args(Vae)}
 
 
@@ -270,7 +267,7 @@ def _of_saved(choice: ModelChoice) -> MMFacePipeline:
     vae = AutoencoderKL.load_config(source, subfolder="vae")
     dtype = getattr(torch, choice.dtype)
     with torch.device("meta"):
-        network = _TRANSFORMERS[transformer["_class_name"]].from_config(transformer)
+        network = NETWORKS[transformer["_class_name"]].from_config(transformer)
         codec = _VAES[vae["_class_name"]].from_config(vae)
         text = CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
     return MMFacePipeline(

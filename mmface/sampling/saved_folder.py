@@ -10,13 +10,14 @@ from diffusers import SchedulerMixin
 from mmface.core.command_line import check_number, check_whole
 from mmface.core.networks import BrokenModelError, load_network, read_object
 from mmface.encoders import LatentCodec, TextEncoder
-from mmface.model.transformer import MMFaceDiT
+from mmface.model.ablations import NETWORKS
 
+_NETWORK_ROOM = ("mmface.model.transformer", "mmface.model.ablations")
 _LIBRARIES = {
     "vae": ("diffusers",),
     "text_encoder": ("transformers",),
     "tokenizer": ("transformers",),
-    "transformer": ("mmface.model.transformer", "mmface.transformer"),
+    "transformer": ("mmface.transformer", "mmface.ablations", *_NETWORK_ROOM),
     "scheduler": ("diffusers",),
 }
 
@@ -50,7 +51,8 @@ def saved_components(
         text = TextEncoder.from_pretrained(folder, **where)
         parts = {"text_encoder": text.text_model, "tokenizer": text.tokenizer} | parts
     if "transformer" not in parts:
-        parts["transformer"] = load_network(MMFaceDiT, str(folder), "transformer", **where)
+        network = NETWORKS[index["transformer"][1]]
+        parts["transformer"] = load_network(network, str(folder), "transformer", **where)
     if "scheduler" not in parts and scheduler is not None:
         read_object(folder / "scheduler" / "scheduler_config.json")
         parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler")
@@ -64,6 +66,12 @@ def _scheduler_class(index: dict[str, Any], folder: Path) -> Any:
         raise BrokenModelError(
             f"{folder} holds a {index.get('_class_name')!r:.60}, not an MMFacePipeline; give a "
             "folder that MMFacePipeline.save_pretrained wrote"
+        )
+    named = index.get("transformer")
+    if isinstance(named, list) and len(named) == 2 and str(named[1]) not in NETWORKS:
+        raise BrokenModelError(
+            f"{folder}/model_index.json names the network {named[1]!r:.60}, which is none of "
+            f"{', '.join(NETWORKS)}; copy it again"
         )
     for name, libraries in _LIBRARIES.items():
         named = index.get(name)

@@ -22,7 +22,7 @@ from mmface.conditions import (
     load_sketch,
     open_picture,
 )
-from mmface.conditions.face_anatomy import Part, parts_of
+from mmface.conditions.label_formats import Part, parts_of
 from mmface.data.manifest import Record
 
 SIDE = 128

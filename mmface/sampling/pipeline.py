@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float32
@@ -27,9 +27,16 @@ import mmface.ablations
 import mmface.transformer  # noqa: F401
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.core.command_line import check_number, check_whole
-from mmface.core.sources import builtin_pipelines, opened
+from mmface.core.sources import (
+    BrokenModelError,
+    builtin_pipelines,
+    load_network,
+    opened,
+    read_object,
+)
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
 from mmface.encoders.vae import image_pixels, to_uint8
+from mmface.model.ablations import NETWORKS
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.solvers import (
     NUM_TRAIN_TIMESTEPS,
@@ -46,7 +53,6 @@ from mmface.sampling.guidance import (
     Guidance,
 )
 from mmface.sampling.released_folder import released_checkpoint, released_components
-from mmface.sampling.saved_folder import saved_components
 from mmface.sampling.step_cache import StepCache
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -548,3 +554,101 @@ def picture_generators(
     for each in seeds:
         check_whole("seed", each, 0, 2**63 - 1)
     return [torch.Generator().manual_seed(each) for each in seeds], seeds
+
+
+_NETWORK_ROOM = ("mmface.model.transformer", "mmface.model.ablations")
+_LIBRARIES = {
+    "vae": ("diffusers",),
+    "text_encoder": ("transformers",),
+    "tokenizer": ("transformers",),
+    "transformer": ("mmface.transformer", "mmface.ablations", *_NETWORK_ROOM),
+    "scheduler": ("diffusers",),
+}
+
+
+def saved_components(
+    folder: Path, dtype: torch.dtype, given: dict[str, Any], variant: str | None = None
+) -> dict[str, Any]:
+    """Load the components of a pipeline that `save_pretrained` wrote.
+
+    Args:
+        folder: The pipeline's.
+        dtype: The dtype of all weights.
+        given: Components that take the place of those in the folder.
+        variant: The word in the names of the weights' files, if they have one.
+
+    Returns:
+        The components by their names, those given among them.
+
+    Raises:
+        ValueError: If something in the folder cannot be used.
+    """
+    index = read_object(folder / "model_index.json")
+    scheduler = _scheduler_class(index, folder)
+    check_whole(f"{folder}/model_index.json: image_size", index.get("image_size"), 1, 2**14)
+    check_number(f"{folder}/model_index.json: guidance_scale", index.get("guidance_scale", 1.0), 0)
+    where: dict[str, Any] = {"dtype": dtype} | ({"variant": variant} if variant else {})
+    parts = {name: given[name] for name in _LIBRARIES if name in given}
+    if "vae" not in parts:
+        parts["vae"] = LatentCodec.from_pretrained(str(folder), "vae", **where).vae
+    if not {"text_encoder", "tokenizer"} <= set(parts):
+        text = TextEncoder.from_pretrained(folder, **where)
+        parts = {"text_encoder": text.text_model, "tokenizer": text.tokenizer} | parts
+    if "transformer" not in parts:
+        network = NETWORKS[index["transformer"][1]]
+        parts["transformer"] = load_network(network, str(folder), "transformer", **where)
+    if "scheduler" not in parts and scheduler is not None:
+        read_object(folder / "scheduler" / "scheduler_config.json")
+        parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler")
+        _check_scheduler(parts["scheduler"], folder)
+    return parts
+
+
+def _scheduler_class(index: dict[str, Any], folder: Path) -> Any:
+    """Check the classes that a pipeline names, none of which is imported by its name."""
+    if index.get("_class_name") != "MMFacePipeline":
+        raise BrokenModelError(
+            f"{folder} holds a {index.get('_class_name')!r:.60}, not an MMFacePipeline; give a "
+            "folder that MMFacePipeline.save_pretrained wrote"
+        )
+    named = index.get("transformer")
+    if isinstance(named, list) and len(named) == 2 and str(named[1]) not in NETWORKS:
+        raise BrokenModelError(
+            f"{folder}/model_index.json names the network {named[1]!r:.60}, which is none of "
+            f"{', '.join(NETWORKS)}; copy it again"
+        )
+    for name, libraries in _LIBRARIES.items():
+        named = index.get(name)
+        if name == "scheduler" and named in (None, [None, None]):
+            return None
+        if not (isinstance(named, list) and len(named) == 2 and named[0] in libraries):
+            raise BrokenModelError(
+                f"{folder}/model_index.json names {named!r:.60} as {name}, not a class of "
+                f"{libraries[0]}; copy it again"
+            )
+    found = getattr(diffusers, str(index["scheduler"][1]), None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise BrokenModelError(
+            f"{folder}/model_index.json names {index['scheduler'][1]!r:.60} as scheduler, which "
+            "diffusers does not have; copy it again"
+        )
+    return found
+
+
+def _check_scheduler(scheduler: Any, folder: Path) -> None:
+    """Raise BrokenModelError if a scheduler's steps are no numbers, or a flow's beyond its time."""
+    try:
+        scheduler.set_timesteps(4)
+        steps = torch.as_tensor(scheduler.timesteps).float()
+        sigmas = torch.as_tensor(getattr(scheduler, "sigmas", [0.0])).float()
+        last = scheduler.config["num_train_timesteps"]
+        is_sound = bool(sigmas.isfinite().all() and ((steps >= 0) & (steps <= last)).all())
+    except Exception as error:
+        raise BrokenModelError(
+            f"{folder}/scheduler cannot make steps ({type(error).__name__}: {error}); copy its "
+            "config again"
+        ) from error
+    if not is_sound:
+        raise BrokenModelError(
+            f"{folder}/scheduler makes steps beyond its time; copy its config again"
+        )

@@ -157,7 +157,7 @@ def test_the_command_line_adds_it(
         ["--lora", "a.safetensors"],
         ["--lora", "a.safetensors", "--lora-scale", "0"],
     ):
-        assert run([*base, *extra]) == 0
+        assert run([*base, *extra, "--out", "faces.png", "--overwrite"]) == 0
         pictures.append(np.array(Image.open("faces.png")).astype(int))
     assert np.abs(pictures[0] - pictures[1]).mean() > 0.05
     assert np.abs(pictures[0] - pictures[2]).max() <= 1

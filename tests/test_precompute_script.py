@@ -44,7 +44,7 @@ def error_of(ended, capsys):
 def test_a_job_that_cannot_be_built_is_one_line(run, capsys):
     with pytest.raises(SystemExit) as ended:
         run("job.posterior=median")
-    assert error_of(ended, capsys).startswith("error: 'median' is not one of sample")
+    assert error_of(ended, capsys).startswith("error: job: 'median' is not one of sample")
 
 
 @pytest.mark.slow

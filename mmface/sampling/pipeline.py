@@ -594,6 +594,9 @@ def saved_components(
     if not {"text_encoder", "tokenizer"} <= set(parts):
         text = TextEncoder.from_pretrained(folder, **where)
         parts = {"text_encoder": text.text_model, "tokenizer": text.tokenizer} | parts
+    for name in ("vae", "text_encoder"):  # frozen by their rooms; as diffusers loads them, here
+        if name not in given:
+            parts[name].requires_grad_(True)
     if "transformer" not in parts:
         network = NETWORKS[index["transformer"][1]]
         parts["transformer"] = load_network(network, str(folder), "transformer", **where)

@@ -9,6 +9,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmface.core.sources import builtin_pipelines, unknown_builtin
+
 if TYPE_CHECKING:
     from mmface.model.transformer import MMFaceDiT
     from mmface.sampling.pipeline import MMFacePipeline
@@ -22,9 +24,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 def builtin(name: str) -> Path:
     """Return a built-in pipeline's folder, for `MMFacePipeline.from_pretrained`."""
-    # Imported here, because it imports torch.
-    from mmface.core.sources import builtin_pipelines, unknown_builtin
-
     available = builtin_pipelines()
     if name not in available:
         raise ValueError(unknown_builtin("pipeline", name, available))

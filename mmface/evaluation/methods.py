@@ -19,7 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mmface.core.files import folder_sha256
-from mmface.core.sources import load_network, opened
+from mmface.core.networks import load_network
+from mmface.core.sources import opened
 from mmface.evaluation.references import References
 from mmface.generation.provenance import PICTURE_SUFFIXES
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped

@@ -27,7 +27,8 @@ from transformers import SegformerForSemanticSegmentation as SegformerModel
 
 from mmface.conditions import LABELS
 from mmface.core.command_line import check_number, check_whole
-from mmface.core.sources import load_network, opened
+from mmface.core.networks import load_network
+from mmface.core.sources import opened
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels

@@ -5,6 +5,7 @@ depend on resolution, so compare at one size.
 """
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -145,8 +146,9 @@ def true_pictures(orders: Sequence[PictureOrder], device: torch.device) -> Image
 class _Similarity(SampleMetric):
     needs = frozenset({"picture", "truth"})
 
+    @abstractmethod
     def compare(self, images: Images, references: Images) -> Tensor:
-        raise NotImplementedError
+        """Return one value a picture."""
 
     def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
         (column,) = self.columns

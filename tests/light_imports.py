@@ -24,14 +24,12 @@ class _Unread(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":
+        if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         self.__class__ = ModuleType  # type: ignore[assignment]
         spec = self.__spec__
         assert spec is not None
         assert spec.loader is not None
-        if spec.submodule_search_locations is not None:
-            self.__path__ = spec.submodule_search_locations
         spec.loader.exec_module(self)
         return getattr(self, name)
 
@@ -44,7 +42,8 @@ def import_lazily(*names: str) -> None:
             if spec is None:
                 raise ModuleNotFoundError(f"No module named {name!r}; pip install -e '.[dev]'")
             module = module_from_spec(spec)
-            vars(module).pop("__path__", None)  # its modules cannot be imported without it
+            # A package keeps its `__path__`: running it when a module of it is looked for would
+            # load that module twice, and its classes would not equal themselves.
             module.__class__ = _Unread
             sys.modules[name] = module
 

@@ -4,11 +4,14 @@ Importing the package under jaxtyping's hook makes beartype check every annotate
 in all tests. The hook breaks `torch.compile(fullgraph=True)`: a test of that runs in a subprocess.
 """
 
+import gc
 import os
 
+gc.disable()  # what is imported stays: no collection of garbage until all tests are collected
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub for anything
 
-from jaxtyping import install_import_hook
+import lazy_checks  # noqa: E402, F401
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("mmface", "lazy_checks.checked")
 
@@ -39,6 +42,12 @@ with optional_libraries_left_out():
 TEXT_DIM = 12
 MAX_TOKENS = 16
 IMAGE_SIZE = 32
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, among what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,6 @@ from bad_uploads import bad_files
 from PIL import Image
 
 from mmface.app import painting
-from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, colorize, label_format_named, load_mask
 from mmface.encoders.face_parser import FaceParser
 from mmface.rendered import render_face
@@ -93,7 +92,7 @@ def jpeg_url() -> str:
         "data:image/svg+xml;base64,AAAA",
         "data:image/png;base64," + "A" * painting.MAX_CANVAS_CHARACTERS,
         jpeg_url(),
-        url_of(np.zeros((2, CANVAS_PX + 1, 3), np.uint8)),
+        url_of(np.zeros((2, painting.CANVAS_PX + 1, 3), np.uint8)),
     ],
     ids=["words", "path", "characters", "bytes", "svg", "huge", "jpeg", "wide"],
 )
@@ -148,7 +147,7 @@ def test_a_photo_gives_mask_and_sketch(tmp_path, parser):
     labels, sketch = painting.from_photo(tmp_path / "photo.jpg", parser, "both")
     assert labels is not None
     assert sketch is not None
-    wanted = load_mask(face.labels, (CANVAS_PX, CANVAS_PX)).labels
+    wanted = load_mask(face.labels, (painting.CANVAS_PX, painting.CANVAS_PX)).labels
     assert (labels == wanted).mean() > 0.9
     assert (sketch < 128).any()
     assert painting.from_photo(tmp_path / "photo.jpg", parser, "sketch")[0] is None

@@ -1,5 +1,7 @@
 """Each control of sampling has a real effect on the built-in flow, on faces that it never saw."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -16,13 +18,21 @@ from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels
 from mmface.evaluation.held_out import nearest_colour
-from mmface.rendered import CLOTHES_COLORS, render_face
+from mmface.rendered import CLOTHES_COLORS, RenderedFace, render_face
 from mmface.sampling.guidance import ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline
 
-FACES = [render_face(HELD_OUT_SEED + 700 + i, 128) for i in range(8)]
-TRUTH = np.stack([face.image for face in FACES]).astype(np.int64)
 STEPS = 8
+
+
+@cache
+def faces() -> list[RenderedFace]:
+    return [render_face(HELD_OUT_SEED + 700 + i, 128) for i in range(8)]
+
+
+@cache
+def truth() -> np.ndarray:
+    return np.stack([face.image for face in faces()]).astype(np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +42,9 @@ def sample():
 
     def sample(mask=True, sketch=False, steps=STEPS, **controls):
         output = pipeline(
-            [face.captions[0] for face in FACES],
-            mask=[face.labels for face in FACES] if mask else None,
-            sketch=[face.sketch for face in FACES] if sketch else None,
+            [face.captions[0] for face in faces()],
+            mask=[face.labels for face in faces()] if mask else None,
+            sketch=[face.sketch for face in faces()] if sketch else None,
             num_inference_steps=steps,
             seed=0,
             **controls,
@@ -61,12 +71,12 @@ def from_masks(sample):
 
 
 def confusion(labels, columns=slice(None)):
-    pairs = zip(FACES, labels, strict=True)
+    pairs = zip(faces(), labels, strict=True)
     return sum(confusion_matrix(face.labels[:, columns], one[:, columns]) for face, one in pairs)
 
 
 def edges(pictures):
-    pairs = zip(pictures.astype(np.uint8), FACES, strict=True)
+    pairs = zip(pictures.astype(np.uint8), faces(), strict=True)
     return np.mean([edge_agreement(picture, face.sketch) for picture, face in pairs])
 
 
@@ -74,7 +84,7 @@ def clothes_right(pictures):
     return sum(
         nearest_colour(picture, face.labels == LABEL_INDEX["cloth"], CLOTHES_COLORS)
         == face.attributes.clothes_color
-        for picture, face in zip(pictures, FACES, strict=True)
+        for picture, face in zip(pictures, faces(), strict=True)
     )
 
 
@@ -121,15 +131,15 @@ def test_guidance_brings_the_prompts_colours(sample, from_masks):
 
 @pytest.mark.slow
 def test_variations_leave_their_picture_with_strength(sample):
-    images = [face.image for face in FACES]
-    distance = [abs(sample(image=images, strength=s) - TRUTH).mean() for s in (0.25, 0.6, 1.0)]
+    images = [face.image for face in faces()]
+    distance = [abs(sample(image=images, strength=s) - truth()).mean() for s in (0.25, 0.6, 1.0)]
     assert distance[0] < distance[1] < distance[2]
 
 
 @pytest.mark.slow
 def test_an_edit_changes_its_region_and_nothing_else(sample):
-    regions = [((face.labels == LABEL_INDEX["cloth"]) * 255).astype(np.uint8) for face in FACES]
-    edited = sample(image=[face.image for face in FACES], region=regions)
+    regions = [((face.labels == LABEL_INDEX["cloth"]) * 255).astype(np.uint8) for face in faces()]
+    edited = sample(image=[face.image for face in faces()], region=regions)
     inside = np.stack(regions) > 0
-    assert np.array_equal(edited[~inside], TRUTH[~inside])
-    assert abs(edited[inside] - TRUTH[inside]).mean() > 5
+    assert np.array_equal(edited[~inside], truth()[~inside])
+    assert abs(edited[inside] - truth()[inside]).mean() > 5

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-CANVAS_PX = 512
-"""Side of every canvas, whatever the model's size: room for a steady hand."""
+from mmface.app.painting import CANVAS_PX
 
 _SCRIPT = Path(__file__).with_name("canvas.js")
 _TOOLS = (

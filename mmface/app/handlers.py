@@ -13,7 +13,6 @@ import gradio as gr
 from PIL import Image, ImageOps
 
 from mmface.app import painting, reporting
-from mmface.app.canvas import CANVAS_PX
 from mmface.app.running import (
     MAX_GUIDANCE,
     MAX_SEED,
@@ -31,7 +30,7 @@ from mmface.rendered.examples import read_examples
 REMEMBERED_RUNS = 8
 """Runs of one visitor that can be compared."""
 
-_CANVAS = (CANVAS_PX, CANVAS_PX)
+_CANVAS = (painting.CANVAS_PX, painting.CANVAS_PX)
 _log = logging.getLogger(__name__)
 
 

@@ -11,7 +11,6 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
 from mmface.annotation.sketches import PencilSketch
-from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import (
     LABELS,
     PALETTE,
@@ -23,6 +22,9 @@ from mmface.conditions import (
     load_sketch,
 )
 from mmface.generation.adherence import Parser
+
+CANVAS_PX = 512
+"""Side of every canvas, whatever the model's size: room for a steady hand."""
 
 MAX_UPLOAD_PIXELS = 16_000_000
 """Larger uploads are refused before they are decompressed; a phone's photo has 12 million."""

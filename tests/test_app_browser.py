@@ -17,9 +17,8 @@ from mmface.app import server
 from mmface.app.painting import from_data_url
 from mmface.conditions import LABEL_INDEX, PALETTE
 from mmface.encoders.face_parser import FaceParser
-from mmface.generation.provenance import read_provenance
 from mmface.generation.sample import open_model
-from mmface.generation.settings import ModelChoice
+from mmface.generation.settings import ModelChoice, read_provenance
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ABSENT = [

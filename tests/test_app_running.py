@@ -21,9 +21,8 @@ from mmface.conditions import (
 )
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels
-from mmface.generation.provenance import read_provenance
 from mmface.generation.sample import OpenedModel, open_model
-from mmface.generation.settings import ModelChoice
+from mmface.generation.settings import ModelChoice, read_provenance
 from mmface.rendered import render_face
 
 PROMPT = "a woman with red hair"

@@ -14,10 +14,9 @@ from PIL import Image
 
 from mmface.app import server
 from mmface.encoders.face_parser import FaceParser
-from mmface.generation.provenance import read_provenance
 from mmface.generation.requests import prepare_request, sample_requests
 from mmface.generation.sample import OpenedModel, open_model
-from mmface.generation.settings import ModelChoice, Settings
+from mmface.generation.settings import ModelChoice, Settings, read_provenance
 
 PROMPT = "a woman with red hair"
 

@@ -18,8 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mmface.conditions import colorize, load_mask, load_sketch
 from mmface.generation.jobs import read_jobs
-from mmface.generation.provenance import Provenance, read_provenance
-from mmface.generation.settings import ModelChoice, Settings
+from mmface.generation.settings import ModelChoice, Provenance, Settings, read_provenance
 from mmface.sampling.blending import load_image, load_region
 
 SIZE = (16, 16)

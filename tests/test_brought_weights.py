@@ -11,8 +11,7 @@ import torch
 from mutated_pipelines import copy_of, ending_of, replace, right_picture, sampled
 from safetensors.torch import load_file, save_file
 
-from mmface.core.networks import read_object, read_weights
-from mmface.core.sources import ASSETS, UnusableModelError
+from mmface.core.sources import ASSETS, UnusableModelError, read_object, read_weights
 from mmface.encoders import LatentCodec, TextEncoder
 from mmface.encoders.face_parser import TINY_PARSER, FaceParser
 from mmface.metrics.backbones import ClipBackbone

@@ -19,7 +19,7 @@ from training_runs import FaceSamples, face_task, face_trainer
 from mmface.conditions import condition_kinds, draw_conditions, load_mask, registered
 from mmface.generation.adherence import measure_adherence
 from mmface.generation.jobs import read_jobs
-from mmface.generation.provenance import read_provenance
+from mmface.generation.settings import read_provenance
 from mmface.sampling.guidance import ConditionControl
 from mmface.sampling.pipeline import MMFacePipeline
 

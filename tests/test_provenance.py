@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from script_runs import load_script
 
 from mmface.core.files import model_sha256
-from mmface.generation.provenance import (
+from mmface.generation.settings import (
     MAX_RECIPE_CHARACTERS,
     Provenance,
     parse_object,

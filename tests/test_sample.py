@@ -18,10 +18,17 @@ from safetensors.torch import save_file
 from script_runs import load_script
 
 from mmface.conditions import condition_kind, edge_agreement
+from mmface.core.files import check_output
 from mmface.generation.grid import GAP_PX, MARGIN_PX, GridRow, labelled_grid, wrapped
-from mmface.generation.provenance import Provenance, check_output, read_provenance, write_pictures
 from mmface.generation.requests import photo_conditions
-from mmface.generation.settings import ModelChoice, Settings, option_values
+from mmface.generation.settings import (
+    ModelChoice,
+    Provenance,
+    Settings,
+    option_values,
+    read_provenance,
+    write_pictures,
+)
 from mmface.model.transformer import MMFaceDiT
 from mmface.rendered import render_face
 from mmface.rendered.examples import read_examples, write_examples

@@ -18,7 +18,7 @@ from training_runs import FORK, in_two_processes
 from mmface.core.files import written_aside
 from mmface.generation import jobs as sampling_jobs
 from mmface.generation.jobs import MAX_LINE_BYTES, read_jobs
-from mmface.generation.provenance import read_provenance
+from mmface.generation.settings import read_provenance
 
 run = load_script("sample")
 

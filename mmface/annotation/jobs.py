@@ -29,13 +29,12 @@ from mmface.annotation.outputs import (
 from mmface.annotation.rewriting import REWRITER, Rewriter, RewriterSettings
 from mmface.annotation.sketches import POLARITY, PencilSketch, U2NetPortrait
 from mmface.conditions import MASK, SKETCH, ConditionKind
-from mmface.core.files import locked
+from mmface.core.files import PICTURE_SUFFIXES, locked
 from mmface.core.processes import joined_processes
 from mmface.core.sources import opened
 from mmface.data.manifest import Manifest, Record
 from mmface.encoders.face_parser import PARSER, FaceParser
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MANIFEST_FILE = "manifest.jsonl"
 MAX_LISTED = 20
 """Unreadable pictures that are named at the end; the others are counted."""

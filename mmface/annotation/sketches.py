@@ -15,7 +15,7 @@ from torch import Tensor
 from mmface.annotation.u2net import U2Net
 from mmface.conditions import SKETCH_POLARITIES
 from mmface.core.files import file_sha256
-from mmface.core.networks import read_weights
+from mmface.core.sources import read_weights
 
 POLARITY = SKETCH_POLARITIES[0]
 """How every sketch of this module is drawn, as a manifest records it."""

@@ -24,7 +24,6 @@ from mmface.core.command_line import check_number, check_whole
 from mmface.encoders import LatentCodec
 from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.generation.adherence import Adherence, measure_adherence
-from mmface.generation.provenance import write_pictures
 from mmface.generation.requests import (
     PreparedRequest,
     prepare_request,
@@ -32,7 +31,7 @@ from mmface.generation.requests import (
     seeds_from,
 )
 from mmface.generation.sample import OpenedModel, provenance_of
-from mmface.generation.settings import Settings, check_text
+from mmface.generation.settings import Settings, check_text, write_pictures
 from mmface.objectives.solvers import RECTIFIED_FLOW
 from mmface.rendered import render_face
 from mmface.sampling.pipeline import checked_strength

@@ -19,14 +19,17 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _ASIDE = re.compile(r"\..+\.aside-(?P<host>.+)-(?P<pid>\d+)")
 _MAX_HOST = 24  # a file's name has 255 bytes for both
+
+PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What a picture can be written as: the format by the file's suffix."""
 
 _held: set[Path] = set()  # locks of this process, which the kernel grants it again
 
@@ -326,3 +329,68 @@ def values_sha256(state: Mapping[str, Any]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+class Output(NamedTuple):
+    """Where pictures go: a file, or a folder, which may be missing still."""
+
+    path: Path
+    is_folder: bool
+
+    def file(self, name: str) -> Path:
+        """Give the file itself, or the one of this name in the folder."""
+        return self.path / name if self.is_folder else self.path
+
+
+def check_output(out: str | Path) -> Output:
+    """Check where pictures are to go, before time is spent on making them.
+
+    What ends in a picture's suffix is a file; an existing folder, what has no suffix and what ends
+    in a slash is a folder.
+
+    Args:
+        out: A picture file, or a folder.
+
+    Returns:
+        The path, and whether it is a folder.
+
+    Raises:
+        ValueError: If the suffix is not one of a picture, or something is in the way.
+    """
+    path, is_picture = Path(out), Path(out).suffix.lower() in PICTURE_SUFFIXES
+    ends_in_slash = str(out).endswith(("/", os.sep))
+    is_folder = ends_in_slash or not path.suffix or (path.is_dir() and not is_picture)
+    if not is_folder and not is_picture:
+        raise ValueError(
+            f"{path} ends in no picture suffix: {', '.join(PICTURE_SUFFIXES)}; a folder that is "
+            "not there yet ends in a slash."
+        )
+    if path.exists() and path.is_dir() != is_folder:
+        raise ValueError(
+            f"{path} is in the way: a picture needs a suffix, a folder has none or ends in a slash."
+        )
+    for parent in path.absolute().parents:
+        if parent.exists():
+            if not (parent.is_dir() and os.access(parent, os.W_OK)):
+                raise ValueError(f"{path} cannot be written: {parent} is no writable folder.")
+            break
+    return Output(path, is_folder)
+
+
+def unused(path: Path) -> Path:
+    """Give a path, or the first of it with `_2`, `_3` and so on that nothing is at."""
+    found, number = path, 1
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return found
+
+
+def check_unused(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise ValueError if something would be replaced that nobody asked to replace."""
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ValueError(
+            f"{there[0]}{more} is there already: give another --out, or --overwrite to replace it."
+        )

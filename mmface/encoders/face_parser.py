@@ -14,8 +14,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, SegformerForSem
 
 from mmface.conditions import LABELS
 from mmface.core.files import values_sha256
-from mmface.core.networks import load_network
-from mmface.core.sources import ASSETS, opened
+from mmface.core.sources import ASSETS, load_network, opened
 from mmface.encoders.encoder import Feature, count_flops
 
 PARSER = "jonathandinu/face-parsing"

@@ -11,8 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.core.command_line import check_number
 from mmface.core.files import values_sha256
-from mmface.core.networks import load_network, read_object
-from mmface.core.sources import opened
+from mmface.core.sources import load_network, opened, read_object
 from mmface.encoders.encoder import Feature, count_flops
 from mmface.encoders.vae import execution_device
 

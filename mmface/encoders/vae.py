@@ -12,8 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from mmface.core.files import values_sha256
-from mmface.core.networks import load_network, read_object
-from mmface.core.sources import opened
+from mmface.core.sources import load_network, opened, read_object
 from mmface.encoders.encoder import Feature, count_flops
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderKLQwenImage

@@ -18,11 +18,9 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from mmface.core.files import folder_sha256
-from mmface.core.networks import load_network
-from mmface.core.sources import opened
+from mmface.core.files import PICTURE_SUFFIXES, folder_sha256
+from mmface.core.sources import load_network, opened
 from mmface.evaluation.references import References
-from mmface.generation.provenance import PICTURE_SUFFIXES
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
 from mmface.sampling.guidance import Guidance
 from mmface.sampling.pipeline import MMFacePipeline

@@ -19,17 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmface.conditions import condition_kinds
-from mmface.core.files import locked, sweep, write_text
+from mmface.core.files import PICTURE_SUFFIXES, check_output, locked, sweep, write_text
 from mmface.core.journal import as_lines
 from mmface.core.processes import joined_processes
-from mmface.generation.provenance import (
-    PICTURE_SUFFIXES,
-    Provenance,
-    check_output,
-    parse_object,
-    read_provenance,
-    write_pictures,
-)
 from mmface.generation.requests import (
     PreparedRequest,
     check_asked,
@@ -43,12 +35,16 @@ from mmface.generation.sample import OpenedModel, open_model, provenance_of
 from mmface.generation.settings import (
     Draws,
     ModelChoice,
+    Provenance,
     Run,
     Settings,
     check_text,
     option_values,
     options_of,
+    parse_object,
     read_fields,
+    read_provenance,
+    write_pictures,
 )
 
 MAX_LINE_BYTES = 200_000

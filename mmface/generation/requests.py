@@ -20,8 +20,7 @@ from mmface.conditions import condition_kinds, flat_rgb, load_mask, load_sketch,
 from mmface.core.command_line import check_whole
 from mmface.core.files import file_sha256
 from mmface.encoders.face_parser import FaceParser
-from mmface.generation.provenance import MAX_PICTURES
-from mmface.generation.settings import ALL_STEPS, Settings
+from mmface.generation.settings import ALL_STEPS, MAX_PICTURES, Settings
 from mmface.sampling.blending import load_image, load_region
 from mmface.sampling.guidance import CONTROL_SUFFIX, ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline

@@ -15,17 +15,7 @@ import torch
 from PIL import Image
 
 from mmface.conditions import condition_kinds
-from mmface.core.files import file_sha256
-from mmface.generation.provenance import (
-    Computation,
-    Provenance,
-    check_output,
-    check_unused,
-    current_versions,
-    read_provenance,
-    unused,
-    write_pictures,
-)
+from mmface.core.files import check_output, check_unused, file_sha256, unused
 from mmface.generation.requests import (
     Locate,
     PreparedRequest,
@@ -36,12 +26,17 @@ from mmface.generation.requests import (
 )
 from mmface.generation.sample import default_device, grid_of, open_model
 from mmface.generation.settings import (
+    Computation,
     Draws,
     ModelChoice,
+    Provenance,
     Run,
     Settings,
+    current_versions,
     option_values,
     options_of,
+    read_provenance,
+    write_pictures,
 )
 from mmface.sampling.acceleration import check_compiler
 

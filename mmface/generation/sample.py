@@ -17,19 +17,18 @@ from PIL import Image
 
 from mmface.conditions import condition_kind, draw_conditions
 from mmface.core.command_line import check_whole
-from mmface.core.files import file_sha256, model_sha256, sweep, write_text
+from mmface.core.files import (
+    check_output,
+    check_unused,
+    file_sha256,
+    model_sha256,
+    sweep,
+    unused,
+    write_text,
+)
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.generation.adherence import Adherence, check_measurable, measure_adherence
 from mmface.generation.grid import GridRow, labelled_grid
-from mmface.generation.provenance import (
-    Computation,
-    Provenance,
-    check_output,
-    check_unused,
-    current_versions,
-    unused,
-    write_pictures,
-)
 from mmface.generation.requests import (
     BUILTIN_PREFIX,
     DEFAULT_STEPS,
@@ -42,7 +41,16 @@ from mmface.generation.requests import (
     say,
     seeds_from,
 )
-from mmface.generation.settings import Draws, ModelChoice, Run, Settings
+from mmface.generation.settings import (
+    Computation,
+    Draws,
+    ModelChoice,
+    Provenance,
+    Run,
+    Settings,
+    current_versions,
+    write_pictures,
+)
 from mmface.model.lora import load_lora
 from mmface.model.transformer import MMFaceDiT
 from mmface.rendered.examples import EXAMPLES, read_examples

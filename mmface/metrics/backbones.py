@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 from mmface.core.files import weights_sha256
-from mmface.core.networks import load_network, read_weights
-from mmface.core.sources import opened
+from mmface.core.sources import load_network, opened, read_weights
 from mmface.encoders.text import load_tokenizer
 from mmface.metrics.inception import NUM_FEATURES, FidInception
 from mmface.metrics.metric import Skipped, or_skipped

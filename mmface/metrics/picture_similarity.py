@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from mmface.core.files import weights_sha256
-from mmface.core.networks import read_weights
+from mmface.core.sources import read_weights
 from mmface.metrics.backbones import UNTRAINED
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
 from mmface.metrics.preprocessing import unit_interval

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from mmface.core.networks import load_network
-from mmface.core.sources import opened
+from mmface.core.sources import load_network, opened
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.objective import objective_named
 from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmface.core.networks import read_weights
+from mmface.core.sources import read_weights
 
 WEIGHTS_NAME = "dit_model_weights_ema.safetensors"
 """The file that each released checkpoint folder carries."""

@@ -27,8 +27,13 @@ import mmface.ablations
 import mmface.transformer  # noqa: F401
 from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.core.command_line import check_number, check_whole
-from mmface.core.networks import BrokenModelError, load_network, read_object
-from mmface.core.sources import builtin_pipelines, opened
+from mmface.core.sources import (
+    BrokenModelError,
+    builtin_pipelines,
+    load_network,
+    opened,
+    read_object,
+)
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
 from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.model.ablations import NETWORKS

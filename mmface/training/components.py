@@ -27,8 +27,7 @@ from transformers import SegformerForSemanticSegmentation as SegformerModel
 
 from mmface.conditions import LABELS
 from mmface.core.command_line import check_number, check_whole
-from mmface.core.networks import load_network
-from mmface.core.sources import opened
+from mmface.core.sources import load_network, opened
 from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels

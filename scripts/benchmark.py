@@ -18,7 +18,7 @@ def main(
         str,
         typer.Argument(
             help="forward, train, sample, fewer, encode, data, attention, growth, count, "
-            "parity, all"
+            "parity, phases, all"
         ),
     ],
     size: Annotated[str | None, typer.Option(help="tiny, small or paper.")] = None,
@@ -26,6 +26,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Folder for profiler traces.")] = None,
     minutes: Annotated[float, typer.Option(help="Begin no measurement after these.")] = 9.5,
+    only: Annotated[str, typer.Option(help="Expression that the cases must contain.")] = "",
     reference: Annotated[Path | None, typer.Option(help="tests/plain_reference.py.")] = None,
 ) -> None:
     """Measure one family, or all of them."""
@@ -35,7 +36,7 @@ def main(
     families = list(FAMILIES) if family == "all" else [family]
     size = size or ("paper" if device == "cuda" else "small")
     out = out or Path("runs") / "benchmark" / f"{family}-{size}-{device}.json"
-    report = run_suite(families, size, device, out, trace, minutes, reference or REFERENCE)
+    report = run_suite(families, size, device, out, trace, minutes, reference or REFERENCE, only)
     typer.echo(report.table())
     typer.echo(out)
 

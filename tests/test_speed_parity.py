@@ -11,15 +11,21 @@ from typing import Any
 import plain_reference
 import pytest
 import torch
-from plain_reference import PlainMMFaceDiT, PlainTraining
+from plain_reference import SAMPLING, TRAINING, Encoded, PlainFlowDiT, PlainMMFaceDiT
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mmface.benchmarks.counting import TOY, count_operators, host_syncs
-from mmface.benchmarks.measuring import relative_error
-from mmface.benchmarks.network import OwnTraining, gradient_error, training_batch
-from mmface.benchmarks.subjects import make_inputs, on_meta, randomize, run_reference
+from mmface.benchmarks.measuring import Report, relative_error
+from mmface.benchmarks.network import (
+    GRADIENT_CLIP,
+    OwnTraining,
+    gradient_error,
+    objective_of,
+    training_batch,
+)
+from mmface.benchmarks.subjects import SIZES, Bench, make_inputs, on_meta, randomize, run_reference
 from mmface.model.recomputation import selective_checkpoint
 from mmface.model.transformer import MMFaceDiT
 
@@ -43,27 +49,17 @@ def test_reference_gives_the_numbers_of_the_released_code():
         golden = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sampled = json.loads(file.metadata()["sample"])
     weights = {k.removeprefix("weights."): v.float() for k, v in golden.items() if "weights." in k}
-    plain = PlainMMFaceDiT.from_state(weights, num_heads=4)
+    flow = PlainFlowDiT.from_state(weights, num_heads=4)
     text = (golden["text"], golden["pooled"], golden["modality"])
-    assert relative_error(plain(golden["x"], golden["t_flow"] * 999, *text), golden["velocity"]) < (
-        1e-5
-    )
-    epsilon = plain(golden["x"], golden["t_ddpm"].float(), *text)
+    assert relative_error(flow(golden["x"], golden["t_flow"], *text), golden["velocity"]) < 1e-5
+    diffusion = PlainMMFaceDiT.from_state(weights, num_heads=4)
+    epsilon = diffusion(golden["x"], golden["t_ddpm"].float(), *text)
     assert relative_error(epsilon, golden["epsilon"]) < 1e-5
-
-    def features(prompt: str) -> tuple[Tensor, Tensor]:
-        row = slice(1, 2) if prompt else slice(0, 1)
-        return golden["sample_pooled"][row], golden["sample_text"][row]
-
-    result = plain_reference.sample(
-        plain,
-        list(golden["sample_noise"]),
-        list(golden["sample_condition"]),
-        features,
-        ["a prompt"],
-        [sampled["modality"]],
-        sampled["steps"],
-        sampled["guidance_scale"],
+    command = SAMPLING["sample_flow"](flow, None, None, None)
+    names = ("sample_condition", "sample_pooled", "sample_text")
+    encoded = Encoded(*(golden[name] for name in names), torch.tensor(sampled["modality"]))
+    result = command.solve(
+        golden["sample_noise"], encoded, sampled["steps"], sampled["guidance_scale"]
     )
     assert relative_error(result, golden["sample_result"]) < 1e-5
 
@@ -81,24 +77,25 @@ def test_forward(dtype: torch.dtype, limit: float):
 
 
 @pytest.mark.parametrize(
-    "prepare",
+    ("script", "prepare"),
     [
-        lambda model: None,
-        lambda model: model.enable_gradient_checkpointing(),
-        lambda model: model.enable_gradient_checkpointing(selective_checkpoint),
+        ("train_flow_256", lambda model: None),
+        ("train_flow_256", lambda model: model.enable_gradient_checkpointing()),
+        ("train_flow_256", lambda model: model.enable_gradient_checkpointing(selective_checkpoint)),
+        *((script, lambda model: None) for script in TRAINING if script != "train_flow_256"),
     ],
-    ids=["kept", "checkpointed", "selective"],
 )
-def test_training_step(prepare: Callable[[MMFaceDiT], None]):
-    model, plain = pair(dtype=torch.float32)
-    plain.requires_grad_(True)
+def test_training_step(script: str, prepare: Callable[[MMFaceDiT], None]):
+    model, _ = pair(dtype=torch.float32)
     prepare(model)
-    own = OwnTraining(model, lambda p: AdamW(p, lr=1e-3))
-    theirs = PlainTraining(plain, lambda p: AdamW(p, lr=1e-3))
+    optimizer = functools.partial(AdamW, lr=1e-3)
+    bench = Bench(SIZES["tiny"], torch.device("cpu"), plain_reference, Report(None, {}))
+    own = OwnTraining(model, optimizer, objective=objective_of(bench, script))
+    theirs = bench.training_script(script, model, optimizer, GRADIENT_CLIP)
     batch = training_batch(model, side=8, batch=3)
     before = model.final_linear.weight.detach().clone()
     assert own.step(batch) == pytest.approx(theirs.step(batch), rel=1e-5)
-    assert gradient_error(own, plain) <= 1e-5
+    assert gradient_error(own, theirs.model) <= 1e-5
     assert not torch.equal(model.final_linear.weight, before)
 
 
@@ -124,7 +121,7 @@ def test_selective_checkpointing_keeps_matrix_products_and_recomputes_the_rest()
 
 @torch.no_grad()
 def test_modulations_of_all_steps_and_guidance_in_one_batch():
-    model, plain = pair()
+    model, _ = pair()
     inputs, steps, scale = inputs_of(model), 4, 3.0
     pooled, tokens = inputs["pooled_text"], inputs["text_tokens"]  # row 0 unwanted, row 1 wanted
     noise, condition = inputs["noisy_latents"], inputs["condition_latents"]
@@ -141,15 +138,15 @@ def test_modulations_of_all_steps_and_guidance_in_one_batch():
         now = [m.unflatten(0, (steps, 2))[step, row] for m in table]
         unwanted, wanted = model.denoise(latents.repeat(2, 1, 1, 1), both, text[row], now).chunk(2)
         latents = latents + (unwanted + scale * (wanted - unwanted)) / steps
-    expected = plain_reference.sample(
-        plain,
-        list(noise),
-        list(condition),
-        lambda prompt: (pooled[1:], tokens[1:]) if prompt else (pooled[:1], tokens[:1]),
-        ["a", "b"],
-        [1, 1],
-        steps,
-        scale,
+    flow = PlainFlowDiT.from_state(model.to_released(), num_heads=TOY["num_heads"])
+    command = SAMPLING["sample_flow"](flow, None, None, None)
+    expected = torch.cat(
+        [
+            command.solve(
+                each[None], Encoded(its[None], pooled, tokens, torch.tensor(1)), steps, scale
+            )
+            for each, its in zip(noise, condition, strict=True)
+        ]
     )
     # Time is float32 on both sides, and its sines are taken before the model's own precision.
     assert relative_error(latents, expected) <= 1e-9
@@ -241,7 +238,7 @@ def test_compiled_blocks_break_nowhere_compile_once_and_agree():
 def test_reference_leaves_out_a_step_whose_gradient_is_not_finite():
     _, plain = pair(depth=1, dtype=torch.float32)
     plain.requires_grad_(True)
-    training = PlainTraining(plain, lambda p: AdamW(p, lr=1e-3))
+    training = TRAINING["train_flow_512_optimized"](plain, lambda p: AdamW(p, lr=1e-3))
     model, _ = pair(depth=1, dtype=torch.float32)
     batch: dict[str, Any] = training_batch(model, side=8, batch=2)
     batch["latents"] = batch["latents"].fill_(torch.inf)

@@ -8,23 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from mmface.benchmarks.measuring import relative_error, seconds
+from mmface.benchmarks.measuring import flops, relative_error, seconds
 from mmface.benchmarks.subjects import (
     Bench,
     compiled_twin,
     forward_flops,
     fused_twin,
     make_inputs,
+    randomize,
     run_reference,
     twin,
 )
 from mmface.model import released
 from mmface.model.recomputation import selective_checkpoint
 from mmface.model.transformer import Linear, MMFaceDiT
-from mmface.objectives.objective import RectifiedFlow
+from mmface.objectives.losses import SquaredError
+from mmface.objectives.objective import MinSnrDiffusion, Objective, RectifiedFlow
 from mmface.sampling.acceleration import CapturedDenoise
 from mmface.training.optimization import ExponentialAverage
 
@@ -32,17 +35,22 @@ GRADIENT_CLIP = 0.5
 
 
 def measure_ceilings(bench: Bench) -> None:
-    """Measure what the device can do at best: a large matrix product, and a large copy."""
-    side, dtype = (8192, torch.bfloat16) if bench.on_gpu else (1024, torch.float32)
+    """Measure what the device can do at best: large matrix products, and a large copy.
+
+    On a CPU, float32 products are measured by torch's BLAS and by oneDNN, which the network's
+    layers choose where it is faster; the share of every other measurement is of the faster one.
+    """
+    side = 8192 if bench.on_gpu else 1024
     copied = 8e9 if bench.on_gpu else 0.25e9
 
-    def product() -> Mapping[str, float]:
-        factor = Linear(side, side, bias=False, device=bench.device, dtype=dtype)
+    def product(layer: type[nn.Linear], dtype: torch.dtype) -> Mapping[str, float]:
+        factor = layer(side, side, bias=False, device=bench.device, dtype=dtype)
         other = torch.randn(side, side, device=bench.device, dtype=dtype)
         with torch.no_grad():
-            best = min(seconds(lambda: factor(other), bench.device) for _ in range(8))
-        bench.peak_flops = 2 * side**3 / best
-        return {"tflops": bench.peak_flops / 1e12}
+            best = min(seconds(lambda: factor(other), bench.device) for _ in range(12))
+        rate = 2 * side**3 / best
+        bench.peak_flops[dtype] = max(rate, bench.peak_flops.get(dtype, 0.0))
+        return {"tflops": rate / 1e12}
 
     def copy() -> Mapping[str, float]:
         source = torch.ones(int(copied / 4), device=bench.device)
@@ -50,15 +58,33 @@ def measure_ceilings(bench: Bench) -> None:
         best = min(seconds(lambda: target.copy_(source), bench.device) for _ in range(5))
         return {"terabytes_per_s": 2 * copied / best / 1e12}  # read and written
 
-    bench.report.measure("ceiling", f"product of {side} x {side}, {dtype}", product)
+    products: list[tuple[str, type[nn.Linear], torch.dtype]] = [
+        ("float32", nn.Linear, torch.float32),
+        ("bfloat16", nn.Linear, torch.bfloat16),
+    ]
+    if not bench.on_gpu:
+        products.insert(1, ("float32, the network's layers", Linear, torch.float32))
+    for name, layer, dtype in products:
+        case = f"product of {side} x {side}, {name}"
+        bench.report.measure("ceiling", case, partial(product, layer, dtype))
     bench.report.measure("ceiling", f"copy of {copied / 1e9:g} GB", copy)
 
 
-def share_of_peak(bench: Bench, work_flops: float, milliseconds: float) -> dict[str, float]:
-    """TFLOP/s of some work and its share of the measured ceiling, if that was measured."""
-    rate = work_flops / (milliseconds / 1e3)
-    shares = {} if bench.peak_flops is None else {"of_measured_peak": rate / bench.peak_flops}
-    return {"tflops": rate / 1e12, **shares}
+PEAKS = {torch.float32: "float32_peak", torch.bfloat16: "bfloat16_peak"}
+
+
+def share_of_peak(bench: Bench, work: float, values: Mapping[str, float]) -> dict[str, float]:
+    """TFLOP/s of timed work and its shares of the measured rates of products, and the reference's.
+
+    `work` counts the FLOPs of what is useful, the same for both.
+    """
+    own, reference = (1e3 * work / values[name] for name in ("own_ms", "reference_ms"))
+    shares = {"tflops": own / 1e12}
+    for dtype, peak in bench.peak_flops.items():
+        shares[f"of_{PEAKS[dtype]}"] = own / peak
+    if peak := bench.peak_flops.get(bench.dtype):
+        shares[f"reference_of_{PEAKS[bench.dtype]}"] = reference / peak
+    return shares
 
 
 def captured_twin(model: MMFaceDiT) -> MMFaceDiT:
@@ -87,6 +113,8 @@ def measure_forward(bench: Bench) -> None:
                 bench.report.measure(
                     "forward", case, partial(_forward, bench, case, side, batch, way)
                 )
+            case = f"{8 * side} px batch {batch}, SD3Transformer2DModel of diffusers"
+            bench.report.measure("forward", case, partial(_forward_sd3, bench, case, side, batch))
 
 
 @torch.no_grad()
@@ -103,7 +131,46 @@ def _forward(
     values = bench.compare(f"forward {case}", reference, lambda: own(**inputs))
     error = relative_error(own(**inputs), reference())
     work = forward_flops(model, side, batch)
-    return {**values, **share_of_peak(bench, work, values["own_ms"]), "relative_error": error}
+    return {**values, **share_of_peak(bench, work, values), "relative_error": error}
+
+
+def sd3_of(model: MMFaceDiT, side: int) -> SD3Transformer2DModel:
+    """The transformer of Stable Diffusion 3, of the same width, depth, heads and tokens."""
+    config = model.config
+    with torch.device(model.device):
+        sd3 = SD3Transformer2DModel(
+            sample_size=side,
+            patch_size=config.patch_size,
+            in_channels=2 * config.latent_channels,
+            num_layers=config.depth,
+            attention_head_dim=model.head_dim,
+            num_attention_heads=config.num_heads,
+            joint_attention_dim=config.text_dim,
+            caption_projection_dim=config.hidden_size,
+            pooled_projection_dim=config.text_dim,
+            out_channels=config.latent_channels,
+            pos_embed_max_size=side // config.patch_size,
+        )
+    return nn.Module.to(randomize(sd3), model.dtype).eval()
+
+
+@torch.no_grad()
+def _forward_sd3(bench: Bench, case: str, side: int, batch: int) -> dict[str, float]:
+    model, plain = bench.models
+    inputs, sd3 = make_inputs(model, side, batch), sd3_of(model, side)
+    latents = torch.cat((inputs["noisy_latents"], inputs["condition_latents"]), dim=1)
+    texts = {"pooled_projections": inputs["pooled_text"]}
+    texts["encoder_hidden_states"] = inputs["text_tokens"]
+
+    def other() -> Any:
+        return sd3(latents, timestep=inputs["timestep"], return_dict=False, **texts)
+
+    def reference() -> Tensor:
+        with bench.autocast():
+            return run_reference(plain, inputs)
+
+    values = bench.compare(f"forward {case}", reference, other)
+    return {**values, **share_of_peak(bench, flops(other), values)}
 
 
 class OwnTraining:
@@ -114,8 +181,10 @@ class OwnTraining:
         model: MMFaceDiT,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        objective: Objective | None = None,
     ) -> None:
-        self.model, self.objective, self.autocast = model.train(), RectifiedFlow(), autocast
+        self.model, self.autocast = model.train(), autocast
+        self.objective = objective or RectifiedFlow()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters)
         self.average = ExponentialAverage(model, decay=0.9999)
@@ -185,41 +254,60 @@ WAYS_OF_TRAINING: dict[str, Callable[[MMFaceDiT], None]] = {
 """What is done to a model before it is trained; the reference checkpoints every block."""
 
 
+SCRIPT = "train_flow_256"
+"""The published script that our ways of training are compared with."""
+
+
 def measure_training(bench: Bench) -> None:
     """Whole training steps: forward, backward, clipping, AdamW, average."""
     for side, batch in bench.size.training:
-        for name, prepare in WAYS_OF_TRAINING.items():
-            case = f"{8 * side} px batch {batch} {name}"
-            bench.report.measure(
-                "train", case, partial(_training, bench, case, side, batch, prepare)
-            )
+        pairs = [(SCRIPT, way) for way in WAYS_OF_TRAINING]
+        pairs += [(script, "eager") for script in bench.reference.TRAINING if script != SCRIPT]
+        for script, way in pairs:
+            case = f"{8 * side} px batch {batch} {way}, {script}"
+            run = partial(_training, bench, case, side, batch, script, WAYS_OF_TRAINING[way])
+            bench.report.measure("train", case, run)
+
+
+def objective_of(bench: Bench, script: str) -> Objective:
+    """The objective of a published script; no published config weighs diffusion by Min-SNR."""
+    if bench.reference.TRAINING[script].network is bench.reference.PlainFlowDiT:
+        return RectifiedFlow()
+    return MinSnrDiffusion(terms={"noise": SquaredError()})
 
 
 def _training(
-    bench: Bench, case: str, side: int, batch: int, prepare: Callable[[MMFaceDiT], None]
+    bench: Bench,
+    case: str,
+    side: int,
+    batch: int,
+    script: str,
+    prepare: Callable[[MMFaceDiT], None],
 ) -> dict[str, Any]:
     model = bench.model(torch.float32)
-    plain_model = bench.plain(model).requires_grad_(True)
     prepare(model)
     optimizer = partial(AdamW, lr=1e-4, fused=True)  # the same for both
-    own = OwnTraining(model, optimizer, bench.autocast)
-    plain = bench.reference.PlainTraining(plain_model, optimizer, gradient_clip=GRADIENT_CLIP)
+    plain = bench.training_script(script, model, optimizer, GRADIENT_CLIP)
+    own = OwnTraining(model, optimizer, bench.autocast, objective_of(bench, script))
     samples = training_batch(model, side, batch)
+    drawn = {name: x for name, x in samples.items() if name not in ("noise", "uniform")}
 
-    def reference() -> float:
+    def reference(batch: Mapping[str, Tensor] = drawn) -> float:
         with bench.autocast():
-            return plain.step(samples)
+            loss: float = plain.step(batch)
+        return loss
 
-    losses = own.step(samples), reference()
+    losses = own.step(samples), reference(samples)
     errors = {
         "loss_error": abs(losses[0] / losses[1] - 1),
-        "gradient_error": gradient_error(own, plain_model),
+        "gradient_error": gradient_error(own, plain.model),
     }
+    plain.model.c_embedder.dropout = 0.05  # drawn by chance, so not while both are compared
     values = bench.compare(f"train {case}", reference, lambda: own.step(samples))
     work = 3 * forward_flops(model, side, batch)
     return {
         **values,
-        **share_of_peak(bench, work, values["own_ms"]),
+        **share_of_peak(bench, work, values),
         "samples_per_s": 1e3 * batch / values["own_ms"],
         **errors,
     }

@@ -2,22 +2,25 @@
 
 import copy
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from mmface.benchmarks.measuring import relative_error
-from mmface.benchmarks.subjects import Bench
-from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
+from mmface.benchmarks.subjects import TEXT_TOKENS, Bench, byte_tokenizer
+from mmface.data.mixed import keyed_loader
+from mmface.data.samples import LatentSamples
+from mmface.data.store import ArraySpec, StoreSpec, write_store
 from mmface.encoders import LatentCodec
 
 ENCODED_BATCH = 8
 NUM_ROWS = 256
+LOADED_BATCH = 32
+"""The published configs' batch at 256 px."""
 
 
 def measure_encoding(bench: Bench) -> None:
@@ -73,41 +76,61 @@ def latent_rows(num: int, side: int) -> list[dict[str, Any]]:
     ]
 
 
+def write_latents(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as a store of this package."""
+    array = ArraySpec(rows[0]["image"].shape, "float16")
+    arrays = dict.fromkeys(("image", "mask", "sketch"), array)
+    spec = StoreSpec(len(rows), arrays, ("captions",), made_by={})
+    write_store(folder, spec, partial(map, lambda items: [rows[i] for i in items]))
+
+
+def own_loader(
+    folder: Path, num: int, batch_size: int, dropout: float = 0.05
+) -> DataLoader[dict[str, Any]]:
+    """Load `num` samples of a store as the trainer does, in this process."""
+    samples = LatentSamples(folder, text_dropout=dropout, condition_dropout=dropout)
+    return keyed_loader(samples, 0, batch_size, batch_size, range(num // batch_size), 0, 1)
+
+
 def measure_loading(bench: Bench) -> None:
-    """Rows of a latent store, beside one file a sample; all on the CPU, from a warm page cache."""
+    """An epoch of whole batches, beside the release's; all on the CPU, from a warm page cache."""
     for side in bench.size.sides:
-        bench.report.measure(
-            "data", f"{8 * side} px, {NUM_ROWS} samples", partial(_loading, bench, side)
-        )
+        for case, tokenizing in (("", False), (" and tokenizing", True)):
+            bench.report.measure(
+                "data",
+                f"loading{case}, {8 * side} px, batches of {LOADED_BATCH}",
+                partial(_loading, bench, side, tokenizing),
+            )
 
 
-def _loading(bench: Bench, side: int) -> dict[str, float]:
+def _loading(bench: Bench, side: int, tokenizing: bool) -> dict[str, float]:
+    """Time both loaders; the release tokenizes in its loader, this package in the training step."""
+    tokenizer = byte_tokenizer()
     with tempfile.TemporaryDirectory() as scratch:
         folder, rows = Path(scratch), latent_rows(NUM_ROWS, side)
-        array = ArraySpec((16, side, side), "float16")
-        arrays = dict.fromkeys(("image", "mask", "sketch"), array)
-        spec = StoreSpec(NUM_ROWS, arrays, ("captions",), made_by={})
-        write_store(folder / "store", spec, partial(map, lambda items: [rows[i] for i in items]))
+        write_latents(folder / "store", rows)
         bench.reference.write_files(folder / "files", rows)
-        store = Store(folder / "store")
-        order = np.random.default_rng(1).permutation(NUM_ROWS).tolist()
+        dataset = bench.reference.PlainLatents(folder / "files", tokenizer)
+        theirs = bench.reference.plain_loader(dataset, LOADED_BATCH)
+        ours = own_loader(folder / "store", NUM_ROWS, LOADED_BATCH)
 
-        def own() -> Iterator[Any]:
-            return (_sample(store, index) for index in order)
+        def plain() -> None:
+            for _ in theirs:
+                pass
 
-        def plain() -> Iterator[Any]:
-            return bench.reference.read_files(folder / "files", order, "mask")
+        def own() -> None:
+            for batch in ours:
+                if tokenizing:
+                    tokenizer(
+                        batch["caption"],
+                        padding="max_length",
+                        truncation=True,
+                        max_length=TEXT_TOKENS,
+                        return_tensors="pt",
+                    )
 
-        def consumed(samples: Callable[[], Iterator[Any]]) -> None:
-            deque(samples(), maxlen=0)  # kept together, they would cost the kernel's fresh pages
-
-        error = max(
-            max(relative_error(a, b) for a, b in zip(ours[:2], theirs[:2], strict=True))
-            for ours, theirs in zip(own(), plain(), strict=True)
-        )
-        values = bench.compare(
-            f"data {8 * side} px", partial(consumed, plain), partial(consumed, own)
-        )
+        error = _loading_error(bench, folder, tokenizer)
+        values = bench.compare(f"data {8 * side} px {tokenizing}", plain, own)
     return {
         **values,
         "own_us_per_sample": 1e3 * values["own_ms"] / NUM_ROWS,
@@ -115,7 +138,10 @@ def _loading(bench: Bench, side: int) -> dict[str, float]:
     }
 
 
-def _sample(store: Store, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-    row = store.row(index, ("image", "mask", "captions"))
-    image, mask = (torch.from_numpy(row[kind]) for kind in ("image", "mask"))
-    return image, mask, row["captions"][0]  # as LatentSamples gives them: the device makes floats
+def _loading_error(bench: Bench, folder: Path, tokenizer: Any) -> float:
+    """Largest difference of the faces' latents, sorted, since both loaders shuffle."""
+    dataset = bench.reference.PlainLatents(folder / "files", tokenizer, dropout=0.0)
+    (theirs,) = bench.reference.plain_loader(dataset, NUM_ROWS)
+    (ours,) = own_loader(folder / "store", NUM_ROWS, NUM_ROWS, dropout=0.0)
+    images = (ours["latents"].float(), theirs["image_latent"])
+    return relative_error(*(torch.tensor(sorted(x.flatten(1).tolist())) for x in images))

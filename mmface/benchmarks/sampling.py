@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmface.benchmarks.measuring import in_turn, relative_error
-from mmface.benchmarks.network import ways_of_running
-from mmface.benchmarks.subjects import Bench, twin
+from mmface.benchmarks.network import share_of_peak, ways_of_running
+from mmface.benchmarks.subjects import Bench, forward_flops, twin
 from mmface.conditions import LABELS, MASK, colorize
-from mmface.encoders import TextFeatures
 from mmface.encoders.vae import image_pixels
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.acceleration import accelerate_pipeline
@@ -22,6 +21,7 @@ from mmface.sampling.pipeline import MMFacePipeline
 
 GUIDANCE_SCALE = 7.5
 PROMPT = "a smiling woman with long red hair"
+SCRIPT = "sample_flow"
 REFERENCE_STEPS = 50
 """Euler steps of a picture by the released code."""
 
@@ -44,73 +44,54 @@ FEWER = (
 
 
 class GuidedPictures:
-    """The same latents by the pipeline and by the reference: prompts, masks, guidance, Euler."""
+    """The same latents by the pipeline and by a command: a prompt, a mask, seeds, guidance."""
 
     def __init__(self, bench: Bench, pipeline: MMFacePipeline, num: int) -> None:
-        """Draw the masks of `num` pictures."""
+        """Draw the mask of `num` pictures."""
         self.bench, self.pipeline, self.num = bench, pipeline, num
         side = pipeline.config.image_size
         draws = np.random.default_rng(0)
-        self.masks = [
-            draws.integers(len(LABELS), size=(side // 8, side // 8), dtype=np.uint8).repeat(8, 0)
-            for _ in range(num)
-        ]
-        self.masks = [np.ascontiguousarray(mask.repeat(8, 1)) for mask in self.masks]
-        self.prompts = [PROMPT] * num
+        mask = draws.integers(len(LABELS), size=(side // 8, side // 8), dtype=np.uint8)
+        self.mask = np.ascontiguousarray(mask.repeat(8, 0).repeat(8, 1))
 
-    def own(self, course: Course) -> Float[Tensor, "pictures channels height width"]:
-        """All pictures in one call."""
+    def own(self, course: Course, output_type: str = "latent") -> Tensor:
+        """All pictures in one call, [pictures, channels, height, width]."""
         start, end = course.guided
-        latents = self.pipeline(
-            self.prompts,
-            mask=self.masks,
+        pictures = self.pipeline(
+            PROMPT,
+            mask=self.mask,
+            num_images_per_prompt=self.num,
             num_inference_steps=course.steps,
             seed=list(range(self.num)),
             solver=course.solver,
             guidance=Guidance(GUIDANCE_SCALE, start=start, end=end),
-            output_type="latent",
+            output_type=output_type,
         ).images
-        assert isinstance(latents, Tensor)
-        return latents
+        assert isinstance(pictures, Tensor)
+        return pictures
+
+    def plain(self, command: Any, num_steps: int) -> Float[Tensor, "pictures c height width"]:
+        """The latents of a published command: encoding once, then one picture after the other."""
+        return self.plain_steps(command, num_steps)()
 
     @torch.no_grad()
-    def conditions(self) -> Float[Tensor, "pictures channels height width"]:
-        """Latents of the masks, one after the other."""
-        bench = self.bench
-        pixels = [image_pixels(colorize(mask)).to(bench.device, bench.dtype) for mask in self.masks]
-        return bench.reference.encode_one_by_one(self.pipeline.vae, pixels)
-
-    @torch.no_grad()
-    def plain(
-        self,
-        model: torch.nn.Module,
-        conditions: Float[Tensor, "pictures channels height width"] | None = None,
-        features: Callable[[str], TextFeatures] | None = None,
-    ) -> Float[Tensor, "pictures channels height width"]:
-        """One picture after the other; what is not given is encoded here."""
-        bench = self.bench
-        conditions = self.conditions() if conditions is None else conditions
-        noise = [
-            torch.randn(conditions.shape[1:], generator=torch.Generator().manual_seed(seed))
+    def plain_steps(self, command: Any, num_steps: int) -> Callable[[], Tensor]:
+        """Encode what a published command encodes, and give what makes its pictures' latents."""
+        bench, side = self.bench, self.pipeline.config.image_size // 8
+        pixels = image_pixels(colorize(self.mask)).to(bench.device, bench.dtype)
+        encoded = command.encode(PROMPT, pixels.unsqueeze(0), MASK.index)
+        shape = (1, self.pipeline.transformer.config.latent_channels, side, side)
+        noises = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(bench.device)
             for seed in range(self.num)
         ]
-        with bench.autocast():
-            return bench.reference.sample(
-                model,
-                [each.to(bench.device) for each in noise],
-                list(conditions),
-                features or (lambda prompt: self.pipeline.text([prompt])),
-                self.prompts,
-                [MASK.index] * self.num,
-                bench.size.sampling_steps,
-                GUIDANCE_SCALE,
-            )
 
-    @torch.no_grad()
-    def plain_steps(self, model: torch.nn.Module) -> Callable[[], Tensor]:
-        """Encode everything, and give what takes the steps, one picture after the other."""
-        known = {prompt: self.pipeline.text([prompt]) for prompt in (PROMPT, "")}
-        return partial(self.plain, model, self.conditions(), known.__getitem__)
+        def steps() -> Tensor:
+            with bench.autocast():
+                latents: Tensor = command.latents(noises, encoded, num_steps, GUIDANCE_SCALE)
+            return latents
+
+        return steps
 
 
 def measure_sampling(bench: Bench) -> None:
@@ -127,13 +108,15 @@ def _sampling(
 ) -> dict[str, float]:
     model, plain = bench.models
     pictures = GuidedPictures(bench, bench.pipeline(way(model)), num)
-    course = Course("euler", bench.size.sampling_steps)
-    error = relative_error(pictures.own(course), pictures.plain(plain))
-    values = bench.compare(
-        f"sample {case}", lambda: pictures.plain(plain), lambda: pictures.own(course)
-    )
+    command = bench.sampling_script(SCRIPT, plain, pictures.pipeline)
+    steps = bench.size.sampling_steps
+    reference, own = partial(pictures.plain, command, steps), Course("euler", steps)
+    error = relative_error(pictures.own(own), reference())
+    values = bench.compare(f"sample {case}", reference, lambda: pictures.own(own))
     rate = 1e3 * num / values["own_ms"]
-    return {**values, "pictures_per_s": rate, "relative_error": error}
+    work = 2 * num * steps * forward_flops(model, bench.size.sides[0], 1)
+    shares = share_of_peak(bench, work, values)
+    return {**values, **shares, "pictures_per_s": rate, "relative_error": error}
 
 
 def measure_fewer(bench: Bench) -> None:
@@ -149,13 +132,14 @@ def measure_fewer(bench: Bench) -> None:
 
 
 def _fewer(bench: Bench, pipeline: MMFacePipeline, num: int, course: Course) -> dict[str, float]:
-    """Time all of ours, and a few steps of one picture of the reference.
+    """Time all of ours, and a command of one picture and fewer steps.
 
     The reference takes one step and one picture after the other, so its time grows with both.
     Encoding is counted for ours alone.
     """
     one, pictures = GuidedPictures(bench, pipeline, 1), GuidedPictures(bench, pipeline, num)
-    steps = one.plain_steps(bench.models[1])
+    command = bench.sampling_script(SCRIPT, bench.models[1], pipeline)
+    steps = one.plain_steps(command, bench.size.sampling_steps)
     values = in_turn(steps, lambda: pictures.own(course), bench.device)
     scale = num * REFERENCE_STEPS / bench.size.sampling_steps
     for name in ("reference_ms", "ratio", "ratio_low", "ratio_high"):

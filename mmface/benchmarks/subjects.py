@@ -61,7 +61,7 @@ SIZES: dict[str, Size] = {
         sides=(32,),
         batches=(1, 8),
         training=((32, 2),),
-        sampling_steps=2,
+        sampling_steps=10,
         pictures=4,
         text_layers=2,
         vae_channels=(16, 16, 32, 32),
@@ -72,7 +72,7 @@ SIZES: dict[str, Size] = {
         sides=(32, 64),
         batches=(2, 8, 32),
         training=((32, 32), (64, 16)),
-        sampling_steps=6,
+        sampling_steps=10,
         pictures=16,
         text_layers=23,
         vae_channels=(128, 256, 512, 512),
@@ -195,8 +195,8 @@ def byte_tokenizer() -> CLIPTokenizer:
 class Bench:
     """What every family of measurements receives.
 
-    `traces` is a folder for profiler traces, or None; `peak_flops` is the device's measured FLOP/s
-    of matrix products.
+    `traces` is a folder for profiler traces, or None; `peak_flops` are the device's measured FLOP/s
+    of matrix products by dtype.
     """
 
     size: Size
@@ -204,7 +204,7 @@ class Bench:
     reference: ModuleType
     report: Report
     traces: Path | None = None
-    peak_flops: float | None = field(default=None)
+    peak_flops: dict[torch.dtype, float] = field(default_factory=dict)
 
     @property
     def on_gpu(self) -> bool:
@@ -230,10 +230,23 @@ class Bench:
         # torch's own `to`, because diffusers' warns of modules to keep in float32 without any.
         return nn.Module.to(model, dtype or self.dtype).eval()
 
-    def plain(self, model: MMFaceDiT) -> Any:
-        """The reference with copies of a model's weights."""
-        plain = self.reference.PlainMMFaceDiT
+    def plain(self, model: MMFaceDiT, network: str = "PlainFlowDiT") -> Any:
+        """The reference with copies of a model's weights; `network` names its class."""
+        plain = getattr(self.reference, network)
         return plain.from_state(model.to_released(), model.config.num_heads).eval()
+
+    def training_script(
+        self, script: str, model: MMFaceDiT, optimizer: Any, gradient_clip: float
+    ) -> Any:
+        """A published training script on copies of a model's weights."""
+        made: Any = self.reference.TRAINING[script]
+        plain = self.plain(model, made.network.__name__).requires_grad_(True)
+        return made(plain, optimizer, gradient_clip=gradient_clip)
+
+    def sampling_script(self, script: str, plain: Any, pipeline: MMFacePipeline) -> Any:
+        """A published sampling script with the encoders of a pipeline."""
+        made: Any = self.reference.SAMPLING[script]
+        return made(plain, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder)
 
     @cached_property
     def models(self) -> tuple[MMFaceDiT, Any]:
@@ -289,6 +302,9 @@ class Bench:
                 use_quant_conv=False,
                 use_post_quant_conv=False,
             )
+        # The release samples the posterior, this package takes its mean: let it have no width.
+        narrow = vae.encoder.conv_out
+        narrow.weight.data[16:], narrow.bias.data[16:] = 0, -60
         return VAES["flux_released"].configure(
             nn.Module.to(vae, self.dtype).requires_grad_(False).eval()
         )

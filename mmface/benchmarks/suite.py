@@ -1,6 +1,7 @@
 """All families of measurements, and the run of some of them: what `scripts/benchmark.py` does."""
 
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -21,11 +22,13 @@ from mmface.benchmarks.network import (
     measure_growth,
     measure_training,
 )
+from mmface.benchmarks.phases import measure_phases
 from mmface.benchmarks.reading import measure_encoding, measure_loading
 from mmface.benchmarks.sampling import measure_fewer, measure_sampling
 from mmface.benchmarks.subjects import SIZES, Bench, load_reference
 
 FAMILIES: dict[str, Callable[[Bench], None]] = {
+    "phases": measure_phases,
     "count": measure_counts,
     "parity": measure_parity,
     "data": measure_loading,
@@ -39,23 +42,52 @@ FAMILIES: dict[str, Callable[[Bench], None]] = {
 }
 """The families in the order of a whole run: what matters most if time runs out stands first."""
 
+NOTES = (
+    "A ratio is the reference's time over ours: the median of pairs measured in turn in one "
+    "process, by its CPU time, and in brackets the quartiles of the pairs.",
+    "Shares count the FLOPs that are useful, 3 forward passes for a training step, and are of the "
+    "fastest large product on the same machine; the reference's share is of the same rate.",
+    "Training is without the frozen text encoder, sampling without decoding. Fewer steps compare "
+    "with 50 Euler steps of the reference.",
+)
+"""What every table says of its figures."""
+
 REFERENCE = Path(__file__).parent.parent.parent / "tests" / "plain_reference.py"
 
 
 def facts(size: str, device: torch.device) -> dict[str, str | int]:
     """What a reader of the figures must know of the machine and the libraries."""
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    named = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    built = torch.__config__.show()
+    onednn = re.search(r"MKL-DNN (v[\d.]+)", built)
+    blas = re.search(r"BLAS_INFO=(\w+)", built)
     return {
         "mmface": mmface.__version__,
         "size": size,
         "device": str(device),
-        "device_name": named or platform.machine(),
+        **named,
+        "cpu": cpu_kind(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
+        "blas": blas[1] if blas else "unknown",
+        "onednn": onednn[1] if onednn else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
         "diffusers": diffusers.__version__,
     }
+
+
+def cpu_kind(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Name, family and model of the processor, as Linux tells them; elsewhere its name alone."""
+    if not path.is_file():
+        return platform.processor() or platform.machine()
+    first = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    told = {name.strip(): value.strip() for name, _, value in pairs}
+    if "cpu family" not in told:
+        return platform.machine()
+    return f"{told['model name']}, family {told['cpu family']}, model {told['model']}"
 
 
 def run_suite(
@@ -66,10 +98,12 @@ def run_suite(
     traces: Path | None = None,
     minutes: float = 9.5,
     reference: Path = REFERENCE,
+    only: str = "",
 ) -> Report:
     """Run families of measurements; a measurement that fails is reported as such.
 
-    `out` is written anew after every measurement. After `minutes` none is begun.
+    `out` is written anew after every measurement. After `minutes` none is begun. `only` is a
+    regular expression that the cases must contain.
     """
     choices: list[tuple[str, str, Collection[str]]] = [
         *(("family", family, FAMILIES) for family in families),
@@ -88,7 +122,8 @@ def run_suite(
     place, threads = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(1)  # process CPU time says nothing of several threads at work
     try:
-        report = Report(out, facts(size, place), limit_s=60 * minutes)
+        told = {**facts(size, place), "notes": NOTES}
+        report = Report(out, told, limit_s=60 * minutes, only=only)
         bench = Bench(SIZES[size], place, load_reference(reference), report, traces)
         measure_ceilings(bench)
         for family in families:

@@ -10,7 +10,16 @@ from bad_uploads import bad_files
 from PIL import Image
 
 from mmface.app import painting
-from mmface.conditions import LABEL_INDEX, LABELS, PALETTE, colorize, label_format_named, load_mask
+from mmface.app.canvas import CANVAS_PX
+from mmface.conditions import (
+    LABEL_INDEX,
+    LABEL_TITLES,
+    LABELS,
+    PALETTE,
+    colorize,
+    label_format_named,
+    load_mask,
+)
 from mmface.encoders.face_parser import FaceParser
 from mmface.rendered import render_face
 
@@ -41,7 +50,7 @@ def test_soft_strokes_are_snapped_to_a_class_that_was_painted(face_labels):
 
 
 def test_every_class_has_one_named_colour_of_the_palette():
-    assert set(painting.CLASS_TITLES) == set(LABELS)
+    assert set(LABEL_TITLES) == set(LABELS)
     colors = painting.class_colors()
     assert len(colors) == 19
     assert set(colors.values()) == {f"#{bytes(color.tolist()).hex()}" for color in PALETTE}

@@ -1,6 +1,7 @@
 """Masks as people save them: each is read right, or read with a word of doubt, or refused."""
 
 import io
+import os
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,7 @@ from mmface.conditions import LABEL_FORMATS, LABELS, ForeignOrderError, colorize
 from mmface.rendered import render_face
 
 SIZES = (96, 128, 200)
-MUTATIONS = 400
+MUTATIONS = int(os.environ.get("MMFACE_MUTATIONS", "400"))
 NUM_FACES = 6
 Resampling = Image.Resampling
 

@@ -1,5 +1,7 @@
 """Sketches as people bring them: depth, paper, light and scale do not change what is read."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -8,7 +10,7 @@ from mmface.conditions import SKETCH, load_sketch
 from mmface.rendered import render_face
 
 SIZE = (128, 128)
-MUTATIONS = 300
+MUTATIONS = int(os.environ.get("MMFACE_MUTATIONS", "300"))
 WAYS = ("sixteen", "twelve", "float", "dim", "uneven", "faint", "paper", "alpha", "inverted")
 
 

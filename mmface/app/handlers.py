@@ -22,7 +22,7 @@ from mmface.app.running import (
     FaceRun,
     StoppedRunError,
 )
-from mmface.conditions import condition_kind, condition_kinds, flat_rgb
+from mmface.conditions import condition_kind, condition_kinds, doubts_of, flat_rgb
 from mmface.core.command_line import check_number
 from mmface.encoders.face_parser import FaceParser
 from mmface.rendered.examples import read_examples
@@ -201,6 +201,8 @@ class Handlers:
         wanted = self.request(mode, given, values, start[0], start[2])
         if cut := self.maker.truncated(prompt):
             gr.Warning(f"The prompt is too long; the model does not receive its end: {cut}")
+        for name, doubt in doubts_of(wanted.conditions, prompt or ""):
+            gr.Warning(f"The {name}: {doubt}.")
         preview = ""
         yield {"status": reporting.note_html("Starting ...")}
         with self._stoppable(request) as stop:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from mmface.annotation.sketches import PencilSketch
 from mmface.conditions import (
+    LABEL_TITLES,
     LABELS,
     PALETTE,
     colorize,
@@ -37,34 +38,11 @@ _SIZE = (CANVAS_PX, CANVAS_PX)
 Labels = UInt8[np.ndarray, "_ _"]
 Sketch = UInt8[np.ndarray, "_ _"]
 
-CLASS_TITLES: dict[str, str] = {
-    "background": "background",
-    "skin": "skin",
-    "hair": "hair",
-    "l_brow": "left brow",
-    "r_brow": "right brow",
-    "l_eye": "left eye",
-    "r_eye": "right eye",
-    "nose": "nose",
-    "u_lip": "upper lip",
-    "mouth": "mouth",
-    "l_lip": "lower lip",
-    "l_ear": "left ear",
-    "r_ear": "right ear",
-    "neck": "neck",
-    "cloth": "clothes",
-    "eye_g": "glasses",
-    "hat": "hat",
-    "ear_r": "earring",
-    "neck_l": "necklace",
-}
-"""What the page calls each class, in the order of its buttons. Left and right are the subject's."""
-
 
 def class_colors() -> dict[str, str]:
     """Give the palette's hex colours by the classes' titles, skin first and background last."""
-    names = sorted(CLASS_TITLES, key=lambda name: name == "background")
-    return {CLASS_TITLES[name]: hex_color(LABELS.index(name)) for name in names}
+    names = sorted(LABEL_TITLES, key=lambda name: name == "background")
+    return {LABEL_TITLES[name]: hex_color(LABELS.index(name)) for name in names}
 
 
 def hex_color(index: int) -> str:

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mmface.app.painting import CLASS_TITLES, hex_color, to_data_url
+from mmface.app.painting import hex_color, to_data_url
 from mmface.app.running import FaceRequest, FaceRun, StepReport
-from mmface.conditions import LABELS, colorize, condition_kind, condition_kinds
+from mmface.conditions import LABEL_TITLES, LABELS, colorize, condition_kind, condition_kinds
 
 OVERLAY_PX = 512
 """Shortest side to which a picture is enlarged before contours are drawn on it."""
 
-_CLASS_BARS = {f"iou/{name}": (CLASS_TITLES[name], hex_color(k)) for k, name in enumerate(LABELS)}
+_CLASS_BARS = {f"iou/{name}": (LABEL_TITLES[name], hex_color(k)) for k, name in enumerate(LABELS)}
 """Titles and colours of the bars of classes, by the name of the number."""
 
 _INK = np.array([255, 0, 170], dtype=np.uint8)
@@ -41,7 +41,7 @@ def legend_html(labels: UInt8[np.ndarray, "_ _"]) -> str:
     picture = Image.fromarray(colorize(labels))
     counts = np.bincount(labels.ravel(), minlength=len(LABELS)) / labels.size
     items = "".join(
-        f"<li><span style='background:{hex_color(index)}'></span>{CLASS_TITLES[LABELS[index]]} "
+        f"<li><span style='background:{hex_color(index)}'></span>{LABEL_TITLES[LABELS[index]]} "
         f"<small>{counts[index]:.1%}</small></li>"
         for index in np.argsort(-counts).tolist()
         if counts[index]

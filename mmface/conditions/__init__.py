@@ -14,6 +14,7 @@ from mmface.conditions.kind import (
     Reading,
     condition_kind,
     condition_kinds,
+    doubts_of,
     draw_conditions,
     flat_rgb,
     kinds_in_words,
@@ -44,7 +45,7 @@ from mmface.conditions.mask import (
     pixel_accuracy,
     released_mask_rgb,
 )
-from mmface.conditions.palette import LABEL_INDEX, LABELS, LEFT_RIGHT_PAIRS, PALETTE
+from mmface.conditions.palette import LABEL_INDEX, LABEL_TITLES, LABELS, LEFT_RIGHT_PAIRS, PALETTE
 from mmface.conditions.sketch import (
     SKETCH,
     SKETCH_POLARITIES,
@@ -58,6 +59,7 @@ __all__ = [
     "LABELS",
     "LABEL_FORMATS",
     "LABEL_INDEX",
+    "LABEL_TITLES",
     "LEFT_RIGHT_PAIRS",
     "MASK",
     "MAX_PIXELS",
@@ -80,6 +82,7 @@ __all__ = [
     "condition_kind",
     "condition_kinds",
     "confusion_matrix",
+    "doubts_of",
     "draw_conditions",
     "edge_agreement",
     "edge_strength",

@@ -216,6 +216,21 @@ class ConditionKind(ABC):
             uses these names. One with a slash is a detail, such as `iou/hair`.
         """
 
+    def doubts(
+        self, values: np.ndarray, prompt: str, others: Mapping[str, np.ndarray]
+    ) -> list[str]:
+        """Say what in a request cannot be true together with this condition.
+
+        Args:
+            values: The condition.
+            prompt: What is asked for.
+            others: All conditions of the request by their kind, this one too.
+
+        Returns:
+            Sentences without their subject, with what to do; none by default.
+        """
+        return []
+
     def check_measurable(self, values: np.ndarray) -> None:  # noqa: B027
         """Raise ValueError if nothing can agree with these values, such as a blank sketch."""
 
@@ -285,6 +300,16 @@ def condition_kind(name: str) -> ConditionKind:
         known = ", ".join(kind.name for kind in condition_kinds())
         raise ValueError(f"There is no condition {name!r}; known are {known}.")
     return _kinds[name]
+
+
+def doubts_of(conditions: Mapping[str, np.ndarray], prompt: str) -> list[tuple[str, str]]:
+    """Say what in a request cannot be true together, by the kind of the condition it is said of."""
+    given = [kind for kind in condition_kinds() if kind.name in conditions]
+    return [
+        (kind.name, doubt)
+        for kind in given
+        for doubt in kind.doubts(conditions[kind.name], prompt, conditions)
+    ]
 
 
 def kinds_in_words(between: str) -> str:

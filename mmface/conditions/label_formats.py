@@ -2,16 +2,18 @@
 
 All formats have the 19 classes of CelebAMask-HQ, so that reading one is a lookup of 19 entries
 and loses nothing. Colours tell their format. Index maps do not, as all orders have the values
-0..18: they are told by anatomy, such as the brows, which are above the eyes.
+0..18: they are told by anatomy, such as the brows, which are above the eyes. What a prompt's words
+say of the classes is known here too.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from mmface.conditions.palette import LABEL_INDEX, LABELS, PALETTE
+from mmface.conditions.palette import LABEL_INDEX, LABEL_TITLES, LABELS, PALETTE
 
 Relation = tuple[str, str, str]
 """A class, what is said of it, and another class: ("l_brow", "lies above", "l_eye")."""
@@ -375,3 +377,53 @@ def share_of_anatomy(values: np.ndarray, label_format: LabelFormat) -> float | N
     order = _Order(label_format)
     order.add(parts_of(values))
     return order.share if order.count >= _MIN_RELATIONS else None
+
+
+_WORN = {
+    "eye_g": "glasses|eyeglasses|sunglasses|spectacles",
+    "hat": "hat|cap|beanie|beret|fedora|bonnet|turban|helmet",
+    "ear_r": "earrings?",
+    "neck_l": "necklaces?",
+}
+"""Words that ask for what a class shows."""
+
+_HAIR_LOOKS = (
+    "very|dark|light|bright|deep|jet|ash|dirty|strawberry|black|brown|blond|blonde|red|reddish|grey|"
+    "gray|white|silver|golden|auburn|chestnut|ginger|copper|straight|wavy|curly|loose|flowing|sleek|"
+    "silky|shiny|thick|smooth|messy|tousled|natural|beautiful|and"
+)
+_LONG_HAIR = rf"(?<!shoulder-)(?:long-haired|long,?\s+(?:(?:{_HAIR_LOOKS}),?\s+)*hair)"
+_TIED = r"bun|buns|ponytail|updo|braids?|braided|tied|pinned|pulled|hat|cap|beanie|turban|bonnet"
+_NOT = r"no|not|without|never|lacks|lacking|minus|\w+n't|cannot|instead of|rather than"
+_NOT_ENDS = (
+    r"[.;:!?]|\bbut\b|(?:,|\band)\s+(?:(?:is|she|he)\s+)?(?:wearing|wears|with|has|having|in)\b"
+)
+_BALD_HAIR = 0.3  # areas of hair to skin from which a head is not bald
+
+
+def _says(words: str, prompt: str) -> str | None:
+    """Give the first of these words in a prompt that is not in a part that is negated."""
+    for found in re.finditer(rf"(?<![\w-])(?:{words})(?![\w-])", prompt, re.IGNORECASE):
+        before = re.split(_NOT_ENDS, prompt[: found.start()], flags=re.IGNORECASE)[-1]
+        if not re.search(rf"(?<![\w-])(?:{_NOT})\b", before, re.IGNORECASE):
+            return found[0]
+    return None
+
+
+def words_against(labels: np.ndarray, prompt: str) -> list[tuple[str, str]]:
+    """Find words of a prompt that a label map contradicts, and what it has instead."""
+    parts = {LABELS[index]: part for index, part in parts_of(labels).items()}
+    present = {LABELS[index] for index in np.unique(labels)}  # small ones are no parts
+    prompt, found = prompt.replace("’", "'"), list[tuple[str, str]]()
+    for name, words in _WORN.items():
+        if name not in present and (said := _says(words, prompt)):
+            found.append((said, f"no {LABEL_TITLES[name]}"))
+    hair, skin, mouth = parts.get("hair"), parts.get("skin"), parts.get("u_lip")
+    if said := _says(_LONG_HAIR, prompt):
+        if hair is None:
+            found.append((said, "no hair"))
+        elif mouth and hair.bottom < mouth.top and not re.search(rf"\b(?:{_TIED})\b", prompt):
+            found.append((said, "hair that ends above the mouth"))
+    if hair and skin and hair.area > _BALD_HAIR * skin.area and (said := _says("bald", prompt)):
+        found.append((said, "hair"))
+    return found

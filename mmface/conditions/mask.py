@@ -38,6 +38,7 @@ from mmface.conditions.label_formats import (
     label_format_named,
     nearest_colors,
     share_of_anatomy,
+    words_against,
 )
 from mmface.conditions.palette import LABELS, LEFT_RIGHT_PAIRS, PALETTE
 
@@ -602,6 +603,15 @@ class MaskKind(ConditionKind):
     def mirror(self, values: np.ndarray) -> np.ndarray:
         """Mirror a label map by `flip_labels`."""
         return flip_labels(values)
+
+    def doubts(
+        self, values: np.ndarray, prompt: str, others: Mapping[str, np.ndarray]
+    ) -> list[str]:
+        """Name words of the prompt that the mask contradicts."""
+        return [
+            f'the prompt says "{said}", but the mask has {has}: change one of the two'
+            for said, has in words_against(values, prompt)
+        ]
 
     def read_back(
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None

@@ -32,6 +32,29 @@ necklace, `mouth` the inside of the mouth between the lips."""
 
 LABEL_INDEX: dict[str, int] = {name: index for index, name in enumerate(LABELS)}
 
+LABEL_TITLES: dict[str, str] = {
+    "background": "background",
+    "skin": "skin",
+    "hair": "hair",
+    "l_brow": "left brow",
+    "r_brow": "right brow",
+    "l_eye": "left eye",
+    "r_eye": "right eye",
+    "nose": "nose",
+    "u_lip": "upper lip",
+    "mouth": "mouth",
+    "l_lip": "lower lip",
+    "l_ear": "left ear",
+    "r_ear": "right ear",
+    "neck": "neck",
+    "cloth": "clothes",
+    "eye_g": "glasses",
+    "hat": "hat",
+    "ear_r": "earring",
+    "neck_l": "necklace",
+}
+"""What people call each class, in the page's order. Left and right are the subject's."""
+
 PALETTE = np.array(
     [
         (0, 0, 0),

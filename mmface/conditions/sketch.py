@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from mmface.conditions.kind import (
     ConditionKind,
@@ -18,6 +18,7 @@ from mmface.conditions.kind import (
     picture_name,
     register,
 )
+from mmface.conditions.mask import MASK
 
 SKETCH_POLARITIES = ("dark_on_white", "white_on_dark")
 """The two ways in which sketches are found; the first is the model's."""
@@ -225,6 +226,34 @@ def edge_strength(image: np.ndarray) -> np.ndarray:
     return np.hypot(down, across).max(-1)
 
 
+_ONE_FACE = 6.0  # `outline_fit` from which a mask and a sketch may be of one face
+_FIT_SIDE, _NEAR_MOVE, _FAR_MOVE, _FIT_MARGIN = 128, 12, 24, 3
+
+
+def outline_fit(outlines: np.ndarray, sketch: np.ndarray) -> float:
+    """How much better a sketch's lines lie on outlines than on the same ones moved away.
+
+    Args:
+        outlines: float32 [128, 128], of a mask.
+        sketch: uint8 [H, W], dark lines on white.
+
+    Returns:
+        The difference, in deviations over moves by 9% to 19% of the side; 0 is chance.
+    """
+    size = (_FIT_SIDE, _FIT_SIDE)
+    ink = ImageOps.invert(Image.fromarray(sketch)).resize(size, Image.Resampling.BOX)
+    near, around = (ink.filter(ImageFilter.GaussianBlur(radius)) for radius in (1, 6))
+    # Against what is around, since dark hair is no line.
+    lines = np.asarray(near, dtype=np.float32) - np.asarray(around, dtype=np.float32)
+    inner = np.zeros(lines.shape, dtype=bool)
+    inner[_FIT_MARGIN:-_FIT_MARGIN, _FIT_MARGIN:-_FIT_MARGIN] = True
+    lines, outlines = lines * inner, outlines * inner
+    steps = range(-_FAR_MOVE, _FAR_MOVE + 1, _NEAR_MOVE // 2)
+    moves = [(y, x) for y in steps for x in steps if max(abs(y), abs(x)) >= _NEAR_MOVE]
+    moved = [float((np.roll(outlines, move, (0, 1)) * lines).sum()) for move in moves]
+    return float(((outlines * lines).sum() - np.mean(moved)) / max(np.std(moved), 1e-6))
+
+
 def _dilate(region: np.ndarray, radius_px: int) -> np.ndarray:
     size = 2 * radius_px + 1
     picture = Image.fromarray(region.astype(np.uint8)).filter(ImageFilter.MaxFilter(size))
@@ -269,6 +298,20 @@ class SketchKind(ConditionKind):
     def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
         """Give `edge_agreement`."""
         return {"edges": edge_agreement(read, values)}
+
+    def doubts(
+        self, values: np.ndarray, prompt: str, others: Mapping[str, np.ndarray]
+    ) -> list[str]:
+        """Say that the mask beside it cannot be of the same face."""
+        if MASK.name not in others:
+            return []
+        outlines = MASK.outlines(others[MASK.name], (_FIT_SIDE, _FIT_SIDE))
+        if not outlines.any() or outline_fit(outlines, values) >= _ONE_FACE:
+            return []
+        return [
+            "its lines do not lie on the mask's outlines, as if the two were of different faces or "
+            "cropped differently: give two of one face, in the same place, or one of them"
+        ]
 
     def check_measurable(self, values: np.ndarray) -> None:
         """Refuse a sketch without dark lines."""

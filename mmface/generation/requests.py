@@ -16,7 +16,14 @@ from torch import Tensor
 import mmface
 from mmface.annotation.rewriting import cap_to_tokens
 from mmface.annotation.sketches import PencilSketch
-from mmface.conditions import condition_kinds, flat_rgb, load_mask, load_sketch, open_picture
+from mmface.conditions import (
+    condition_kinds,
+    doubts_of,
+    flat_rgb,
+    load_mask,
+    load_sketch,
+    open_picture,
+)
 from mmface.core.command_line import check_whole
 from mmface.core.files import file_sha256
 from mmface.encoders.face_parser import FaceParser
@@ -113,6 +120,8 @@ def load_files(settings: Settings, size: tuple[int, int], locate: Locate) -> Req
             conditions[kind.name] = loaded.values
             if loaded.remark is not None:
                 say(f"{files[kind.name]}: {loaded.remark}")
+    for name, doubt in doubts_of(conditions, settings.prompt or ""):
+        say(f"{files[name]}: {doubt}")
     if "photo" in files:
         photo = files["photo"]
         conditions |= photo_conditions(photo, size, settings.parser, settings.from_photo)

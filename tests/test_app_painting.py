@@ -10,7 +10,6 @@ from bad_uploads import bad_files
 from PIL import Image
 
 from mmface.app import painting
-from mmface.app.canvas import CANVAS_PX
 from mmface.conditions import (
     LABEL_INDEX,
     LABEL_TITLES,

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import hydra
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mmface.core.command_line import ending
@@ -41,7 +41,8 @@ def run(config: DictConfig) -> int:
         with torch.device("meta"):
             network = instantiate(config.model, _convert_="all")
         settings: Any = OmegaConf.to_container(config, resolve=True)
-        print(plan(network, settings).table())
+        task: Any = get_class(config.task._target_)
+        print(plan(network, settings, task).table())
         return 0
     plain: Any = OmegaConf.to_container(config.trainer, resolve=True)
     names = [name for name in plain if name not in ("_target_", "_convert_")]

@@ -22,6 +22,8 @@ PRECOMPUTED = {
     "tiny_pictures": "runs/tiny_pictures",
     "tiny_latents": "runs/tiny_latents",
     "tiny_latents_4_channels": "runs/tiny_latents_4_channels",
+    "tiny_pairs": "runs/tiny_pairs",
+    "pairs_256": "runs/pairs_256",
     "latents_256": "runs/latents_256_flux",
     "latents_512": "runs/latents_512_flux",
 }

@@ -26,15 +26,19 @@ CONDITIONS = "conditions"
 of the others are zeros."""
 POSTERIOR_STD = "image_std"
 """Column of the posterior's standard deviation, where a store holds moments."""
+LATENTS, PAIRS = "latents", "pairs"
+"""What a store says that it holds: pictures, or noise with what a teacher makes of it."""
+NOISE, CONDITION, MODALITY = "noise", "condition", "modality"
+"""Columns of pairs beside `IMAGE`, the teacher's; `modality` is the condition's index."""
 POSTERIORS = ("sample", "mean", "moments")
 LATENT_DTYPES = ("float16", "bfloat16", "float32")
 
 
 def check_store(store: Store, vae: Vae, image_size: int) -> None:
-    """Raise ValueError unless a store has the latents of this VAE, normalisation and size."""
-    resolution = [image_size, image_size]
-    wanted = LatentCodec(vae).identity() | {"kind": "latents", "resolution": resolution}
-    made_by = store.spec.made_by
+    """Raise ValueError unless a store's latents are of this VAE, normalisation and size."""
+    resolution, made_by = [image_size, image_size], store.spec.made_by
+    kind = PAIRS if made_by.get("kind") == PAIRS else LATENTS
+    wanted = LatentCodec(vae).identity() | {"kind": kind, "resolution": resolution}
     # A store says what it says: one of an older recipe may lack some of these.
     differing = [k for k in wanted if k in made_by and made_by[k] != wanted[k]]
     if "kind" not in made_by or differing:
@@ -164,7 +168,7 @@ class LatentEncoding:
     def _spec(self, codec: LatentCodec) -> StoreSpec:
         num_items = len(self.pictures)  # first: it says best what is missing
         made_by = {
-            "kind": "latents",
+            "kind": LATENTS,
             "vae": str(self.vae),
             **codec.identity(),
             "vae_dtype": self.vae_dtype,

@@ -16,7 +16,15 @@ from mmface.conditions import (
     flip_labels,
 )
 from mmface.core.command_line import check_names, check_number
-from mmface.data.latents import CONDITIONS, POSTERIOR_STD
+from mmface.data.latents import (
+    CONDITION,
+    CONDITIONS,
+    IMAGE,
+    MODALITY,
+    NOISE,
+    PAIRS,
+    POSTERIOR_STD,
+)
 from mmface.data.pictures import picture_column
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels
@@ -120,6 +128,39 @@ class LatentSamples:
                 latents.shape, generator=generator
             )
         return drawn
+
+
+class PairSamples:
+    """Noise with the latents that a guided teacher makes of it, condition and caption."""
+
+    def __init__(self, store: str | Path) -> None:
+        """Read from a store of pairs, which `training.pairs` makes; ValueError for another."""
+        self.store = Store(store)
+        if self.store.spec.made_by.get("kind") != PAIRS:
+            raise ValueError(
+                f"{store} holds no pairs of noise and a teacher's pictures; make them: "
+                "scripts/precompute.py experiment=tiny_pairs, or the like."
+            )
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.store)
+
+    def sample(self, item: int, generator: torch.Generator) -> dict[str, Any]:
+        """What `LatentSamples` gives, but nothing is drawn save `uniform` and `noise_seed`.
+
+        `latents` are the teacher's; `noise_seed`, a long, is for losses that draw more.
+        """
+        row = self.store.row(item, (IMAGE, NOISE, CONDITION, MODALITY, "captions"))
+        return {
+            "latents": torch.from_numpy(row[IMAGE]),
+            "condition": torch.from_numpy(row[CONDITION]),
+            "noise": torch.from_numpy(row[NOISE]).float(),
+            "uniform": torch.rand((), generator=generator),
+            "modality": torch.tensor(int(row[MODALITY])),
+            "caption": row["captions"][0],
+            "noise_seed": torch.randint(2**62, (), generator=generator),
+        }
 
 
 def small_part_weights(labels: np.ndarray, power: float) -> np.ndarray:

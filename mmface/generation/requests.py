@@ -169,7 +169,6 @@ def open_parser(name: str) -> FaceParser:
         raise ValueError(f"The face parser {name} cannot be loaded: {error}") from None
 
 
-DEFAULT_STEPS = 50
 MAX_SIDE_PX = 8192
 
 OnStepEnd: TypeAlias = Callable[[int, Tensor], None]
@@ -202,7 +201,7 @@ def seeds_from(seed: int, num: int) -> tuple[int, ...]:
 
 
 def prepare_request(
-    settings: Settings, pipeline: MMFacePipeline, locate: Locate, steps: int = DEFAULT_STEPS
+    settings: Settings, pipeline: MMFacePipeline, locate: Locate, steps: int | None = None
 ) -> PreparedRequest:
     """Fill in what a request leaves open, read its files, and check all that can be checked.
 
@@ -210,7 +209,7 @@ def prepare_request(
         settings: What was asked for.
         pipeline: What will sample.
         locate: Where the files lie.
-        steps: Sampling steps where the request says none.
+        steps: Sampling steps where the request says none, if the model's own are not fewer.
 
     Returns:
         The request, ready to be sampled.
@@ -220,6 +219,8 @@ def prepare_request(
         ValueError: If a file or a number does not fit.
     """
     side, scale = pipeline.config.image_size, pipeline.config.guidance_scale
+    own = pipeline.config.num_inference_steps
+    steps = own if steps is None else min(steps, own)
     filled = replace(
         settings,
         steps=steps if settings.steps is None else settings.steps,
@@ -318,7 +319,7 @@ def call_arguments(
         "prompt": [one.prompt for one in requests],
         **conditions,
         "negative_prompt": [one.negative for one in requests],
-        "num_inference_steps": DEFAULT_STEPS if first.steps is None else first.steps,
+        "num_inference_steps": first.steps,
         "num_images_per_prompt": len(seeds[0]),
         "height": first.height,
         "width": first.width,

@@ -31,7 +31,6 @@ from mmface.generation.adherence import Adherence, check_measurable, measure_adh
 from mmface.generation.grid import GridRow, labelled_grid
 from mmface.generation.requests import (
     BUILTIN_PREFIX,
-    DEFAULT_STEPS,
     PreparedRequest,
     check_asked,
     located,
@@ -204,13 +203,13 @@ class Asked(NamedTuple):
     Attributes:
         settings: Each face; the built-in examples where nothing is asked.
         seeds: Those that each face is sampled with.
-        steps: Sampling steps where the settings say none.
+        steps: The most sampling steps where the settings say none; None takes the model's.
         is_demo: Whether these are the built-in examples.
     """
 
     settings: Sequence[Settings]
     seeds: tuple[int, ...]
-    steps: int
+    steps: int | None
     is_demo: bool
 
 
@@ -226,9 +225,7 @@ def asked_of(settings: Settings, draws: Draws, run: Run) -> Asked:
     faces = _demo(settings) if is_demo else [settings]
     for each in faces:
         check_asked(each)
-    return Asked(
-        faces, seeds_from(draws.seed, num), DEMO_STEPS if is_demo else DEFAULT_STEPS, is_demo
-    )
+    return Asked(faces, seeds_from(draws.seed, num), DEMO_STEPS if is_demo else None, is_demo)
 
 
 def provenance_of(

@@ -79,7 +79,7 @@ class Settings:
     image: str | None = option(None, "Vary and edit", "Picture to start from.")
     strength: float | None = option(None, "Vary and edit", "How far to go from it, above 0 to 1.")
     region: str | None = option(None, "Vary and edit", "Part of it to make anew, in white.")
-    steps: int | None = option(None, "Control", "Sampling steps; 50.")
+    steps: int | None = option(None, "Control", "Sampling steps; None: the model's, 50.")
     solver: str | None = option(None, "Control", "euler, heun, dpm++, unipc or ddim.")
     cache: str | None = option(None, "Control", "Leave out blocks: taylor-seer.", CACHES)
     guidance: float | None = option(None, "Control", "Guidance scale on the prompt.")

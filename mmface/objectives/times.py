@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from mmface.core.command_line import check_number, check_whole
+
 
 @runtime_checkable
 class TimeSampling(Protocol):
@@ -43,6 +45,39 @@ class LogitNormalTime:
     def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
         """Return sigmoid(mean + std x the normal quantile of the draw)."""
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform))
+
+
+@dataclass(frozen=True)
+class FewStepsTime:
+    """Mostly the noise levels that a sampler of few Euler steps asks for.
+
+    A share `first` is at pure noise, a share `grid` is spread evenly over the levels 1, 1 - 1/n,
+    ..., 1/n of n = `steps`, and the rest is uniform.
+    """
+
+    first: float = 0.4
+    grid: float = 0.4
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for shares that are none."""
+        check_whole("steps", self.steps, 1)
+        check_number("first", self.first, 0, 1)
+        check_number("grid", self.grid, 0, 1 - self.first)
+
+    def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """Return the quantiles of the mixture."""
+        rest, level = 1 - self.first - self.grid, torch.zeros_like(uniform)
+        reached = 0.0  # share of the draws at or below the levels so far
+        for number in range(1, self.steps + 1):
+            top, below = number / self.steps, (number - 1) / self.steps
+            between = rest / self.steps
+            inside = below + (uniform - reached) / max(between, 1e-12) / self.steps
+            level = torch.where(uniform >= reached, inside.clamp(below, top), level)
+            reached += between
+            level = torch.where(uniform >= reached, top, level)
+            reached += self.grid / self.steps
+        return level
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from transformers import CLIPTokenizer
 
 from mmface.encoders import Encoder, LatentCodec, TextEncoder, meta_text_model, meta_vae
 from mmface.model.recomputation import SELECTIVE, KeptResults, num_recomputed, recompute_blocks
+from mmface.training.face_diffusion import FaceDiffusion
 from mmface.training.metering import training_flops
+from mmface.training.task import TrainingTask
 
 TRAINING_IMAGES = 94_000
 """Training pictures of the paper's data: CelebA-HQ's 24,000 and FFHQ's 70,000."""
@@ -247,8 +249,13 @@ class Plan:
         return "\n".join(f"{name:<34}{value}".rstrip() for name, value in rows)
 
 
-def memory_by_part(network: Any, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Count bytes on one device at the peak of a step; see `plan`."""
+def memory_by_part(
+    network: Any, settings: Mapping[str, Any], trained: int, beside: Mapping[str, int]
+) -> dict[str, int]:
+    """Count bytes on one device at the peak of a step of `trained` networks; see `plan`.
+
+    `beside` is bytes by part of what the task has beside them.
+    """
     hardware, task = settings["hardware"], settings["task"]
     encoders = frozen_encoders(network, task)
     devices, sharded = hardware.get("num_devices", 1), hardware.get("sharded", False)
@@ -263,28 +270,32 @@ def memory_by_part(network: Any, settings: Mapping[str, Any]) -> dict[str, int]:
     weights = parameter_bytes(network)
     gradients = trainable_bytes(network)
     eight_bit = "8bit" in settings["optimizer"]["_target_"].lower()
+    moments = optimizer_bytes(network, eight_bit)
     share = devices if sharded else 1
     parts = {
-        "weights": weights // share,
-        "gradients": gradients // share,
-        f"AdamW, {'8' if eight_bit else '32'} bits": optimizer_bytes(network, eight_bit) // share,
+        "weights": trained * weights // share,
+        "gradients": trained * gradients // share,
+        f"AdamW, {'8' if eight_bit else '32'} bits": trained * moments // share,
         "averaged weights": 0 if hardware.get("average_on_cpu") else gradients // share,
-        "activations": activations,
-        "bf16 copies of weights": copies,
+        "activations": trained * activations,
+        "bf16 copies of weights": trained * copies,
+        **beside,
         **{name: parameter_bytes(each.module) for name, each in encoders.items()},
         "context and workspaces (assumed)": int(DEVICE_CONTEXT),
     }
     return {name: size for name, size in parts.items() if size}
 
 
-def plan(network: Any, settings: Mapping[str, Any]) -> Plan:
-    """Plan a run of the paper's training, of a network on the meta device.
+def plan(
+    network: Any, settings: Mapping[str, Any], task: type[TrainingTask] = FaceDiffusion
+) -> Plan:
+    """Plan a run of a task that trains a network like the paper's, given on the meta device.
 
-    `settings` is the resolved config as plain dicts, with `task`, `optimizer`, `trainer` and
-    `hardware`. `hardware` may say, for the plan alone: `num_devices` (1), `sharded` (whether they
-    share one copy of weights, gradients, moments and average) and `device_memory_gb`. What is
-    shared is gathered a block at a time, which is left out. ValueError if the batch does not divide
-    among the devices.
+    `task` says what the network has beside it. `settings` is the resolved config as plain dicts,
+    with `task`, `optimizer`, `trainer` and `hardware`. `hardware` may say, for the plan alone:
+    `num_devices` (1), `sharded` (whether they share one copy of weights, gradients, moments and
+    average) and `device_memory_gb`. What is shared is gathered a block at a time, which is left
+    out. ValueError if the batch does not divide among the devices.
     """
     if network is None:
         raise ValueError("plan=true is for experiments that train MMFaceDiT or one of Table 3's.")
@@ -298,20 +309,25 @@ def plan(network: Any, settings: Mapping[str, Any]) -> Plan:
             "trainer.recipe.micro_batch_size or hardware.num_devices."
         )
     inputs = meta_inputs(network.config, settings["task"]["image_size"], 1)
+    model_flops = training_flops(network, inputs) * batch
+    parameters = sum(p.numel() for p in network.parameters())
+    companions = task.planned(network, settings["task"])
     setting, depth = hardware["gradient_checkpointing"], len(network.blocks)
     # No product runs again under selective recomputation.
     recomputed = 0 if setting == SELECTIVE else num_recomputed(depth, setting) / depth
-    model_flops = training_flops(network, inputs) * batch
     eight_bit = "8bit" in settings["optimizer"]["_target_"].lower()
     weights, average = parameter_bytes(network), trainable_bytes(network)
-    checkpoint = weights + average + optimizer_bytes(network, eight_bit)
-    memory = memory_by_part(network, settings)
-    step_flops = model_flops * (1 + recomputed / 3)  # forward is a third of the step
+    trained = 1 + companions.trained
+    checkpoint = trained * (weights + optimizer_bytes(network, eight_bit)) + average
+    beside = {name: width * parameters for name, width in companions.frozen.items()}
+    memory = memory_by_part(network, settings, trained, beside)
+    # Forward is a third of the step.
+    step_flops = model_flops * (companions.passes + trained * recomputed / 3)
     peak_flops, total_steps = hardware.get("peak_flops"), recipe["total_steps"]
     rate = peak_flops and peak_flops * devices * ASSUMED_MFU
     device_memory = hardware.get("device_memory_gb")
     return Plan(
-        parameters=sum(p.numel() for p in network.parameters()),
+        parameters=parameters,
         memory=memory,
         host_memory=average if hardware.get("average_on_cpu") else 0,
         device_memory=int(device_memory * 1e9) if device_memory else None,

@@ -98,13 +98,14 @@ class MMFacePipeline(DiffusionPipeline):
         scheduler: SchedulerMixin | None,
         image_size: int = 256,
         guidance_scale: float = 7.5,
+        num_inference_steps: int = 50,
     ) -> None:
         """Put a pipeline together.
 
         The VAE's config carries the normalisation of its latents, the transformer's the objective,
         whose own scheduler None takes. `image_size` is the side in pixels of the square pictures
-        that the model was trained on; `guidance_scale` is a call's default. ValueError if the
-        components do not fit together.
+        that the model was trained on; `guidance_scale` and `num_inference_steps` are a call's
+        defaults. ValueError if the components do not fit together.
         """
         super().__init__()
         codec_channels, text_dim = LatentCodec(vae).channels, text_encoder.config.hidden_size
@@ -124,7 +125,11 @@ class MMFacePipeline(DiffusionPipeline):
             transformer=transformer,
             scheduler=scheduler,
         )
-        self.register_to_config(image_size=image_size, guidance_scale=guidance_scale)
+        self.register_to_config(
+            image_size=image_size,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+        )
 
     @classmethod
     def from_pretrained(
@@ -260,7 +265,7 @@ class MMFacePipeline(DiffusionPipeline):
         mask: Picture | Sequence[Picture | None] | None = None,
         sketch: Picture | Sequence[Picture | None] | None = None,
         negative_prompt: str | Sequence[str] = "",
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         height: int | None = None,
@@ -292,7 +297,7 @@ class MMFacePipeline(DiffusionPipeline):
                 one condition at least: in lists, None marks the places without.
             sketch: The same for sketches, as `load_sketch` takes them.
             negative_prompt: What guidance leads away from; one for all prompts or one a prompt.
-            num_inference_steps: Steps of the solver, at least 1.
+            num_inference_steps: Steps of the solver, at least 1; None takes the model's.
             guidance_scale: Scale of guidance on the text, 1 for none; None takes the model's.
             num_images_per_prompt: Pictures of each prompt.
             height: Height in pixels; None takes the model's `image_size`.
@@ -324,6 +329,8 @@ class MMFacePipeline(DiffusionPipeline):
         """
         side = self.config.image_size
         size = (side if height is None else height, side if width is None else width)
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         check_numbers(num_inference_steps, num_images_per_prompt, max_batch)
         given, controls = split_keywords({"mask": mask, "sketch": sketch, **conditions})
         prompts = self.check_inputs(prompt, given, negative_prompt, size, output_type)
@@ -343,7 +350,41 @@ class MMFacePipeline(DiffusionPipeline):
             original = self._encode(kept.pixels, max_batch).repeat_interleave(each, dim=0)
 
         way = Trajectory(self.translation, scheduler, num_inference_steps, strength, noise.device)
-        rows = [composition.rows(share, noise.device) for share in way.shares]
+
+        def after_call(index: int, latents: Tensor) -> Tensor:
+            if kept is not None and original is not None:
+                latents = kept.blend(latents, way.noisy(original, noise, index + 1))
+            if callback_on_step_end is not None:
+                timestep = way.timesteps[index]
+                changed = callback_on_step_end(self, index, timestep, {"latents": latents})
+                latents = changed.get("latents", latents)
+            return latents
+
+        start = way.start(noise, original)
+        latents, evaluations = self.follow(
+            way, start, composition, table, max_batch, cache, after_call
+        )
+        images = self._finish(latents, output_type, kept, max_batch)
+        self.maybe_free_model_hooks()
+        return MMFacePipelineOutput(images, seeds, evaluations / count)
+
+    @torch.no_grad()
+    def follow(
+        self,
+        way: Trajectory,
+        latents: Float32[Tensor, "pictures channels height width"],
+        composition: Composition,
+        table: Float32[Tensor, "conditions channels height width"],
+        max_batch: int | None = None,
+        cache: StepCache | None = None,
+        after_call: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> tuple[Float32[Tensor, "pictures channels height width"], float]:
+        """Bring latents to the end of a trajectory whose conditions are latents already.
+
+        Row 0 of `table` is no condition. `after_call` may change the latents after each call of the
+        model. Gives the last latents, and how many evaluations they took in all.
+        """
+        rows = [composition.rows(share, latents.device) for share in way.shares]
         denoiser = Denoiser(
             self.transformer,
             self.encode_prompt([text for text, _ in composition.texts]),
@@ -354,21 +395,13 @@ class MMFacePipeline(DiffusionPipeline):
             way.shares,
             cache,
         )
-        latents = way.start(noise, original)  # [pictures, C, h, w]
         with denoiser.caching(), self.progress_bar(total=len(rows)) as progress:
-            for index, timestep in enumerate(way.timesteps):
+            for index in range(len(rows)):
                 prediction = denoiser(index, rows[index], way.model_input(latents, index))
                 latents = way.step(prediction, latents, index)
-                if kept is not None and original is not None:
-                    latents = kept.blend(latents, way.noisy(original, noise, index + 1))
-                if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, index, timestep, {"latents": latents})
-                    latents = changed.get("latents", latents)
+                latents = latents if after_call is None else after_call(index, latents)
                 progress.update()
-
-        images = self._finish(latents, output_type, kept, max_batch)
-        self.maybe_free_model_hooks()
-        return MMFacePipelineOutput(images, seeds, denoiser.evaluations / count)
+        return latents, denoiser.evaluations
 
     def _encode(
         self, pixels: Float32[Tensor, "batch 3 _ _"], max_batch: int | None
@@ -587,6 +620,8 @@ def saved_components(
     scheduler = _scheduler_class(index, folder)
     check_whole(f"{folder}/model_index.json: image_size", index.get("image_size"), 1, 2**14)
     check_number(f"{folder}/model_index.json: guidance_scale", index.get("guidance_scale", 1.0), 0)
+    steps = index.get("num_inference_steps", 1)  # older pipelines have none
+    check_whole(f"{folder}/model_index.json: num_inference_steps", steps, 1, NUM_TRAIN_TIMESTEPS)
     where: dict[str, Any] = {"dtype": dtype} | ({"variant": variant} if variant else {})
     parts = {name: given[name] for name in _LIBRARIES if name in given}
     if "vae" not in parts:

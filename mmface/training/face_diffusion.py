@@ -14,8 +14,8 @@ from mmface.core.command_line import check_flag, check_number, check_whole
 from mmface.data.keyed import Samples
 from mmface.data.latents import check_store
 from mmface.data.mixed import MixedSamples
-from mmface.data.samples import LatentSamples
-from mmface.encoders import LatentCodec, TextEncoder
+from mmface.data.samples import LatentSamples, PairSamples
+from mmface.encoders import LatentCodec, TextEncoder, TextFeatures
 from mmface.generation.grid import labelled_grid, sample_examples
 from mmface.model.initial_weights import load_initial_weights
 from mmface.model.recomputation import recompute_blocks
@@ -35,8 +35,6 @@ PREVIEW_STEPS = 25
 class FaceDiffusion(TrainingTask):
     """MMFace-DiT under its objective, with the frozen text encoder in the loop."""
 
-    trained: MMFaceDiT
-
     def __init__(
         self,
         transformer: MMFaceDiT,
@@ -46,6 +44,7 @@ class FaceDiffusion(TrainingTask):
         objective: Objective | None = None,
         init_from: str | Path | None = None,
         guidance_scale: float = 7.5,
+        num_inference_steps: int = 50,
         examples: str | Path | None = None,
         gradient_checkpointing: float | str = False,
         compile_blocks: bool = False,
@@ -68,6 +67,7 @@ class FaceDiffusion(TrainingTask):
                 the authors' layout. Its objective may be another one. A resumed run does not
                 read it.
             guidance_scale: the exported pipeline's default scale of guidance.
+            num_inference_steps: the exported pipeline's default number of steps.
             examples: folder of `examples.jsonl` with the conditions that previews are sampled
                 from; None takes the built-in ones.
             gradient_checkpointing: share of the blocks that are recomputed in the backward pass,
@@ -84,6 +84,7 @@ class FaceDiffusion(TrainingTask):
         super().__init__()
         check_whole("image_size", image_size, 8)
         check_number("guidance_scale", guidance_scale, 0)
+        check_whole("num_inference_steps", num_inference_steps, 1)
         check_flag("compile_blocks", compile_blocks)
         self.trained = transformer
         self.init_from = init_from
@@ -94,6 +95,7 @@ class FaceDiffusion(TrainingTask):
         self.text_model = self.text.text_model
         self.image_size = image_size
         self.guidance_scale = guidance_scale
+        self.num_inference_steps = num_inference_steps
         self.examples = read_examples(examples or EXAMPLES)
         named = transformer.config.objective
         self.objective = objective or objective_named(named)
@@ -103,14 +105,12 @@ class FaceDiffusion(TrainingTask):
                 f"trained; choose it by objective={named}, and leave model.objective to it."
             )
         self.export_dtype = export_dtype_named(export_dtype)
-        recompute_blocks(transformer, gradient_checkpointing, compiled=compile_blocks)
-        if compile_blocks:
-            transformer.compile_repeated_blocks()
+        prepare_blocks(transformer, gradient_checkpointing, compile_blocks)
 
     def check_samples(self, samples: Samples) -> None:
         """Refuse latents of another VAE or size, and conditions that the model has no row for."""
         parts = samples.streams.values() if isinstance(samples, MixedSamples) else [samples]
-        known = self.trained.config.get("num_modalities", math.inf)
+        known = self.product.config.get("num_modalities", math.inf)
         for part in parts:
             for kind in getattr(part, "kinds", ()):
                 if kind.index >= known:
@@ -119,28 +119,34 @@ class FaceDiffusion(TrainingTask):
                         f"needs {kind.index + 1}; set it, or leave {kind.name} out of "
                         "data.modalities."
                     )
-            if isinstance(part, LatentSamples):
+            if isinstance(part, LatentSamples | PairSamples):
                 check_store(part.store, self.vae, self.image_size)
 
     def initialize(self) -> None:
         """Load the weights to start from, if there are any; see `load_initial_weights`."""
         if self.init_from is not None:
-            load_initial_weights(self.trained, self.init_from)
+            load_initial_weights(self.product, self.init_from)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Corrupt the latents, predict, and compare (paper, the two objectives)."""
-        text = self.text(batch["caption"])
-        latents, condition = batch["latents"].float(), batch["condition"].float()
+        latents = batch["latents"].float()
         corrupted = self.objective.corrupt(latents, batch["noise"], batch["uniform"])
-        prediction = self.trained(
-            corrupted.noisy_latents,
-            condition,
-            corrupted.timestep,
-            text.tokens,
-            text.pooled,
-            batch["modality"],
-        )
+        text = self.text(list(batch["caption"]))
+        noisy_latents, timestep = corrupted.noisy_latents, corrupted.timestep
+        prediction = self.predict(self.product, noisy_latents, timestep, text, batch)
         return self.objective.losses(prediction, corrupted)
+
+    def predict(
+        self,
+        network: nn.Module,
+        noisy_latents: Float[Tensor, "batch channels height width"],
+        timestep: Float[Tensor, " batch"],
+        text: TextFeatures,
+        batch: Mapping[str, Any],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Call a network with a batch's conditions."""
+        condition, modality = batch["condition"].float(), batch["modality"]
+        return network(noisy_latents, condition, timestep, text.tokens, text.pooled, modality)
 
     def subsets(self, batch: Mapping[str, Any]) -> dict[str, Bool[Tensor, " batch"]]:
         """Ten equal parts of the time's draw, and the kinds of condition."""
@@ -149,12 +155,12 @@ class FaceDiffusion(TrainingTask):
 
     def flops_per_sample(self, batch: Mapping[str, Any]) -> float:
         """FLOPs of MMFace-DiT's forward and backward pass on latents of the batch's size."""
-        config: Any = self.trained.config
+        config: Any = self.product.config
         latents = torch.empty(1, *batch["latents"].shape[1:], device="meta")
         tokens = torch.empty(1, self.text.max_length, config.text_dim, device="meta")
         time, modality = torch.empty(1, device="meta"), torch.zeros(1, device="meta").long()
         with torch.device("meta"):
-            network = type(self.trained).from_config(config)
+            network = type(self.product).from_config(config)
         inputs = (latents, latents, time, tokens, tokens[:, 0], modality)
         return training_flops(network, inputs)
 
@@ -162,7 +168,8 @@ class FaceDiffusion(TrainingTask):
         """Sample every example with two fixed seeds into one labelled grid."""
         pipeline = self._pipeline(product)
         pipeline.set_progress_bar_config(disable=True)
-        rows = sample_examples(pipeline, self.examples, PREVIEW_SEEDS, PREVIEW_STEPS)
+        steps = min(PREVIEW_STEPS, self.num_inference_steps)
+        rows = sample_examples(pipeline, self.examples, PREVIEW_SEEDS, steps)
         titles = [f"step {step}, seed {seed}" for seed in PREVIEW_SEEDS]
         labelled_grid(rows, titles).save(folder / f"step-{step:08d}.png")
 
@@ -198,10 +205,10 @@ class FaceDiffusion(TrainingTask):
 
     def _card(self, facts: RunFacts) -> str:
         title = self.push_to_hub or "MMFace-DiT pipeline"
-        config = self.trained.config
-        return model_card(
-            title, config, self.objective, self.image_size, self.guidance_scale, facts
-        )
+        scale, steps = self.guidance_scale, self.num_inference_steps
+        sampling = f"guidance scale {scale:g}, {steps} steps"
+        config = self.product.config
+        return model_card(title, config, self.objective, self.image_size, sampling, facts)
 
     def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:
         return MMFacePipeline(
@@ -212,4 +219,12 @@ class FaceDiffusion(TrainingTask):
             scheduler=translation_named(self.objective.name).scheduler(),
             image_size=self.image_size,
             guidance_scale=self.guidance_scale,
+            num_inference_steps=self.num_inference_steps,
         )
+
+
+def prepare_blocks(network: Any, gradient_checkpointing: float | str, compile_blocks: bool) -> None:
+    """Recompute and compile the blocks of a network under training; see `FaceDiffusion`."""
+    recompute_blocks(network, gradient_checkpointing, compiled=compile_blocks)
+    if compile_blocks:
+        network.compile_repeated_blocks()

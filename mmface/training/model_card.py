@@ -54,7 +54,7 @@ def model_card(
     config: Mapping[str, object],
     objective: Objective,
     image_size: int,
-    guidance_scale: float,
+    sampling: str,
     facts: RunFacts,
 ) -> str:
     """Write the card: Markdown with the front matter that the Hugging Face hub reads."""
@@ -67,7 +67,7 @@ def model_card(
         "loss": ", ".join(f"{name}: `{term}`" for name, term in objective.terms.items()),
         "network": f"{config['depth']} blocks of width {config['hidden_size']}, "
         f"{config['num_heads']} heads{positions}",
-        "pictures": f"{image_size} x {image_size} px, guidance scale {guidance_scale:g}",
+        "pictures": f"{image_size} x {image_size} px, {sampling}",
         "training": f"{facts.steps:,} steps of {facts.global_batch_size} samples: {samples:,}, "
         f"{samples / max(1, facts.num_items):.1f} epochs",
         "data": f"{facts.num_items:,} faces, {_stores(facts)}",
@@ -75,6 +75,8 @@ def model_card(
         "text encoder": _setting(facts, "task.text"),
         "first weights": _setting(facts, "task.init_from")
         if facts.settings.get("task.init_from")
+        else f"those of the teacher {_setting(facts, 'task.teacher')}"
+        if facts.settings.get("task.teacher")
         else "random",
     }
     if "loss" in facts.final:

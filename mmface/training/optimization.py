@@ -14,11 +14,24 @@ from torch.optim import AdamW, Optimizer
 DECAYED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+RATE = "rate"
+"""Of a parameter group: the factor of the optimizer's learning rate."""
+
+
+def parameter_groups(
+    module: nn.Module, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Trainable parameters in at most two groups: with the optimizer's weight decay, and without.
 
-    Weights of linear and convolution layers decay; biases, norms and embedding tables do not.
+    Weights of linear and convolution layers decay; biases, norms and embedding tables do not. With
+    `rates` for children of the module by their names, those have two groups of their own.
     """
+    if rates:
+        return [
+            group | {RATE: rates.get(name, 1.0)}
+            for name, child in module.named_children()
+            for group in parameter_groups(child)
+        ]
     decayed = {
         id(layer.weight)
         for layer in module.modules()
@@ -30,6 +43,12 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def apply_rates(optimizer: Optimizer) -> None:
+    """Multiply the learning rate of each parameter group by its `RATE`, before a schedule does."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get(RATE, 1.0)
 
 
 def check_master_weights(module: nn.Module) -> None:

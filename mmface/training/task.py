@@ -35,6 +35,26 @@ class RunFacts:
     final: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Companions:
+    """Networks like the trained one that a task has beside it, for plans and counts of FLOPs.
+
+    Attributes:
+        frozen: bytes a weight of each frozen network by its name.
+        trained: further networks under training.
+        forwards: passes of a sample through a network without a gradient.
+    """
+
+    frozen: Mapping[str, int] = field(default_factory=dict)
+    trained: int = 0
+    forwards: float = 0.0
+
+    @property
+    def passes(self) -> float:
+        """The work of a step, as a multiple of the trained network's forward and backward pass."""
+        return 1 + self.trained + self.forwards / 3
+
+
 class TrainingTask(nn.Module, ABC):
     """A module under training: `forward(batch)` gives named per-sample losses.
 
@@ -47,6 +67,17 @@ class TrainingTask(nn.Module, ABC):
     """
 
     trained: Any
+
+    rates: Mapping[str, float] = {}
+    """Factors of the learning rate by the name of a child of `trained`."""
+
+    @classmethod
+    def planned(cls, network: Any, settings: Mapping[str, Any]) -> Companions:
+        """What a plan adds to a network on the meta device; the task's settings are plain values.
+
+        It may change which weights of the network are trained.
+        """
+        return Companions()
 
     @property
     def product(self) -> Any:

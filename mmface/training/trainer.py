@@ -44,6 +44,7 @@ from mmface.training.metering import (
 )
 from mmface.training.optimization import (
     ExponentialAverage,
+    apply_rates,
     check_master_weights,
     num_bytes,
     optimizer_bytes,
@@ -136,9 +137,10 @@ class Trainer:
         self.product = copy.deepcopy(task.product) if self.accelerator.is_main_process else None
         self.task = task.to(self.accelerator.device)
         self._leave_frozen_parts_whole()
-        groups = parameter_groups(task.trained)
+        groups = parameter_groups(task.trained, task.rates)
         with self._building("optimizer"):
             built = optimizer(groups)
+            apply_rates(built)
         self.wrapped, self.optimizer = self.accelerator.prepare(task, built)
         # Not prepared: accelerate would step it once for every process.
         with self._building("schedule"):

@@ -16,8 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from mmface.core.command_line import check_number, check_whole
-from mmface.core.networks import load_network
-from mmface.core.sources import opened
+from mmface.core.sources import load_network, opened
 from mmface.data.keyed import Samples, keyed_generator
 from mmface.data.latents import LATENT_DTYPES
 from mmface.data.mixed import MixedSamples

@@ -71,7 +71,7 @@ def test_queued_requests_are_answered_in_order_and_memory_does_not_grow(
 ):
     process = psutil.Process()
     # Noted where the page samples: the client's threads hear of their answers in any order.
-    order = []
+    order: list[int] = []
 
     def noted(pipeline, requests, seeds, *rest, **options):
         order.extend(seed for own in seeds for seed in own)

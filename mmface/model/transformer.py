@@ -174,9 +174,7 @@ class Modulation(NamedTuple):
     @classmethod
     def split(cls, modulation: Vector, sites: int = 4) -> "list[Modulation]":
         """Cut a block's 12 D numbers into image attention, image MLP, text attention, text MLP."""
-        layout = "b (sites three one d) -> b sites three one d"
-        parts = rearrange(modulation, layout, sites=sites, three=3, one=1)
-        return [cls(*x.unbind(1)) for x in parts.unbind(1)]
+        return [cls(*x.unbind(1)) for x in modulation.unflatten(-1, (sites, 3, 1, -1)).unbind(1)]
 
 
 def modulated_norm(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
@@ -195,8 +193,7 @@ def joint_attention(
     query, key, value = (torch.cat(tuple(streams), 1) for streams in (queries, keys, values))
     query, key = rotate(query, rotation[:, : query.shape[1]]), rotate(key, rotation)  # image first
     # diffusers' dispatcher: torch's attention, or what `attention_backend` names.
-    attended = dispatch_attention_fn(query, key, value)
-    attended = rearrange(attended, "b tokens heads d -> b tokens (heads d)")
+    attended = dispatch_attention_fn(query, key, value).flatten(2)
     return attended.split([x.shape[1] for x in queries], dim=1)
 
 
@@ -215,8 +212,7 @@ class Stream(nn.Module):
     def project(self, tokens: Tokens, attention: Modulation) -> tuple[Tensor, ...]:
         """Give query, key and value, each [B, tokens, H, d]."""
         qkv = self.qkv(modulated_norm(tokens, attention.shift, attention.scale))
-        layout = "b tokens (three heads d) -> b tokens three heads d"
-        return rearrange(qkv, layout, three=3, heads=self.num_heads).unbind(2)
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
     def update(
         self, tokens: Tokens, attended: Tokens, attention: Modulation, mlp: Modulation

@@ -61,18 +61,22 @@ def test_a_table_shows_measured_rows_controls_and_notes(tmp_path):
 
 
 def test_a_report_shows_ratios_with_their_quartiles_and_what_failed():
-    timed = {"ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6, "own_ms": 2.0, "took_s": 3}
+    timed = {"ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6, "reference_ms": 3.0, "own_ms": 2.0}
     report = {
         "torch": "2.14",
+        "notes": ["in turn"],
         "measurements": [
-            {"family": "forward", "case": "1 sample"} | timed,
+            {"family": "forward", "case": "1 sample", "pairs": 7, "of_float32_peak": 0.253} | timed,
             {"family": "forward", "case": "2 samples", "failed": "out of memory"},
         ],
     }
-    table, facts = benchmarks.render(report).split("\n\n")
+    table, others, notes = benchmarks.render(report).split("\n\n")
+    assert table.splitlines()[0].endswith("| ms | share of float32 products |")
     assert table.splitlines()[2:] == [
-        "| forward | 1 sample | 1.50× (1.40 to 1.60) | own_ms 2 |",
-        "| forward | 2 samples |  | out of memory |",
+        "| forward, 1 sample | 1.50× (1.40 to 1.60) | 3 to 2, 7 pairs | 25 % |",
     ]
-    assert facts == "- torch 2.14"
+    assert others.splitlines()[2:] == ["| forward | 2 samples | out of memory |"]
+    assert notes == "- in turn\n- torch 2.14"
+    del report["measurements"][0]
+    assert "in turn" not in benchmarks.render(report)
     assert markdown_table(["a"], [["b"]]) == "| a |\n| --- |\n| b |"

@@ -5,7 +5,7 @@ A NAME.json is what `scripts/benchmark.py` wrote; the README needs a section of 
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,55 @@ from mmface.core.published import filled, markdown_table, publish
 
 ROOM = Path(__file__).parent
 _NOT_SHOWN = {"family", "case", "took_s", "ratio", "ratio_low", "ratio_high"}
+_COLUMNS = {
+    "of_float32_peak": "share of float32 products",
+    "of_bfloat16_peak": "of bfloat16 products",
+    "reference_of_float32_peak": "the reference's, of float32",
+    "relative_error": "largest relative error",
+    "gradient_error": "error of the gradients",
+}
+"""Values that have a column of their own where a report has them; the rest stand in one."""
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """Lay a report out in Markdown: a line a measurement, then what it was measured on."""
+    """Lay a report out in Markdown: a line a measurement, notes, what it was measured on."""
+    records = content["measurements"]
+    timed = [one for one in records if "ratio" in one]
+    others = [one for one in records if "ratio" not in one]
+    parts = [each for each in (_timed_table(timed), _other_table(others)) if each]
+    facts = [f"{name} {value}" for name, value in content.items() if name not in _APART]
+    notes = [*(content.get("notes", ()) if timed else ()), ", ".join(facts)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
+
+
+_APART = {"measurements", "notes"}
+
+
+def _timed_table(records: Sequence[Mapping[str, Any]]) -> str:
+    columns = {k: title for k, title in _COLUMNS.items() if any(k in one for one in records)}
     rows = [
-        [one["family"], one["case"], _ratio(one), one.get("failed") or _others(one)]
-        for one in content["measurements"]
+        [
+            f"{one['family']}, {one['case']}",
+            _ratio(one),
+            f"{one['reference_ms']:.4g} to {one['own_ms']:.4g}, {one['pairs']} pairs",
+            *(_value(key, one[key]) if key in one else "" for key in columns),
+        ]
+        for one in records
     ]
-    table = markdown_table(["family", "case", "against the reference", "measured"], rows)
-    facts = [f"{name} {value}" for name, value in content.items() if name != "measurements"]
-    return f"{table}\n\n- {', '.join(facts)}"
+    headings = ["case", "against the reference", "ms", *columns.values()]
+    return markdown_table(headings, rows) if rows else ""
+
+
+def _value(key: str, value: float) -> str:
+    return f"{value:.0e}" if "error" in key else f"{100 * value:.0f} %"
+
+
+def _other_table(records: Sequence[Mapping[str, Any]]) -> str:
+    rows = [[one["family"], one["case"], one.get("failed") or _others(one)] for one in records]
+    return markdown_table(["family", "case", "measured"], rows) if rows else ""
 
 
 def _ratio(one: Mapping[str, Any]) -> str:
-    if "ratio" not in one:
-        return ""
     return f"{one['ratio']:.2f}× ({one['ratio_low']:.2f} to {one['ratio_high']:.2f})"
 
 

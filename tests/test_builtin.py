@@ -15,11 +15,11 @@ from mmface.conditions import (
     mean_iou,
     pixel_accuracy,
 )
-from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels
 from mmface.evaluation.held_out import nearest_colour
 from mmface.rendered import CLOTHES_COLORS, render_face
+from mmface.rendered.attributes import HELD_OUT_SEED
 from mmface.sampling.pipeline import MMFacePipeline
 
 ASSETS = Path(mmface.__file__).parent / "assets"

@@ -14,11 +14,11 @@ from mmface.conditions import (
     mean_iou,
     pixel_accuracy,
 )
-from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels
 from mmface.evaluation.held_out import nearest_colour
 from mmface.rendered import CLOTHES_COLORS, RenderedFace, render_face
+from mmface.rendered.attributes import HELD_OUT_SEED
 from mmface.sampling.guidance import ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline
 

@@ -24,7 +24,7 @@ from mmface.data.keyed import (
     keyed_generator,
 )
 from mmface.data.latents import LatentEncoding
-from mmface.data.pictures import HELD_OUT_SEED, RenderedPictures, StoredPictures
+from mmface.data.pictures import RenderedPictures, StoredPictures
 from mmface.data.samples import (
     AutoencoderSamples,
     CaptionedPictures,
@@ -42,6 +42,7 @@ from mmface.data.store import (
     write_store,
 )
 from mmface.encoders import LatentCodec
+from mmface.rendered.attributes import HELD_OUT_SEED
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ A `PictureSource` gives faces one by one at one size: from the files of a manife
 store of rendered faces, which `RenderedPictures` draws.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,19 +28,21 @@ from mmface.conditions import (
 from mmface.core.files import file_sha256
 from mmface.data.manifest import Manifest, Record
 from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
-from mmface.rendered import render_face
+from mmface.rendered import distribution
+from mmface.rendered.attributes import HELD_OUT_SEED
 
-HELD_OUT_SEED = 1_000_000
-"""Faces with this seed and above are never trained on; evaluation takes them from here up."""
+LABELS_COLUMN = "labels"
+"""The column of a store of pictures that holds the true label maps."""
 
 
 @dataclass(frozen=True)
 class RenderedPictures:
-    """Draws faces `first_seed`, `first_seed + 1`, ... into a store."""
+    """Draws faces `first_seed`, `first_seed + 1`, ... of a distribution into a store."""
 
     num_faces: int
     size_px: int = 128
     first_seed: int = 0
+    distribution: str = "studio"
 
     def plan(self, folder: str | Path, num_processes: int = 1) -> str:
         """Say what `write` would take; the arguments are its own."""
@@ -59,15 +61,22 @@ class RenderedPictures:
 
     def _spec(self) -> StoreSpec:
         square = (self.size_px, self.size_px)
+        drawn = distribution(self.distribution)
+        rough = {MASK.name: ArraySpec(square, "uint8")} if drawn.has_rough_masks else {}
         return StoreSpec(
             num_items=self.num_faces,
             arrays={
                 "image": ArraySpec((*square, 3), "uint8"),
-                picture_column(MASK): ArraySpec(square, "uint8"),
-                picture_column(SKETCH): ArraySpec(square, "uint8"),
+                LABELS_COLUMN: ArraySpec(square, "uint8"),
+                SKETCH.name: ArraySpec(square, "uint8"),
+                **rough,
             },
             texts=("captions",),
-            made_by={"kind": "rendered pictures", "first_seed": self.first_seed},
+            made_by={
+                "kind": "rendered pictures",
+                "first_seed": self.first_seed,
+                **({} if drawn.name == "studio" else {"distribution": drawn.name}),
+            },
         )
 
     def _rows(self, shards: Sequence[range]) -> Iterator[list[dict[str, Any]]]:
@@ -75,19 +84,28 @@ class RenderedPictures:
             yield [self._row(self.first_seed + item) for item in items]
 
     def _row(self, seed: int) -> dict[str, Any]:
-        face = render_face(seed, self.size_px)
+        drawn = distribution(self.distribution)
+        face = drawn.render(seed, self.size_px)
+        rough = {MASK.name: face.mask} if drawn.has_rough_masks else {}
         return {
             "id": f"rendered/{seed}",
             "image": face.image,
-            picture_column(MASK): face.labels,
-            picture_column(SKETCH): face.sketch,
+            LABELS_COLUMN: face.labels,
+            SKETCH.name: face.sketch,
+            **rough,
             "captions": face.captions,
         }
 
 
-def picture_column(kind: ConditionKind) -> str:
-    """Name the column of a store of pictures that holds the values of a kind."""
-    return "labels" if kind is MASK else kind.name
+def picture_columns(there: Collection[str]) -> dict[ConditionKind, str]:
+    """Name the columns that hold the values of each kind, of those that a store has.
+
+    A store without masks as they may be brought is read with its true label maps instead.
+    """
+    found = {kind: kind.name for kind in condition_kinds() if kind.name in there}
+    if MASK not in found and LABELS_COLUMN in there:
+        found = {MASK: LABELS_COLUMN} | found
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,8 +181,7 @@ class StoredPictures:
 
     def kinds(self) -> tuple[ConditionKind, ...]:
         """Which conditions every face has."""
-        there = self._rows.spec.arrays
-        return tuple(kind for kind in condition_kinds() if picture_column(kind) in there)
+        return tuple(picture_columns(self._rows.spec.arrays))
 
     def is_even(self) -> bool:
         """Whether every face has all of `kinds`."""
@@ -180,7 +197,8 @@ class StoredPictures:
 
     def face(self, item: int) -> FacePictures:
         """Read a face."""
-        columns = {kind.name: picture_column(kind) for kind in self.kinds()}
+        named = picture_columns(self._rows.spec.arrays)
+        columns = {kind.name: column for kind, column in named.items()}
         row = self._rows.row(item, ("id", "image", *columns.values(), "captions"))
         values = {name: row[column] for name, column in columns.items()}
         return FacePictures(row["id"], row["image"], values, row["captions"])

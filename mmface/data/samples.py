@@ -25,7 +25,7 @@ from mmface.data.latents import (
     PAIRS,
     POSTERIOR_STD,
 )
-from mmface.data.pictures import picture_column
+from mmface.data.pictures import LABELS_COLUMN, picture_columns
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels
 
@@ -184,8 +184,7 @@ class AutoencoderSamples:
         check_number("image_share", image_share, 0, 1)
         check_number("weight_power", weight_power, 0, 1)
         self.store = Store(store)
-        there = self.store.spec.arrays
-        self.kinds = tuple(k for k in condition_kinds() if picture_column(k) in there)
+        self.columns = picture_columns(self.store.spec.arrays)
         self.image_share = image_share
         self.weight_power = weight_power
 
@@ -195,15 +194,15 @@ class AutoencoderSamples:
 
     def sample(self, item: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`pixels` float32 [3, H, W] in [-1, 1], `weights` float32 [H, W], `noise_seed` long."""
-        row = self.store.row(item, ("image", *map(picture_column, self.kinds)))
+        row = self.store.row(item, tuple({"image", LABELS_COLUMN, *self.columns.values()}))
         if _coin(generator, 0.5):
             row = {name: np.ascontiguousarray(row[name][:, ::-1]) for name in row}
         drawn = float(torch.rand((), generator=generator))
-        rgb, num = row["image"], len(self.kinds)
-        for place, kind in enumerate(self.kinds):
+        rgb, num = row["image"], len(self.columns)
+        for place, (kind, column) in enumerate(self.columns.items()):
             # Each takes (1 - image_share) / num of [image_share, 1).
             if drawn >= (place + (num - place) * self.image_share) / num:
-                rgb = kind.rgb(row[picture_column(kind)])
+                rgb = kind.rgb(row[column])
         return {
             "pixels": image_pixels(rgb),
             "weights": torch.from_numpy(small_part_weights(row["labels"], self.weight_power)),

@@ -25,7 +25,6 @@ from mmface.conditions import (
 )
 from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import locked, write_text
-from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels, to_uint8
@@ -34,8 +33,9 @@ from mmface.rendered import (
     CLOTHES_COLORS,
     HAIR_COLORS,
     RenderedFace,
-    render_face,
+    distribution,
 )
+from mmface.rendered.attributes import HELD_OUT_SEED
 from mmface.sampling.pipeline import MMFacePipeline
 
 MIN_REGION_PX = 40
@@ -121,6 +121,7 @@ class HeldOutEvaluation:
         parser: folder of the face parser.
         output: JSON file of the results.
         num_faces: how many held-out faces, the first ones.
+        distribution: which faces are drawn.
         guidance_scales: guidance scales to sample with.
         modalities: conditions to sample from.
         num_inference_steps: sampling steps.
@@ -131,6 +132,7 @@ class HeldOutEvaluation:
     parser: str | Path
     output: str | Path
     num_faces: int = 256
+    distribution: str = "studio"
     guidance_scales: Sequence[float] = (3.0,)
     modalities: Sequence[str] = ("mask", "sketch")
     num_inference_steps: int = 25
@@ -139,6 +141,7 @@ class HeldOutEvaluation:
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before the first picture is made."""
         check_whole("num_faces", self.num_faces, 1)
+        distribution(self.distribution)
         check_whole("batch_size", self.batch_size, 1)
         for name in ("pipeline", "parser"):
             if not Path(getattr(self, name)).is_dir():
@@ -163,7 +166,8 @@ class HeldOutEvaluation:
         pipeline.set_progress_bar_config(disable=True)
         parser = FaceParser.from_pretrained(self.parser)
         size = pipeline.config.image_size
-        faces = [render_face(HELD_OUT_SEED + i, size) for i in range(self.num_faces)]
+        drawn = distribution(self.distribution)
+        faces = [drawn.render(HELD_OUT_SEED + i, size) for i in range(self.num_faces)]
         results = {
             "true pictures": self._tally(parser, faces, [face.image for face in faces]),
             "reconstructions": self._tally(parser, faces, self._reconstruct(pipeline, faces)),

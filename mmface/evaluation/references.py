@@ -9,9 +9,10 @@ from typing import Any
 from mmface.conditions import MASK, SKETCH, ConditionKind, condition_kind, condition_kinds
 from mmface.core.command_line import check_whole
 from mmface.core.journal import as_json
-from mmface.data.pictures import HELD_OUT_SEED, FacePictures, PictureSource
+from mmface.data.pictures import FacePictures, PictureSource
 from mmface.metrics.metric import AnswerOrder, PictureOrder
 from mmface.rendered import render_face
+from mmface.rendered.attributes import HELD_OUT_SEED
 
 _CACHED_FACES = 1024
 """Faces kept in memory; at 256 pixels each is 0.5 MB."""

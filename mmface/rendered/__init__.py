@@ -5,6 +5,9 @@ to front. Every layer is a coverage mask, drawn once with supersampling; the pic
 as alpha, the label map takes it thresholded at one half and the sketch takes its outline, so that
 the three agree by construction. Framing follows the aligned crops of CelebA-HQ.
 
+There are two distributions (`distributions`): "studio", which the built-in models learned, and
+"candid", in its own folder, whose masks and sketches are like those of photographs.
+
 `attributes` says what a face can be, `wording` describes one, `curves` and `scene` are what it is
 drawn with, `face` stacks the layers, and the other modules draw one subject each.
 """
@@ -19,6 +22,7 @@ from mmface.rendered.attributes import (
     FaceAttributes,
     sample_attributes,
 )
+from mmface.rendered.distributions import distribution, distribution_names
 from mmface.rendered.face import RenderedFace, draw, render_face
 from mmface.rendered.wording import captions
 
@@ -32,6 +36,8 @@ __all__ = [
     "FaceAttributes",
     "RenderedFace",
     "captions",
+    "distribution",
+    "distribution_names",
     "draw",
     "render_face",
     "sample_attributes",

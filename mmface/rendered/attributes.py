@@ -8,6 +8,9 @@ import numpy as np
 
 Color = tuple[int, int, int]
 
+HELD_OUT_SEED = 1_000_000
+"""Faces with this seed and above are never trained on; evaluation takes them from here up."""
+
 HAIR_COLORS: dict[str, Color] = {
     "black": (34, 30, 32),
     "dark brown": (84, 54, 38),

@@ -16,6 +16,7 @@ from mmface.rendered.attributes import (
     sample_attributes,
 )
 from mmface.rendered.body import draw_clothes, draw_neck
+from mmface.rendered.candid.attributes import CandidAttributes
 from mmface.rendered.features import draw_brow, draw_eye, draw_mouth, draw_nose
 from mmface.rendered.hair import draw_back_hair, draw_front_hair
 from mmface.rendered.head import draw_ears, draw_skin
@@ -36,8 +37,14 @@ class RenderedFace:
     image: np.ndarray
     labels: np.ndarray
     sketch: np.ndarray
-    attributes: FaceAttributes
+    attributes: FaceAttributes | CandidAttributes
     captions: tuple[str, ...]
+    rough_mask: np.ndarray | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The label map as it may be brought as a condition: uint8 [S, S], not always exact."""
+        return self.labels if self.rough_mask is None else self.rough_mask
 
 
 def render_face(seed: int, size: int = 128) -> RenderedFace:

@@ -49,45 +49,24 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-class Scene:
-    """Picture, labels and ink under construction.
+class Canvas:
+    """Picture, labels and ink under construction, and what is drawn with.
 
     Colours are float32 in 0 to 255, `pixels` [3, S, S]: planes first, since broadcasting a mask
     over them is several times faster. `labels` are uint8 [S, S] indices into
     `mmface.conditions.LABELS`; `ink`, float32 [S, S], is 0 on bare paper and 1 where the pencil is
-    darkest. `x` and `y`, float32 [S, S], are the pixels' places in [0, 1]; `light` comes from -1
-    left, 1 right, or 0 the front. Coverages are [S, S] in [0, 1].
+    darkest. `x` and `y`, float32 [S, S], are the pixels' places in [0, 1]. Coverages are [S, S] in
+    [0, 1].
     """
 
-    def __init__(self, attributes: FaceAttributes, size: int) -> None:
-        """Start with a black picture, all background, and bare paper."""
-        self.face = attributes
+    def __init__(self, size: int, seed: int) -> None:
+        """Start with a black picture, all background, and bare paper; `seed` is the texture's."""
         self.size = size
-        self.rng = np.random.default_rng(attributes.texture_seed)
+        self.rng = np.random.default_rng(seed)
         self.x, self.y = _grid(size)
         self.pixels = np.zeros((3, size, size), np.float32)
         self.labels = np.zeros((size, size), np.uint8)
         self.ink = np.zeros((size, size), np.float32)
-        self.skin = rgb(SKIN_TONES[attributes.skin_tone])
-        self.hair = rgb(HAIR_COLORS[attributes.hair_color])
-        self.light = LIGHT_X[attributes.lighting]
-        self._origin = PIVOT + np.array((0.5 + attributes.shift_x, 0.5 + attributes.shift_y))
-
-    def place(self, points: np.ndarray, head: bool = True) -> np.ndarray:
-        """Carry points of head (or body) coordinates, [N, 2], to fractions of the picture."""
-        relative = np.asarray(points, np.float64) - PIVOT
-        if head:
-            cos, sin = np.cos(self.face.roll), np.sin(self.face.roll)
-            relative = relative @ np.array([[cos, sin], [-sin, cos]]) * self.face.scale
-        return relative + self._origin
-
-    def contour(self, points: Sequence[Point], head: bool = True, steps: int = 8) -> np.ndarray:
-        """A closed spline through points, placed: float64 [N, 2]."""
-        return self.place(spline(points, steps=steps), head)
-
-    def line(self, points: Sequence[Point], head: bool = True, steps: int = 8) -> np.ndarray:
-        """An open spline through points, placed: float64 [N, 2]."""
-        return self.place(spline(points, closed=False, steps=steps), head)
 
     def mask(self, *polygons: np.ndarray) -> np.ndarray:
         """Coverage of the union of placed polygons: float32 [S, S] in [0, 1]."""
@@ -137,20 +116,6 @@ class Scene:
         `radius` of the blur and `drop` below the layer are fractions of the side.
         """
         return np.roll(self.blur(field, radius), round(drop * self.size), 0)
-
-    def spot(self, x: float, y: float, rx: float, ry: float) -> np.ndarray:
-        """A soft round spot in head coordinates: float32 [S, S], 1 at its centre."""
-        cx, cy = self.place(np.array([[x, y]]))[0].tolist()
-        return np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
-
-    def lit(self, color: Hue, light: float = 0.1, fall: float = 0.06) -> np.ndarray:
-        """A colour, [3] or [3, S, S], under the scene's light: float32 [3, S, S].
-
-        `light` is how much brighter it is towards the light, `fall` at the top than at the bottom.
-        """
-        across = (self.x - 0.5 - self.face.shift_x) * 3
-        shade = 1 + light * np.clip(self.light * across, -1, 1) + fall * (0.5 - self.y)
-        return shade * planes(color)
 
     def fill(
         self, alpha: np.ndarray, color: Hue, label: str | None = None, hide: bool = True
@@ -202,3 +167,46 @@ class Scene:
     def outline(self, polygon: np.ndarray, width: float = 0.013, strength: float = 0.95) -> None:
         """Add the outline of a placed polygon to the sketch."""
         self.draw_ink([ring(polygon)], width, strength)
+
+
+class Scene(Canvas):
+    """A canvas for one face; `light` comes from -1 left, 1 right, or 0 the front."""
+
+    def __init__(self, attributes: FaceAttributes, size: int) -> None:
+        """Start with an empty canvas."""
+        super().__init__(size, attributes.texture_seed)
+        self.face = attributes
+        self.skin = rgb(SKIN_TONES[attributes.skin_tone])
+        self.hair = rgb(HAIR_COLORS[attributes.hair_color])
+        self.light = LIGHT_X[attributes.lighting]
+        self._origin = PIVOT + np.array((0.5 + attributes.shift_x, 0.5 + attributes.shift_y))
+
+    def place(self, points: np.ndarray, head: bool = True) -> np.ndarray:
+        """Carry points of head (or body) coordinates, [N, 2], to fractions of the picture."""
+        relative = np.asarray(points, np.float64) - PIVOT
+        if head:
+            cos, sin = np.cos(self.face.roll), np.sin(self.face.roll)
+            relative = relative @ np.array([[cos, sin], [-sin, cos]]) * self.face.scale
+        return relative + self._origin
+
+    def contour(self, points: Sequence[Point], head: bool = True, steps: int = 8) -> np.ndarray:
+        """A closed spline through points, placed: float64 [N, 2]."""
+        return self.place(spline(points, steps=steps), head)
+
+    def line(self, points: Sequence[Point], head: bool = True, steps: int = 8) -> np.ndarray:
+        """An open spline through points, placed: float64 [N, 2]."""
+        return self.place(spline(points, closed=False, steps=steps), head)
+
+    def spot(self, x: float, y: float, rx: float, ry: float) -> np.ndarray:
+        """A soft round spot in head coordinates: float32 [S, S], 1 at its centre."""
+        cx, cy = self.place(np.array([[x, y]]))[0].tolist()
+        return np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
+
+    def lit(self, color: Hue, light: float = 0.1, fall: float = 0.06) -> np.ndarray:
+        """A colour, [3] or [3, S, S], under the scene's light: float32 [3, S, S].
+
+        `light` is how much brighter it is towards the light, `fall` at the top than at the bottom.
+        """
+        across = (self.x - 0.5 - self.face.shift_x) * 3
+        shade = 1 + light * np.clip(self.light * across, -1, 1) + fall * (0.5 - self.y)
+        return shade * planes(color)

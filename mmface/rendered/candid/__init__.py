@@ -1,0 +1,1 @@
+"""Faces as photographs show them: turned, cropped, covered; sketched in several hands."""

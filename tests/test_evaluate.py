@@ -216,7 +216,7 @@ def test_a_table_says_what_is_measured_missing_and_skipped(done):
     assert flow["clip_distance"]["measured"]["value"] == pytest.approx(
         1 - flow["clip"]["measured"]["value"] / 100
     )
-    assert "176 px" in flow["ms_ssim"]["skipped"]["reason"]
+    assert "161 px" in flow["ms_ssim"]["skipped"]["reason"]
     assert flow["clean_fid"]["skipped"]["remedy"] == "download it"
     assert rows["MMFace-DiT (D)"]["fid"]["skipped"]["remedy"] == "python scripts/train.py"
     assert rows["CD"]["fid"] == {"published": 49.0, "measured": None}

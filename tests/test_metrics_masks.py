@@ -57,6 +57,13 @@ def test_mask_agreement_in_four_averagings_by_hand():
     assert of_classes[3:].isnan().all()
 
 
+def test_pixels_are_counted_beyond_what_float32_holds():
+    table = torch.zeros(19, 19, dtype=torch.int64)
+    table[0, 0], table[0, 1] = 2**33 + 1, 2**32 - 1
+    wanted = 100 * (2**33 + 1) / (3 * 2**32)
+    assert pooled_accuracy(table.flatten()[None].numpy())[0] == pytest.approx(wanted, rel=1e-15)
+
+
 def test_a_perfect_mask_reaches_all_but_the_nineteen_class_mean(faces):
     masks = as_batch(*(face.labels for face in faces))
     result = agreement_of(masks, masks)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mmface.metrics.backbones import UNTRAINED, Backbone
@@ -15,7 +16,7 @@ from mmface.metrics.feature_sets import (
     precision_recall,
     require_width,
 )
-from mmface.metrics.preprocessing import TorchBilinear
+from mmface.metrics.preprocessing import CleanBicubic, TorchBilinear
 
 WIDTH = 12
 
@@ -230,7 +231,7 @@ def test_precision_recall_of_equal_apart_and_collapsed_sets():
     real = normal(80, width=4)
     same = precision_recall(real, real)
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
-    assert same.density == pytest.approx(4 / 3)  # a picture's own neighbourhood and three others
+    assert same.density == 1  # a picture's own neighbourhood and two others; the third is its edge
     assert precision_recall(real, real + 100) == (0, 0, 0, 0)
     collapsed = precision_recall(real, real[:8].repeat(10, 1))
     assert collapsed.precision == 1
@@ -249,6 +250,52 @@ def test_precision_recall_by_hand_on_a_line():
     assert result.recall == 3 / 4  # 10 lies 6.5 from 3.5
     assert result.density == pytest.approx((2 + 1) / 4)  # 0.5 in two, 3.5 in one neighbourhood
     assert result.coverage == 3 / 4  # 2 lies 1.5 from both
+
+
+def published_neighbourhoods(real, generated, k):
+    """Naeem et al.'s code (`<` throughout) but for precision and recall, where Kynkaanniemi's
+    has `<=`: all pairs at once, by differences."""
+
+    def radii(x):
+        return np.sort(np.linalg.norm(x[:, None] - x, axis=-1), axis=1)[:, k]
+
+    real, generated = real.numpy(), generated.numpy()
+    pairs = np.linalg.norm(real[:, None] - generated, axis=-1)
+    edges = radii(real)[:, None]
+    return (
+        (pairs <= edges).any(0).mean(),
+        (pairs <= radii(generated)).any(1).mean(),
+        (pairs < edges).sum(0).mean() / k,
+        (pairs.min(1) < edges[:, 0]).mean(),
+    )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("are_tied", [False, True])
+def test_precision_recall_agrees_with_the_published_code_across_blocks(
+    monkeypatch, offset, are_tied
+):
+    monkeypatch.setattr("mmface.metrics.feature_sets._BLOCK", 32)
+    real, generated = normal(90, width=5), normal(70, width=5, seed=1, scale=0.8, shift=0.3)
+    if are_tied:  # on a grid many pictures lie at the very edge of a neighbourhood
+        real, generated = real.round(), generated.round()
+        generated[:9] = real[:9]
+    theirs = published_neighbourhoods(real, generated, 3)
+    ours = precision_recall(real + offset, generated + offset)
+    assert tuple(ours) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_clean_fids_resize_is_the_published_one_with_its_clipping():
+    images = torch.zeros(2, 3, 40, 50, dtype=torch.uint8)
+    images[..., 10:30, 20:40] = 255  # bicubic overshoots at these edges
+    images[1] = pictures(1)[0].repeat(1, 2, 3)[:, :40, :50]
+    resized = (CleanBicubic()(images) * 128 + 128).numpy()
+    for image, ours in zip(images.numpy(), resized, strict=True):
+        for channel, plane in zip(image, ours, strict=True):
+            picture = Image.fromarray(channel.astype(np.float32), mode="F")
+            theirs = np.asarray(picture.resize((299, 299), Image.Resampling.BICUBIC))
+            np.testing.assert_allclose(plane, theirs.clip(0, 255), atol=1e-4)
+    assert theirs.min() < -1 or theirs.max() > 256
 
 
 def test_features_of_two_networks_are_not_compared():

@@ -17,7 +17,7 @@ from mmface.metrics.statistics import require_equal_counts
 _PACKAGES = (
     "mmface",
     "torch",
-    "torchmetrics",
+    "pytorch-msssim",
     "torchvision",
     "lpips",
     "transformers",

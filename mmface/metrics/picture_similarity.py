@@ -6,7 +6,7 @@ depend on resolution, so compare at one size.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +19,10 @@ from mmface.core.files import weights_sha256
 from mmface.core.sources import read_weights
 from mmface.metrics.backbones import UNTRAINED
 from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
-from mmface.metrics.preprocessing import unit_interval
+from mmface.metrics.preprocessing import check_pictures, unit_interval
 
-BORDER_PX = 5
-"""Half of SSIM's 11-pixel window: from here on it lies inside the picture."""
-MIN_MULTISCALE_PX = 176
-"""Shortest side that five scales of an 11-pixel window need: 16 x 11."""
+MIN_MULTISCALE_PX = 161
+"""Shortest side that five scales of an 11-pixel window need."""
 TRUNKS = {
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -35,48 +33,51 @@ Images = UInt8[Tensor, "batch 3 height width"]
 
 
 def structural_similarity(images: Images, references: Images) -> Float64[Tensor, " batch"]:
-    """SSIM (Wang et al., 2004) with a Gaussian window of width 1.5; 1 for equal pictures.
+    """SSIM (Wang et al., 2004) with a Gaussian window of width 1.5, by `pytorch_msssim`.
 
-    The range of values is fixed: taken from the pictures, it would make a value depend on its
-    batch. Windows that hang over the border are left out, as in scikit-image and pytorch-msssim;
-    torchmetrics' own mean takes them in, which moves a face's SSIM by up to 0.024 at 192 px.
+    1 for equal pictures. Windows that hang over the border are left out, as in the paper's code.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    _, maps = structural_similarity_index_measure(
-        images.double() / 255,  # variances are small differences of large sums
-        references.double() / 255,
-        reduction="none",
-        data_range=1.0,
-        return_full_image=True,
-    )
-    inside = slice(BORDER_PX, -BORDER_PX)
-    return maps[..., inside, inside].mean((1, 2, 3)).cpu()
+    pytorch_msssim = _pytorch_msssim()
+    return _compared(pytorch_msssim.ssim, images, references)
 
 
 def multiscale_structural_similarity(
     images: Images, references: Images
 ) -> Float64[Tensor, " batch"]:
-    """MS-SSIM (Wang et al., 2003), five scales; 1 for equal pictures.
+    """MS-SSIM (Wang et al., 2003), five scales, by `pytorch_msssim`; 1 for equal pictures.
 
-    Windows at the border are included (at most 0.001 apart). ValueError if a side is shorter than
-    `MIN_MULTISCALE_PX`.
+    ValueError if a side is shorter than `MIN_MULTISCALE_PX`.
     """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
     height, width = images.shape[-2:]
     if min(height, width) < MIN_MULTISCALE_PX:
         raise ValueError(
             f"MS-SSIM needs sides of {MIN_MULTISCALE_PX} pixels for its five scales, not "
             f"{width}x{height}; report SSIM at this size"
         )
-    return (
-        multiscale_structural_similarity_index_measure(
-            images.double() / 255, references.double() / 255, reduction="none", data_range=1.0
-        )
-        .reshape(len(images))
-        .cpu()
-    )
+    return _compared(_pytorch_msssim().ms_ssim, images, references)
+
+
+def _pytorch_msssim() -> Any:
+    try:
+        import pytorch_msssim
+    except ImportError as error:
+        raise ImportError(f"SSIM needs pip install 'mmface[eval]' ({error})") from None
+    return pytorch_msssim
+
+
+def _compared(
+    measure: Callable[..., Tensor], images: Images, references: Images
+) -> Float64[Tensor, " batch"]:
+    check_pictures(images)
+    check_pictures(references)
+    # In float64, as variances are small differences of large sums; with a fixed range of values,
+    # as one taken from the pictures would make a value depend on its batch.
+    pair = images.double(), references.double()
+    # Its own window holds float32, which moves a value by 1e-6.
+    window = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).repeat(3, 1, 1, 1)
+    values = measure(*pair, data_range=255, size_average=False, win=window)
+    return values.cpu()
 
 
 class PerceptualNetwork(nn.Module):
@@ -175,7 +176,7 @@ class MultiScaleSsim(_Similarity):
 
     name = "ms_ssim"
     columns: ClassVar = {"ms_ssim": Column("MS-SSIM", "higher", 3)}
-    protocol = "ms-ssim/5-scales/range-1"
+    protocol = "ms-ssim/5-scales/range-1/windows-inside"
 
     def check(self, order: PictureOrder) -> Skipped | None:
         """Five scales need large pictures."""

@@ -72,14 +72,17 @@ class TorchBilinear:
 
 @dataclass(frozen=True)
 class CleanBicubic:
-    """clean-fid's resize: Pillow's bicubic on float channels, not rounded (arXiv 2104.11222)."""
+    """clean-fid's resize: Pillow's bicubic on float channels, clipped and not rounded.
+
+    See arXiv 2104.11222. Bicubic overshoots at edges; clean-fid cuts that off, and so does this.
+    """
 
     size_px: int = 299
 
     @property
     def name(self) -> str:
-        """`clean-bicubic-299`."""
-        return f"clean-bicubic-{self.size_px}"
+        """`clean-bicubic-clipped-299`."""
+        return f"clean-bicubic-clipped-{self.size_px}"
 
     def __call__(
         self, images: UInt8[Tensor, "batch 3 height width"]
@@ -92,7 +95,7 @@ class CleanBicubic:
             np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
             for plane in planes
         ]
-        pixels = torch.from_numpy(np.stack(resized)).unflatten(0, (len(images), 3))
+        pixels = torch.from_numpy(np.stack(resized)).unflatten(0, (len(images), 3)).clamp(0, 255)
         return ((pixels - 128) / 128).to(images.device)
 
 

@@ -82,16 +82,16 @@ def share_of_peak(bench: Bench, work: float, values: Mapping[str, float]) -> dic
     shares = {"tflops": own / 1e12}
     for dtype, peak in bench.peak_flops.items():
         shares[f"of_{PEAKS[dtype]}"] = own / peak
-    if peak := bench.peak_flops.get(bench.dtype):
-        shares[f"reference_of_{PEAKS[bench.dtype]}"] = reference / peak
+    if bench.dtype in bench.peak_flops:
+        shares[f"reference_of_{PEAKS[bench.dtype]}"] = reference / bench.peak_flops[bench.dtype]
     return shares
 
 
 def _use_blas(model: MMFaceDiT) -> None:
     """Let torch's BLAS compute a model's products, as it does the reference's."""
-    for module in model.modules():
-        if type(module) is Linear:
-            module.__class__ = nn.Linear
+    layers: list[Any] = [module for module in model.modules() if type(module) is Linear]
+    for layer in layers:
+        layer.__class__ = nn.Linear
 
 
 def blas_twin(model: MMFaceDiT) -> MMFaceDiT:

@@ -4,6 +4,7 @@ The same command gives the same weights, and goes on where an earlier start was 
 is one line; HYDRA_FULL_ERROR=1 in the environment shows where it came up.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -14,6 +15,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mmface.core.command_line import ending
+from mmface.core.files import check_free
 from mmface.training.recipe import CONFIG_KEYS, flattened, typed_name
 
 
@@ -31,6 +33,8 @@ def run(config: DictConfig) -> int:
     parts: dict[str, Any] = {
         name: instantiate(config.trainer[name]) for name in ("recipe", "cadence", "hardware")
     }
+    if os.environ.get("RANK", "0") == "0" and not config.plan:
+        check_free(config.trainer.output_dir)  # it is taken when the model is there
     import torch  # loading it takes seconds, which `--help` and a misspelt key need not wait for
 
     from mmface.core.processes import STOPPED_STATUS

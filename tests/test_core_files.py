@@ -16,6 +16,7 @@ from dead_writers import held_by_another, killed_while_writing
 
 from mmface.core import files
 from mmface.core.files import (
+    check_free,
     check_room,
     locked,
     remove_folder,
@@ -212,3 +213,15 @@ def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr(files.fcntl, "lockf", refuse)
     with locked(tmp_path):
         pass
+
+
+def test_a_folder_that_was_held_for_nothing_is_gone_and_a_held_one_is_not_free(tmp_path):
+    with locked(tmp_path / "empty"):
+        assert (tmp_path / "empty").is_dir()
+    assert not (tmp_path / "empty").exists()
+    check_free(tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    held = held_by_another(tmp_path / "held")
+    with held as holder, pytest.raises(BlockingIOError, match=f"in use by process {holder} on "):
+        check_free(tmp_path / "held")
+    check_free(tmp_path / "held")

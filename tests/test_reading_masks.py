@@ -152,6 +152,15 @@ def test_a_palette_too_small_for_soft_edges_is_refused():
     assert load_mask(soft.quantize(255), (160, 160)).labels.any()
 
 
+def test_indices_whose_palette_merged_classes_are_doubted():
+    indices = Image.fromarray(labels_of(0))
+    for count in (4, 8):
+        (remark,) = load_mask(indices.quantize(count), (128, 128)).remarks[-1:]
+        assert remark.startswith(f"its palette has {count} greys only, which may have merged")
+    assert not load_mask(indices.quantize(256), (128, 128)).remarks
+    assert not load_mask(saved(indices, "GIF"), (128, 128)).remarks
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparent_pixels_of_index_maps_are_background(mode):
     labels = labels_of(0)

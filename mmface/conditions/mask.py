@@ -129,7 +129,7 @@ def load_mask(
     if values is None:
         remarks += _palette_oddities(picture, format_, name)
     if values is not None:
-        remarks += _oddities(values, format_, name)
+        remarks += [*_oddities(values, format_, name), *_few_greys(picture, format_)]
         labels = format_.to_labels[_nearest(Image.fromarray(values), size)]
     else:
         _check_has_colors(format_, picture, name)
@@ -258,6 +258,21 @@ def _palette_numbers(picture: Image.Image) -> np.ndarray | None:
         if is_ramp and 1 <= step <= 255 / (len(LABELS) - 1):
             return np.array(picture)
     return table[:, 0][np.array(picture)] if is_grey else None
+
+
+def _few_greys(picture: Image.Image, format_: LabelFormat) -> list[str]:
+    """Say that a palette of 2, 4, 8 or 16 greys, made for this picture, may have merged classes."""
+    if picture.mode != "P":
+        return []
+    greys = np.array(picture.getpalette("RGB")).reshape(-1, 3)[:, 0]
+    used = np.array([index for _, index in picture.getcolors() or []])
+    if len(used) not in (2, 4, 8, 16) or used.max() >= len(greys) or (greys[used] == used).all():
+        return []
+    classes = [LABELS[index] for index in np.unique(format_.to_labels[greys[used]])]
+    return [
+        f"its palette has {len(used)} greys only, which may have merged classes; it has "
+        f"{', '.join(classes)}"
+    ]
 
 
 _OPAQUE = 128  # alpha from which a pixel is seen

@@ -20,7 +20,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ def locked(folder: str | Path, work: str = "") -> Iterator[None]:
     however it dies, and is not inherited by its children.
 
     Args:
-        folder: the folder; made if it is missing.
+        folder: the folder; made if it is missing, and taken away again if nothing was put into it.
         work: the part of the folder that is held, where several runs may share it; a file's name.
 
     Yields:
@@ -143,7 +143,7 @@ def locked(folder: str | Path, work: str = "") -> Iterator[None]:
         BlockingIOError: if another run holds it; the message names its process and host.
     """
     folder = Path(folder)
-    path = folder.resolve() / f".{work}{'.' if work else ''}lock"
+    path, was_there = _lock_of(folder, work), folder.exists()
     try:
         _make_folder(folder)
         descriptor = _acquire(path, folder)
@@ -160,6 +160,20 @@ def locked(folder: str | Path, work: str = "") -> Iterator[None]:
         _held.discard(path)
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        if not was_there:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def check_free(folder: str | Path) -> None:
+    """Raise BlockingIOError if another run holds a folder now; unlike `locked`, make nothing."""
+    path = _lock_of(Path(folder), "")
+    if path.exists() and path not in _held:
+        os.close(_acquire(path, Path(folder)))
+
+
+def _lock_of(folder: Path, work: str) -> Path:
+    return folder.resolve() / f".{work}{'.' if work else ''}lock"
 
 
 def _acquire(path: Path, folder: Path) -> int:

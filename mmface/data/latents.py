@@ -16,7 +16,7 @@ from mmface.conditions import ConditionKind
 from mmface.core.processes import joined_processes
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
-from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, write_store
+from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, held_store, write_share
 from mmface.encoders import Encoder, Feature, LatentCodec, Vae
 
 IMAGE = "image"
@@ -135,16 +135,17 @@ class LatentEncoding:
         ValueError if the folder holds a store that was made otherwise, a face is bad and `strict`,
         or a latent is too large for `dtype`.
         """
-        spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
-        dtype = getattr(torch, self.vae_dtype)
-        codec = LatentCodec.from_pretrained(str(self.vae), dtype=dtype)
-        for encoder in (codec, *self.encoders.values()):
-            encoder.module.to(joined_processes().device)
+        with held_store(folder, process_index):  # before the VAE is loaded
+            spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
+            dtype = getattr(torch, self.vae_dtype)
+            codec = LatentCodec.from_pretrained(str(self.vae), dtype=dtype)
+            for encoder in (codec, *self.encoders.values()):
+                encoder.module.to(joined_processes().device)
 
-        def entries(shards: Sequence[range]) -> Iterator[list[Entry]]:
-            return self._entries(codec, spec, shards)
+            def entries(shards: Sequence[range]) -> Iterator[list[Entry]]:
+                return self._entries(codec, spec, shards)
 
-        write_store(folder, spec, entries, process_index, num_processes)
+            write_share(Path(folder), spec, entries, process_index, num_processes)
 
     @property
     def _columns(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -166,18 +166,23 @@ def write_store(
     yields the entries of each in this order. BlockingIOError if another run writes into the folder,
     ValueError if it holds a store that was made otherwise.
     """
-    folder = Path(folder)
-    with locked(folder) if process_index == 0 else nullcontext():
-        _write_share(folder, spec, make_entries, process_index, num_processes)
+    with held_store(folder, process_index):
+        write_share(Path(folder), spec, make_entries, process_index, num_processes)
 
 
-def _write_share(
+def held_store(folder: str | Path, process_index: int = 0) -> AbstractContextManager[None]:
+    """Hold a store's folder for the processes of one run; see `locked`."""
+    return locked(folder) if process_index == 0 else nullcontext()
+
+
+def write_share(
     folder: Path,
     spec: StoreSpec,
     make_entries: Callable[[Sequence[range]], Iterable[Sequence[Entry]]],
-    process_index: int,
-    num_processes: int,
+    process_index: int = 0,
+    num_processes: int = 1,
 ) -> None:
+    """Write as `write_store` does, into a folder that is held already."""
     sweep(folder)
     agree_on(folder / DESCRIPTION_FILE, spec.as_json())
     mine = range(process_index, spec.num_shards, num_processes)

@@ -202,9 +202,9 @@ def run_jobs(
     out = check_output(f"{given}/").path
     jobs, failures = read_jobs(run.jobs, settings, draws)
     state = joined_processes()
-    model = open_model(choice, run.offload, state.device)
-    worker = _Worker(model, Path(run.jobs).parent, out, run)
-    with _alone(out, state):
+    with _alone(out, state):  # before the model is loaded
+        model = open_model(choice, run.offload, state.device)
+        worker = _Worker(model, Path(run.jobs).parent, out, run)
         mine = worker.work(jobs, state.process_index, state.num_processes)
         part = _part(out, state.process_index)
         write_text(part, json.dumps({**mine, "failures": [asdict(f) for f in worker.failures]}))

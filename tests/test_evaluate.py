@@ -404,6 +404,46 @@ def test_controlnet_samples_by_seed(controlnet_folders, kind):
     assert "hf download" in absent.remedy
 
 
+@pytest.mark.slow
+def test_controlnet_has_a_row_of_its_own(controlnet_folders, tmp_path):
+    folders = (controlnet_folders / "controlnet", controlnet_folders / "base")
+    method = SegmentationControlNet("ControlNet", *folders, 1, size_px=IMAGE_SIZE)
+    evaluation(tmp_path, [method]).run()
+    scores = cells(tmp_path, "ControlNet")
+    for column in ("fid", "ssim", "accuracy", "clip"):
+        measured = scores[column]
+        assert isinstance(measured, Measured)
+        assert measured.pictures == NUM_FACES
+    assert "palette mismatch" in (tmp_path / "table.txt").read_text()
+
+
+@pytest.mark.slow
+def test_sets_are_compared_with_faces_that_no_row_is_made_from(tmp_path):
+    states = BackboneSource(partial(tiny_clip, ClipStatesBackbone), "build it")
+    metrics = build_metrics(["frechet_states"], {"clip-states": states})
+    given = HeldOutPictures(4, IMAGE_SIZE)
+    apart = [HeldOutPictures(4, IMAGE_SIZE, first_face=first) for first in (4, 8)]
+    run = partial(evaluation, methods=[RealPictures("CD")])
+    controls = {"others": OtherFaces(source=apart[1])}
+    protocols = [Protocol(given, metrics, compared=one) for one in (apart[0], None)]
+    run(tmp_path / "apart", protocol=protocols[0], controls=controls).run()
+    names = ("Real pictures", "CD", "Real pictures of other faces")
+    real, row, others = (cells(tmp_path / "apart", name)["frechet_states"] for name in names)
+    assert real.value == row.value > 0.01  # the floor
+    assert others.value not in (0, real.value)
+    assert f"{TEXT_DIM} features" in real.protocol
+    table = (tmp_path / "apart/table.txt").read_text()
+    assert (
+        f"disjoint sets of real pictures, the least that means anything: {real.value:.2f}" in table
+    )
+    run(tmp_path / "same", protocol=protocols[1], controls={"others": OtherFaces()}).run()
+    assert cells(tmp_path / "same", "CD")["frechet_states"].value == pytest.approx(0, abs=1e-3)
+    assert not cells(tmp_path / "same", names[2])  # the same set in another order
+    shared = Protocol(given, metrics, compared=HeldOutPictures(4, IMAGE_SIZE, first_face=3))
+    with pytest.raises(ValueError, match="1 faces are evaluated and compared with"):
+        run(tmp_path / "shared", protocol=shared).run()
+
+
 def test_scores_are_read_as_they_were_written(tmp_path):
     measured = Measured(1.5, 4, "p", 1.0, 2.0)
     scores = Scores({"fid": measured, "kid": Skipped("a", "b")}, ["note"], {"hair": None})

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mmface.core.files import folder_sha256
+from mmface.data.pictures import PictureSource
 from mmface.encoders import VAES, LatentCodec
 from mmface.encoders.vae import image_pixels, to_uint8
 from mmface.evaluation.methods import (
@@ -44,15 +45,33 @@ class RealPictures(GeneratingMethod):
 
 
 class OtherFaces(RealPictures):
-    """Real pictures against the prompt, condition and picture of the next face."""
+    """Real pictures against the prompt, condition and picture of another face.
 
-    def __init__(self, name: str = "Real pictures of other faces") -> None:
+    Without a source of other faces each takes the next one's picture. As a set these are the true
+    pictures in another order, so that they are not compared as a set.
+    """
+
+    def __init__(
+        self, name: str = "Real pictures of other faces", source: PictureSource | None = None
+    ) -> None:
+        """Take the first faces of a source, of which none is evaluated or compared with."""
         super().__init__(name)
+        self.source = source
+        self.is_a_set = source is not None
+
+    def made_by(self) -> dict[str, Any]:
+        """The other faces, if they have a source of their own."""
+        if self.source is None:
+            return super().made_by()
+        return super().made_by() | {"source": self.source.made_by()}
 
     def order(self, references: References, item: int, seed: int) -> PictureOrder:
-        """Take the next face's picture under this face's name."""
-        other = references.order((item + 1) % len(references), seed)
-        return replace(references.order(item, seed), face=other.face)
+        """Take another face's picture under this face's name."""
+        if self.source is None:
+            other = references.order((item + 1) % len(references), seed).face
+        else:
+            other = self.source.face(item)
+        return replace(references.order(item, seed), face=other)
 
 
 class VaeReconstruction(GeneratingMethod):

@@ -37,6 +37,8 @@ class Method(ABC):
     """Something that has a row in a table, and perhaps a remark for below it."""
 
     remark = ""
+    is_a_set = True
+    """Whether its pictures are compared as a set with the real ones."""
 
     def __init__(self, name: str) -> None:
         """A published `name` stands beside the paper's numbers."""

@@ -20,15 +20,17 @@ _CACHED_FACES = 1024
 
 @dataclass(frozen=True)
 class HeldOutPictures:
-    """Rendered faces that nothing was trained on: the first ones from `HELD_OUT_SEED` up."""
+    """Rendered faces that nothing was trained on, from the seed `HELD_OUT_SEED + first_face` up."""
 
     num_faces: int
     size_px: int = 128
+    first_face: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         check_whole("num_faces", self.num_faces, 1)
         check_whole("size_px", self.size_px, 1)
+        check_whole("first_face", self.first_face, 0)
 
     def __len__(self) -> int:
         """Number of faces."""
@@ -48,15 +50,17 @@ class HeldOutPictures:
 
     def made_by(self) -> dict[str, Any]:
         """What decides the pictures."""
-        return {"kind": "held-out rendered faces", "first_seed": HELD_OUT_SEED, **vars(self)}
+        first_seed = HELD_OUT_SEED + self.first_face
+        sizes = {"num_faces": self.num_faces, "size_px": self.size_px}
+        return {"kind": "held-out rendered faces", "first_seed": first_seed, **sizes}
 
     def id(self, item: int) -> str:
         """Name of a face."""
-        return f"rendered/{HELD_OUT_SEED + item}"
+        return f"rendered/{HELD_OUT_SEED + self.first_face + item}"
 
     def face(self, item: int) -> FacePictures:
         """Draw a face."""
-        face = render_face(HELD_OUT_SEED + item, self.size_px)
+        face = render_face(HELD_OUT_SEED + self.first_face + item, self.size_px)
         values = {MASK.name: face.labels, SKETCH.name: face.sketch}
         return FacePictures(self.id(item), face.image, values, face.captions)
 

@@ -145,9 +145,14 @@ class Scoring:
         metrics: Mapping[str, Metric],
         processes: Processes,
         batch_size: int,
+        compared: References | None = None,
     ) -> None:
-        """Leave out metrics that need what the references lack, such as another condition."""
+        """Leave out metrics that need what the references lack, such as another condition.
+
+        `compared` are the faces whose pictures sets are compared with; None takes the references.
+        """
         self.references = references
+        self.compared = compared or references
         self.metrics = {n: one for n, one in metrics.items() if one.needs <= references.gives}
         self.processes = processes
         self.batch_size = batch_size
@@ -168,11 +173,15 @@ class Scoring:
                 cache = self._cache(run)
                 cache.run(metric.backbone_name, backbone, self.processes, f"{title}: features")
 
-    def score(self, runs: Sequence[MethodRun], real: MethodRun, name: str) -> Scores:
+    def score(
+        self, runs: Sequence[MethodRun], real: MethodRun, name: str, is_a_set: bool = True
+    ) -> Scores:
         """Measure a method by its runs, one a seed; all processes call this."""
         scores = Scores()
         for metric in self.metrics.values():
             if isinstance(metric, SetMetric):
+                if not is_a_set:
+                    continue
                 cells, remarks = self._compare(metric, runs, real, name)
                 scores.cells.update(cells)
                 scores.remarks += remarks
@@ -180,9 +189,18 @@ class Scoring:
                 self._read(scores, metric, runs, name)
         return scores
 
-    def floors(self, real: MethodRun) -> list[str]:
-        """Say what the number of pictures alone costs, by metric of sets."""
-        return self._of_sets(real, lambda metric, features: metric.floor(features))
+    def floors(self, real: MethodRun, others: MethodRun | None = None) -> list[str]:
+        """Say what the number of pictures alone costs, by metric of sets.
+
+        `others` are the true pictures of the evaluated faces, where methods are compared with the
+        set `real` of other faces.
+        """
+
+        def lines(metric: SetMetric, features: torch.Tensor) -> list[str]:
+            found = None if others is None else self._features(metric, others)
+            return metric.floor(features, None if isinstance(found, Skipped) else found)
+
+        return self._of_sets(real, lines)
 
     def shortages(self, real: MethodRun) -> list[str]:
         """Warn of metrics of sets that these are too few pictures for."""
@@ -269,7 +287,8 @@ class Scoring:
                 remarks += metric.remarks(features, own, name)
         backbone = metric.backbone.open(self.device)
         assert not isinstance(backbone, Skipped)
-        protocol = f"{backbone.protocol}, {self.references.protocol}"
+        width = f"{backbone.num_features} features"
+        protocol = f"{backbone.protocol}, {width}, {self.compared.protocol}"
         count = len(self.references)
         return {c: _over_seeds(v, count, protocol) for c, v in values.items()}, remarks
 

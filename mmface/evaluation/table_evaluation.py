@@ -44,6 +44,8 @@ class Protocol:
         caption_index: which caption is the prompt.
         num_faces: how many faces; None takes all.
         notes: lines for below every table; a watermark comes first.
+        compared: faces that sets of pictures are compared with, apart from `source`; None compares
+            with the true pictures of the evaluated faces.
         ask: gives a face's question and true answer, where methods are asked for text.
     """
 
@@ -53,6 +55,7 @@ class Protocol:
     num_faces: int | None = None
     notes: Sequence[str] = ()
     ask: Callable[[FacePictures], tuple[str, str]] | None = None
+    compared: PictureSource | None = None
 
 
 def folder_name(name: str) -> str:
@@ -123,6 +126,24 @@ class TableEvaluation:
         return RealPictures()
 
     @cached_property
+    def _compared(self) -> RealPictures:
+        """What sets are compared with."""
+        return self._real if self.protocol.compared is None else RealPictures("Compared with")
+
+    @cached_property
+    def _compared_references(self) -> References:
+        source = self.protocol.compared
+        if source is None:
+            return self.references
+        compared = References(source, self.modality, num_faces=len(self.references))
+        if shared := set(compared.ids) & set(self.references.ids):
+            raise ValueError(
+                f"{len(shared)} faces are evaluated and compared with, such as {min(shared)}; "
+                "give `compared` faces that no row is made from"
+            )
+        return compared
+
+    @cached_property
     def _scaled(self) -> list[Method]:
         pipelines = [m for m in self.methods.values() if isinstance(m, PipelineMethod)]
         return [m.with_guidance(scale) for m in pipelines for scale in self.guidance_scales]
@@ -143,11 +164,13 @@ class TableEvaluation:
 
     @cached_property
     def _scoring(self) -> Scoring:
-        return Scoring(self.references, self.protocol.metrics, self.processes, self.batch_size)
+        one = self.protocol
+        shared = (one.metrics, self.processes, self.batch_size)
+        return Scoring(self.references, *shared, self._compared_references)
 
     def run(self) -> Path:
         """Run the stages; all processes call this. Gives the folder of the results."""
-        _ = self.references  # a fault of theirs is told first
+        _ = self.references, self._compared_references  # a fault of theirs is told first
         available = self._available()
         with ExitStack() as held:
             self.processes.on_main(partial(self._take_folder, held))
@@ -175,12 +198,13 @@ class TableEvaluation:
             sweep(inner, alone=True)
 
     def _run_stages(self, available: Sequence[Method]) -> None:
+        both = [*available] if self._compared is self._real else [*available, self._compared]
         if "generate" in self.stages:
-            for method in available:
+            for method in both:
                 for generation in self._generations(method):
                     generation.run(self.processes)
         if "features" in self.stages:
-            for method in available:
+            for method in both:
                 for run in self._runs(method):
                     self._scoring.read_features(run, method.name)
         if "score" in self.stages:
@@ -205,8 +229,10 @@ class TableEvaluation:
         # Only a pipeline's pictures differ from seed to seed.
         seeds = self.seeds if isinstance(method, PipelineMethod) else self.seeds[:1]
         folder = self._folder(method)
+        is_compared = method is self._compared
+        references = self._compared_references if is_compared else self.references
         return [
-            Generation(method, self.references, folder / f"seed_{seed}", seed, self.batch_size)
+            Generation(method, references, folder / f"seed_{seed}", seed, self.batch_size)
             for seed in seeds
         ]
 
@@ -223,14 +249,16 @@ class TableEvaluation:
         return runs
 
     def _score(self, available: Sequence[Method]) -> None:
-        (real,) = self._runs(self._real)
-        shortages = self._scoring.shortages(real)
+        (real,), (compared,) = self._runs(self._real), self._runs(self._compared)
+        shortages = self._scoring.shortages(compared)
         for line in shortages:
             self._warn(line)
         for method in available:
-            scores = self._scoring.score(self._runs(method), real, method.name)
+            runs = self._runs(method)
+            scores = self._scoring.score(runs, compared, method.name, method.is_a_set)
             if method is self._real:
-                scores.remarks += shortages + self._scoring.floors(real)
+                others = None if self._compared is self._real else real
+                scores.remarks += shortages + self._scoring.floors(compared, others)
             path = self._folder(method) / SCORES_FILE
             self.processes.on_main(partial(scores.write, path))
 

@@ -339,12 +339,16 @@ class Frechet(SetMetric):
         title = self.columns[self._column].title
         return [f"{title} extrapolated to infinite N: {method} {limit:.2f}"]
 
-    def floor(self, real: Features) -> list[str]:
-        """The distance between two halves of the real pictures."""
+    def floor(self, real: Features, others: Features | None = None) -> list[str]:
+        """The distance between two disjoint sets, or halves, of real pictures."""
+        title = self.columns[self._column].title
+        if others is not None:
+            distance = self.compare(real, others)[self._column]
+            pair = f"{title} between two disjoint sets of real pictures"
+            return [f"{pair}, the least that means anything: {distance:.2f} at N = {len(others)}"]
         if len(real) < 4:
             return []
         distance, half = frechet_floor(real)
-        title = self.columns[self._column].title
         return [f"{title} between two halves of the real pictures: {distance:.2f} at N = {half}"]
 
     def shortage(self, real: Features) -> list[str]:
@@ -383,6 +387,30 @@ class Fdd(Frechet):
     name = "fdd"
     columns: ClassVar = {"fdd": Column("FDD", "lower", 1, of_sets=True)}
     default_backbone = "dinov2"
+
+
+@register
+class FrechetOfStates(Frechet):
+    """The Frechet distance of a CLIP tower's pooled states; not FID, and of another scale."""
+
+    name = "frechet_states"
+    columns: ClassVar = {
+        "frechet_states": Column("FD of CLIP states", "lower", 2, of_sets=True, charted=True)
+    }
+    default_backbone = "clip-states"
+
+
+@register
+class KernelOfStates(SetMetric):
+    """KID's estimate on a CLIP tower's pooled states; not KID."""
+
+    name = "kernel_states"
+    columns: ClassVar = {"kernel_states": Column("KD of CLIP states", "lower", 5, of_sets=True)}
+    default_backbone = "clip-states"
+
+    def compare(self, real: Features, generated: Features) -> dict[str, float]:
+        """Average over subsets."""
+        return {"kernel_states": kernel_distance(real, generated).mean}
 
 
 @register

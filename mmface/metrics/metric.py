@@ -186,8 +186,8 @@ class SetMetric(Metric):
         """What a reader of the table should know of a method's value."""
         return []
 
-    def floor(self, real: Features) -> list[str]:
-        """What the number of real pictures alone costs."""
+    def floor(self, real: Features, others: Features | None = None) -> list[str]:
+        """What the number of pictures alone costs; `others` are real pictures of other faces."""
         return []
 
     def shortage(self, real: Features) -> list[str]:

@@ -10,6 +10,8 @@ from mmface.data.pictures import RenderedPictures
 from mmface.data.samples import AutoencoderSamples, CaptionedPictures, ParsingSamples
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
+from mmface.objectives.pictures import FeatureError
+from mmface.training.adversarial import AdversarialAutoencoding
 from mmface.training.components import (
     Autoencoding,
     Contrasting,
@@ -70,6 +72,41 @@ def test_autoencoder(pictures, tmp_path):
         latents = codec.encode(pixels)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=0.3, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.3, rtol=0)
+
+
+@pytest.mark.slow
+def test_autoencoder_with_features_and_a_discriminator(pictures, tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(norm_num_groups=2, block_out_channels=(8,), latent_channels=4)
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}
+    terms = {"features": FeatureError(Parsing(sizes).trained, weight=0.5)}
+    task = AdversarialAutoencoding(vae, pictures, terms=terms)
+    before = [weight.clone() for weight in terms["features"].parameters()]
+    losses_of(task, AutoencoderSamples(pictures), steps=3)
+    for first, second in zip(before, terms["features"].parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert task.product is vae
+    task.export(task.product, tmp_path)
+    assert LatentCodec.from_pretrained(str(tmp_path)).encode(torch.zeros(1, 3, 32, 32)).ndim == 4
+    pixels = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(terms["features"](pixels, pixels), torch.zeros(2))
+
+
+def test_the_verdict_leaves_the_discriminator_alone(pictures):
+    vae = AutoencoderKL(norm_num_groups=2, block_out_channels=(8,), latent_channels=4)
+    task = AdversarialAutoencoding(vae, pictures)
+    pixels = torch.rand(2, 3, 32, 32)
+    decoded = pixels.clone().requires_grad_()
+    found = task.losses({"pixels": pixels}, decoded, {"pixels": torch.zeros(2)})
+    (found["loss"].sum() - found["loss/discriminator"].sum()).backward()
+    assert decoded.grad is not None
+    assert decoded.grad.abs().sum() > 0
+    judge = task.trained["discriminator"]
+    gradients = [weight.grad.clone() for weight in judge.parameters()]
+    judge.zero_grad()
+    (torch.relu(1 - judge(pixels)) + torch.relu(1 + judge(pixels))).mean((1, 2, 3)).sum().backward()
+    for found_gradient, weight in zip(gradients, judge.parameters(), strict=True):
+        torch.testing.assert_close(found_gradient, weight.grad)
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ class Distribution(Protocol):
 class Studio:
     """Faces from the front with all their parts, in one hand: what the built-in models learned."""
 
-    name = "studio"
-    has_rough_masks = False
+    name: ClassVar[str] = "studio"
+    has_rough_masks: ClassVar[bool] = False
 
     def render(self, seed: int, size: int = 128) -> RenderedFace:
         """Draw with `mmface.rendered.face`."""
@@ -39,8 +39,8 @@ class Studio:
 class Candid:
     """Faces as photographs show them: turned, cropped and covered, sketched in several hands."""
 
-    name = "candid"
-    has_rough_masks = True
+    name: ClassVar[str] = "candid"
+    has_rough_masks: ClassVar[bool] = True
 
     def render(self, seed: int, size: int = 128) -> RenderedFace:
         """Draw with `mmface.rendered.candid`."""

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -32,6 +32,7 @@ from mmface.data.keyed import keyed_generator
 from mmface.data.store import Store
 from mmface.encoders.vae import image_pixels
 from mmface.objectives.losses import summed
+from mmface.objectives.pictures import PictureTerm
 from mmface.training.task import TrainingTask, cast_copy, export_dtype_named
 
 _LATENT_ENDS = ("encoder.conv_out", "decoder.conv_in")  # of an AutoencoderKL
@@ -60,9 +61,12 @@ def autoencoder_with_channels(folder: str | Path, latent_channels: int) -> Autoe
 
 
 class Autoencoding(TrainingTask):
-    """An AutoencoderKL that keeps edges and small parts: L1 + squared + gradient error + KL."""
+    """An AutoencoderKL that keeps edges and small parts: L1 + squared + gradient error + KL.
 
-    trained: AutoencoderKL
+    Further terms may be added to the loss, see `mmface.objectives.pictures`.
+    """
+
+    trained: Any
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Autoencoding(TrainingTask):
         kl_weight: float = 1e-4,
         edge_weight: float = 1.0,
         export_dtype: str = "float32",
+        terms: Mapping[str, PictureTerm] | None = None,
     ) -> None:
         """Set up the autoencoder and its loss.
 
@@ -80,8 +85,10 @@ class Autoencoding(TrainingTask):
             kl_weight: weight of the KL divergence per latent value.
             edge_weight: weight of the L1 error of neighbouring pixels' differences.
             export_dtype: torch dtype name that exported weights are stored in.
+            terms: further terms of the loss by name.
         """
         super().__init__()
+        self.terms = nn.ModuleDict(terms or {})
         check_number("kl_weight", kl_weight, 0)
         check_number("edge_weight", edge_weight, 0)
         self.trained = vae
@@ -93,12 +100,12 @@ class Autoencoding(TrainingTask):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Reconstruct `pixels`, errors weighted by `weights` [B, H, W]."""
         pixels, weights = batch["pixels"], batch["weights"][:, None]
-        posterior = self.trained.encode(pixels).latent_dist
+        posterior = self.product.encode(pixels).latent_dist
         shape = posterior.mean.shape[1:]
         noise = torch.stack(
             [torch.randn(shape, generator=keyed_generator(int(s))) for s in batch["noise_seed"]]
         ).to(pixels.device)
-        decoded = self.trained.decode(posterior.mean + posterior.std * noise).sample
+        decoded = self.product.decode(posterior.mean + posterior.std * noise).sample
         error = decoded - pixels
         pixel_loss = (weights * (error.abs() + 0.5 * error.square())).mean((1, 2, 3))
         down, across = _edges(error)
@@ -109,8 +116,16 @@ class Autoencoding(TrainingTask):
             "pixels": pixel_loss,
             "edges": self.edge_weight * edge_loss,
             "kl": self.kl_weight * kl,
+            **{name: term(decoded, pixels) for name, term in self.terms.items()},
         }
-        return summed(terms) | {"l1": error.abs().mean((1, 2, 3)).detach()}
+        losses = self.losses(batch, decoded, terms)
+        return losses | {"l1": error.abs().mean((1, 2, 3)).detach()}
+
+    def losses(
+        self, batch: Mapping[str, Any], decoded: Tensor, terms: dict[str, Tensor]
+    ) -> dict[str, Float[Tensor, " batch"]]:
+        """Add up the terms."""
+        return summed(terms)
 
     def export(self, product: AutoencoderKL, folder: Path) -> None:
         """Save a diffusers AutoencoderKL folder whose config normalises the latents."""

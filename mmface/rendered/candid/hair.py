@@ -231,8 +231,7 @@ def _falling_edges(scene: CandidScene) -> tuple[np.ndarray, np.ndarray]:
     ys = np.linspace(-0.25, end, 14)
     edges = []
     for side, reach in zip((-1.0, 1.0), f.hair_reach, strict=True):
-        half = f.face_width + f.hair_volume + 0.01
-        half = half + reach * np.clip((ys + 0.15) / 0.6, 0, 2.0)
+        half = f.face_width + f.hair_volume + 0.01 + reach * np.clip((ys + 0.15) / 0.6, 0, 2.0)
         half = half * np.interp(ys, (-0.25, -0.1), (0.9, 1.0))
         sway = 0.02 if f.hair_style == "long wavy" else 0.005
         half = half + sway * np.sin(ys * 24 + rng.uniform(0, 6.28)) + rng.normal(0, 0.004, 14)

@@ -101,7 +101,7 @@ def _clumsy(scene: CandidScene, rng: np.random.Generator) -> np.ndarray:
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
     shake = rng.uniform(0.002, 0.013) * size
-    rows, columns = np.indices((size, size))
+    rows, columns = np.indices((size, size)).astype(np.float64)
     rows = rows + shake * smooth_noise(rng, size, int(rng.integers(5, 12)))
     columns = columns + shake * smooth_noise(rng, size, int(rng.integers(5, 12)))
     shaken = edges[

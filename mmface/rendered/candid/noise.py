@@ -37,7 +37,7 @@ def rough_mask(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _warped(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = len(labels)
     amount = rng.uniform(0.002, 0.009) * size
-    rows, columns = np.indices(labels.shape)
+    rows, columns = np.indices(labels.shape).astype(np.float64)
     rows = rows + amount * smooth_noise(rng, size, int(rng.integers(6, 20)))
     columns = columns + amount * smooth_noise(rng, size, int(rng.integers(6, 20)))
     return labels[

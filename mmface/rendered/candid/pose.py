@@ -46,7 +46,7 @@ class Pose:
 
     def half_width(self, y: np.ndarray | float) -> np.ndarray:
         """Half the width of the face at heights `y`, 0 below the chin."""
-        return np.interp(y, self._heights, self._half_widths)
+        return np.asarray(np.interp(y, self._heights, self._half_widths))
 
     def surface(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Depth z of the bare face at (x, y)."""

@@ -23,6 +23,20 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     return rows[:, low] * (1 - part) + rows[:, low + 1] * part
 
 
+def warped(
+    field: np.ndarray, amount: float, cells: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """A field [S, S] whose pixels are moved smoothly by up to `amount` of the side.
+
+    `cells` are the least and, exclusive, the most bumps across.
+    """
+    size = len(field)
+    moves = [smooth_noise(rng, size, int(rng.integers(*cells))) for _ in range(2)]
+    places = np.indices(field.shape) + amount * size * np.stack(moves).astype(np.float64)
+    rows, columns = np.clip(np.rint(places), 0, size - 1).astype(int)
+    return np.asarray(field[rows, columns])
+
+
 class CandidScene(Canvas):
     """A canvas for one face; `light` comes from -1 left, 1 right, or 0 the front.
 

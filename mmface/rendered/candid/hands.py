@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmface.conditions import LABEL_INDEX
-from mmface.rendered.candid.canvas import CandidScene, smooth_noise
+from mmface.rendered.candid.canvas import CandidScene, smooth_noise, warped
 
 Hand = Callable[[CandidScene, np.random.Generator], np.ndarray]
 
@@ -100,14 +100,7 @@ def _clumsy(scene: CandidScene, rng: np.random.Generator) -> np.ndarray:
     edges = np.zeros((size, size), bool)
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
-    shake = rng.uniform(0.002, 0.013) * size
-    rows, columns = np.indices((size, size)).astype(np.float64)
-    rows = rows + shake * smooth_noise(rng, size, int(rng.integers(5, 12)))
-    columns = columns + shake * smooth_noise(rng, size, int(rng.integers(5, 12)))
-    shaken = edges[
-        np.clip(np.rint(rows), 0, size - 1).astype(int),
-        np.clip(np.rint(columns), 0, size - 1).astype(int),
-    ]
+    shaken = warped(edges, rng.uniform(0.002, 0.013), (5, 12), rng)
     thick = _gaussian(shaken.astype(np.float32), rng.uniform(0.5, 1.0) * size / 128)
     drawn = np.clip(thick * rng.uniform(1.6, 2.6), 0, 1)
     inner = scene.ink * (1 - scene.hair_cover()) * (rng.random() < 0.6) * rng.uniform(0.4, 1)

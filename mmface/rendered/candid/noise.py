@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmface.conditions import LABEL_INDEX
-from mmface.rendered.candid.canvas import smooth_noise
+from mmface.rendered.candid.canvas import warped
 
 CONFUSED = (
     ("l_ear", "skin"), ("r_ear", "skin"), ("l_ear", "hair"), ("r_ear", "hair"),
@@ -22,7 +22,7 @@ def rough_mask(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = len(labels)
     rough = labels
     if rng.random() < 0.6:
-        rough = _warped(rough, rng)
+        rough = warped(rough, rng.uniform(0.002, 0.009), (6, 20), rng)
     if rng.random() < 0.45:
         reach = 3 if size < 200 else 5
         rough = np.asarray(Image.fromarray(rough).filter(ImageFilter.ModeFilter(reach)))
@@ -32,18 +32,6 @@ def rough_mask(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         old, new = CONFUSED[int(rng.integers(len(CONFUSED)))]
         rough = np.where(rough == LABEL_INDEX[old], LABEL_INDEX[new], rough)
     return np.ascontiguousarray(rough, np.uint8)
-
-
-def _warped(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    size = len(labels)
-    amount = rng.uniform(0.002, 0.009) * size
-    rows, columns = np.indices(labels.shape).astype(np.float64)
-    rows = rows + amount * smooth_noise(rng, size, int(rng.integers(6, 20)))
-    columns = columns + amount * smooth_noise(rng, size, int(rng.integers(6, 20)))
-    return labels[
-        np.clip(np.rint(rows), 0, size - 1).astype(int),
-        np.clip(np.rint(columns), 0, size - 1).astype(int),
-    ]
 
 
 def _with_islands(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -18,7 +18,7 @@ from training_runs import FORK, in_two_processes
 from mmface.core.files import written_aside
 from mmface.generation import jobs as sampling_jobs
 from mmface.generation.jobs import MAX_LINE_BYTES, read_jobs
-from mmface.generation.settings import read_provenance
+from mmface.generation.settings import Draws, Settings, options_of, read_provenance
 
 run = load_script("sample")
 
@@ -197,6 +197,46 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_rest(folder, tiny_pipeline
     write(folder, good)
     assert run(arguments(tiny_pipeline_folder, "out")) == 0
     assert not Path("out/failures.jsonl").exists()
+
+
+ODD: list[Any] = [None, True, -1, 0, 1, 2.5, 1e308, 10**30, "", "x", "\ud800", [], [0, 1], [1, 0]]
+ODD += [{}, [None], ["a"], "mask.png", "../given/sketch.png", "given", float("nan"), "1", "\0"]
+LINES = int(os.environ.get("MMFACE_MUTATIONS", "40"))
+
+
+def odd_line(number: int) -> bytes:
+    """A line of which one or two keys have an odd value, or that is torn."""
+    draw = random.Random(number)
+    row: dict[str, Any] = {"id": f"r{number}", "prompt": "a", "mask": "mask.png"}
+    known = [option.name for group in (Settings, Draws) for option in options_of(group)]
+    keys = [*row, *known, "sketch", "unknown"]
+    for key in draw.sample(keys, draw.choice([1, 1, 2])):
+        row[key] = draw.choice(ODD)
+    line = json.dumps(row).encode()
+    if draw.random() < 0.1:
+        place = draw.randrange(len(line))
+        line = line[:place] + draw.choice([b"", b"\xff", b"}", b"\x00"])
+    return line
+
+
+@pytest.mark.slow
+def test_odd_lines_are_made_or_said(folder, tiny_pipeline_folder, capsys):
+    lines = [odd_line(number) for number in range(LINES)]
+    write(folder, *lines, {"id": "last", "prompt": "a", "mask": "mask.png"})
+    assert run(arguments(tiny_pipeline_folder, "out", "--max-batch", "8")) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    failed = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
+    made = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    assert all(each["error"] and "\n" not in each["error"] for each in failed)
+    blank = sum(not line.strip() for line in lines)
+    done = {each["id"] for each in made}
+    assert len({each["line"] for each in failed}) + len(done) + blank == LINES + 1
+    assert {f"images/{p.name}" for p in Path("out/images").iterdir()} == {
+        each["image"] for each in made
+    }
+    for path in Path("out/images").iterdir():
+        assert np.ptp(np.array(Image.open(path))) > 0, path
 
 
 def test_faults_of_lines_are_named(folder):

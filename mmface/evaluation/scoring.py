@@ -219,12 +219,12 @@ class Scoring:
     def _read(
         self, scores: Scores, metric: SampleMetric, runs: Sequence[MethodRun], method: str
     ) -> None:
-        why = self._open(metric)
+        why = self.open(metric)
         if why is not None:
             scores.cells.update(dict.fromkeys(metric.columns, why))
             return
         ids = [id_ for run in runs for id_ in run.products.ids]
-        values = [one for run in runs for one in self._values(run, metric, method)]
+        values = [one for run in runs for one in self.values(run, metric, method)]
         protocol = f"{metric.protocol}, {self.references.protocol}"
         for column, one in metric.intervals(ids, values).items():
             scores.cells[column] = Measured(
@@ -233,14 +233,16 @@ class Scoring:
         scores.remarks += metric.remarks(values)
         scores.class_iou |= metric.of_classes(values)
 
-    def _open(self, metric: Metric) -> Skipped | None:
+    def open(self, metric: Metric) -> Skipped | None:
+        """Load what a metric needs, once; says why it cannot be measured, if so."""
         if metric.name not in self._opened:
             load: Callable[[], Skipped | None] = partial(metric.load, self.device)
             why = metric.check(self.references.order(0, seed=0)) or or_skipped(load, metric.remedy)
             self._opened[metric.name] = why
         return self._opened[metric.name]
 
-    def _values(self, run: MethodRun, metric: SampleMetric, method: str) -> list[Values]:
+    def values(self, run: MethodRun, metric: SampleMetric, method: str) -> list[Values]:
+        """Read each product of a run with an opened metric; all processes call this."""
         made_by = {
             "stage": "score",
             "pictures": run.products.digest,

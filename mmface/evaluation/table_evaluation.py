@@ -64,6 +64,13 @@ def folder_name(name: str) -> str:
     return "_".join(part for part in kept.split("_") if part)
 
 
+def hold_folder(folder: Path, held: ExitStack) -> None:
+    """Lock a folder of results as long as `held` lasts, and sweep what dead writers left in it."""
+    held.enter_context(locked(folder))
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sweep(inner, alone=True)
+
+
 @dataclass(frozen=True)
 class TableEvaluation:
     """Measures methods under one protocol, and sets them beside a table of the paper.
@@ -173,7 +180,7 @@ class TableEvaluation:
         _ = self.references, self._compared_references  # a fault of theirs is told first
         available = self._available()
         with ExitStack() as held:
-            self.processes.on_main(partial(self._take_folder, held))
+            self.processes.on_main(partial(hold_folder, Path(self.output_dir), held))
             self._run_stages(available)
         return Path(self.output_dir)
 
@@ -190,12 +197,6 @@ class TableEvaluation:
     def _warn(self, line: str) -> None:
         if self.processes.accelerator.is_main_process:
             print(f"warning: {line}", file=sys.stderr, flush=True)
-
-    def _take_folder(self, held: ExitStack) -> None:
-        folder = Path(self.output_dir)
-        held.enter_context(locked(folder))
-        for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-            sweep(inner, alone=True)
 
     def _run_stages(self, available: Sequence[Method]) -> None:
         both = [*available] if self._compared is self._real else [*available, self._compared]

@@ -223,9 +223,10 @@ class Table:
         """Name the best methods; none unless two or more share protocol and N."""
         measured = self.measured(metric)
         terms = {(one.protocol, one.pictures) for one in measured.values()}
-        if len(measured) < 2 or len(terms) > 1:
+        better = columns()[metric].better
+        if better is None or len(measured) < 2 or len(terms) > 1:
             return set()
-        choose = max if columns()[metric].better == "higher" else min
+        choose = max if better == "higher" else min
         value = choose(one.value for one in measured.values())
         return {name for name, one in measured.items() if one.value == value}
 

@@ -35,20 +35,22 @@ Loaded = TypeVar("Loaded")
 class Column:
     """How a number is shown.
 
-    `of_sets`: it compares sets, so methods of different N may not share a column. `charted`: it is
-    drawn against the guidance scale.
+    `better` is None where a number says what is there and not how good it is. `of_sets`: it
+    compares sets, so methods of different N may not share a column. `charted`: it is drawn against
+    the guidance scale.
     """
 
     title: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower"] | None
     digits: int
     of_sets: bool = False
     charted: bool = False
 
     @property
     def heading(self) -> str:
-        """The title with an arrow."""
-        return f"{self.title} {'↑' if self.better == 'higher' else '↓'}"
+        """The title, with an arrow where there is a better."""
+        arrow = {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
+        return f"{self.title}{arrow}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from mmface.evaluation.drift import (
     faults,
 )
 from mmface.evaluation.methods import FolderMethod, GeneratingMethod
-from mmface.evaluation.references import HeldOutPictures
+from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.table_evaluation import Protocol
 from mmface.metrics.attributes import QUESTIONS, JudgedAttributes, read_attributes, skin_regions
-from mmface.metrics.metric import build_metrics
+from mmface.metrics.metric import Values, build_metrics
 from mmface.rendered import SKIN_TONES, render_face
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +83,8 @@ def test_a_region_that_is_not_there_has_no_value():
 
 
 def test_drift_keeps_the_sign_and_change_does_not():
-    plain = [{"a": 1.0, "b": None}, {"a": 5.0, "b": 1.0}, {"a": 2.0, "b": 4.0}]
-    named = [{"a": 3.0, "b": 1.0}, {"a": 3.0, "b": 2.0}, {"a": 2.0, "b": None}]
+    plain: list[Values] = [{"a": 1.0, "b": None}, {"a": 5.0, "b": 1.0}, {"a": 2.0, "b": 4.0}]
+    named: list[Values] = [{"a": 3.0, "b": 1.0}, {"a": 3.0, "b": 2.0}, {"a": 2.0, "b": None}]
     found = changed(plain, named)
     assert found.keys() == {"a"}  # one pair of b is too few
     assert found["a"]["drift"]["estimate"] == 0
@@ -178,9 +179,10 @@ class Agreeable:
 
 
 def test_a_judge_is_asked_every_question_of_every_picture():
-    metric = JudgedAttributes()
+    metric: Any = JudgedAttributes()
     metric._judge = Agreeable()
-    read = metric.read(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [None, None])
+    order = References(HeldOutPictures(2, 32), "mask").order(0, seed=0)
+    read = metric.read(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [order, order])
     assert len(read) == 2
     assert list(read[0]) == list(QUESTIONS) == list(metric.columns)
     length = len("Is this person elderly? Please answer Yes or No.") / 100

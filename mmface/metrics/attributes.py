@@ -96,12 +96,11 @@ def read_attributes(
         warmth = None if colour is None else float(colour[0] - colour[2])
         values |= {f"{part}_luma": luma, f"{part}_warmth": warmth}
     del values["eyes_luma"]  # of a pupil, an iris and the white together
-    chin = _mean_colour(image, lower)
     values["age_lines"] = fine_lines(image, upper)
-    values["beard"] = None
+    values["beard"], chin = None, _mean_colour(image, lower)
     if chin is not None and colours["skin"] is not None:
-        distance = np.linalg.norm(chin - colours["skin"])
-        values["beard"] = float(100 * distance / max(np.linalg.norm(colours["skin"]), 1.0))
+        distance = float(np.linalg.norm(chin - colours["skin"]))
+        values["beard"] = 100 * distance / max(float(np.linalg.norm(colours["skin"])), 1.0)
     values["glasses"] = float(100 * (parsed == LABEL_INDEX["eye_g"]).mean())
     return values
 

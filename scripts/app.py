@@ -18,6 +18,13 @@ def main(
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder in it.")] = None,
     parser: Annotated[str, typer.Option(help="Face parser: folder or hub id.")] = "tiny-parser",
     port: Annotated[int | None, typer.Option(help="Port; 7860 or the next free one.")] = None,
+    live_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Few-step model that paints live, by the steps and guidance that it recommends; "
+            "the built-in student if there is one, else the pipeline in one unguided step."
+        ),
+    ] = None,
     password: Annotated[str | None, typer.Option(help="USER:PASS to ask visitors for.")] = None,
 ) -> None:
     """Serve the web page to this machine, until Ctrl+C."""
@@ -25,7 +32,7 @@ def main(
         from mmface.app.server import serve  # seconds, which `--help` need not wait for
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; the page needs pip install -e '.[app]'.") from error
-    serve(pipeline, released, checkpoint, parser, port, password)
+    serve(pipeline, released, checkpoint, parser, port, password, live_model)
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ def open_page(browser, address):
     """Open the page at a width; everything that it asks for must come from its own server."""
     contexts, foreign, errors = [], [], []
 
-    def open_page(width=1280, scheme="light"):
+    def open_page(width=1280, scheme="light", height=900):
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
+            viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
         )
         contexts.append(context)
         page = context.new_page()
@@ -124,6 +124,7 @@ def generate(page) -> None:
 
 def test_painting_has_hard_edges_and_can_be_taken_back(open_page):
     page = open_page()
+    page.click("#mask button:has-text('Clear')")
     page.click("#mask button:has-text('hair')")
     drag(page, "mask", (0.2, 0.2), (0.8, 0.3))
     colors = {tuple(color) for color in np.unique(canvas_of(page, "mask").reshape(-1, 3), axis=0)}
@@ -142,6 +143,7 @@ def test_painting_has_hard_edges_and_can_be_taken_back(open_page):
 
 def test_the_keyboard_alone_paints(open_page):
     page = open_page()
+    page.click("#mask button:has-text('Clear')")
     page.focus("#mask [data-color='#cc0000']")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.innerText") == "hair"
@@ -210,6 +212,38 @@ def test_a_sketch_is_drawn_and_a_part_of_the_face_is_made_anew(open_page, screen
     page.wait_for_selector("#status :text('Done')")
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_first_screen_shows_an_example_its_face_and_what_to_press(
+    open_page, screenshots, width, height
+):
+    page = open_page(width, height=height)
+    page.wait_for_selector("#live-face img[src^='data:']")
+    page.screenshot(path=screenshots / f"first_{width}.png")
+    for wanted in ("#mask .paint-palette", "#mask canvas", "#live-face img", "#generate"):
+        box = page.locator(wanted).bounding_box()
+        assert 0 <= box["y"] < box["y"] + box["height"] <= height, wanted
+    assert "no photographs" in page.inner_text(".app-title")
+    assert page.is_disabled("#cancel")
+
+
+def test_a_stroke_and_a_word_redraw_the_live_face(open_page):
+    page = open_page()
+    face = page.locator("#live-face img[src^='data:']")
+    changes = {
+        "stroke": lambda: drag(page, "mask", (0.3, 0.2), (0.7, 0.2)),
+        "word": lambda: page.fill("#prompt textarea", "a woman with an astronaut's red hair"),
+    }
+    for change in changes.values():
+        before = face.get_attribute("src")
+        change()
+        page.wait_for_function(
+            "(old) => { const src = document.querySelector('#live-face img').src;"
+            " return src.startsWith('data:') && src !== old; }",
+            arg=before,
+        )
+    page.wait_for_selector("#live-note :text('astronaut')")
+
+
 def test_cancel_ends_a_run_and_the_next_one_works(open_page):
     page = open_page()
     page.locator("#examples .thumbnail-item").first.click()
@@ -227,6 +261,7 @@ def test_cancel_ends_a_run_and_the_next_one_works(open_page):
 
 def test_mistakes_are_sentences_in_the_page(open_page, screenshots, tmp_path):
     page = open_page()
+    page.click("#mask button:has-text('Clear')")
     page.click("#generate")
     page.wait_for_selector(".toast-body:has-text('The mask is empty')")
     bad = tmp_path / "mask.png"

@@ -20,9 +20,9 @@ _TOOLS = (
 
 
 def paint_canvas(
-    name: str, title: str, colors: Mapping[str, str], base: str, brush_px: int
+    name: str, title: str, colors: Mapping[str, str], base: str, brush_px: int, value: str = ""
 ) -> gr.HTML:
-    """Make a canvas; its value is the painting as a PNG data URL, or "" before the first stroke.
+    """Make a canvas; its value is the painting as a PNG data URL, or "" while there is none.
 
     `name` is its id in the page and `title` its label for screen readers; `colors` are hex by the
     buttons' names, the first chosen at the start; `base` is that of the empty canvas and the
@@ -38,7 +38,7 @@ def paint_canvas(
     single = " single" if len(colors) == 1 else ""
     help_text = "Arrows move the brush, space paints, [ and ] change its size, Ctrl+Z takes back."
     return gr.HTML(
-        value="",
+        value=value,
         label=title,
         elem_id=name,
         js_on_load=_SCRIPT.read_text(),

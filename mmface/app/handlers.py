@@ -5,6 +5,7 @@ import inspect
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import gradio as gr
 from PIL import Image, ImageOps
 
 from mmface.app import painting, reporting
+from mmface.app.live import LivePainter, picture_url, unseen_words
 from mmface.app.running import (
     MAX_GUIDANCE,
     MAX_SEED,
@@ -75,8 +77,15 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 class Handlers:
     """The page's handlers, around one model for all visitors."""
 
-    def __init__(self, maker: FaceMaker, parser: FaceParser) -> None:
+    def __init__(
+        self, maker: FaceMaker, parser: FaceParser, painter: LivePainter | None = None
+    ) -> None:
+        """Answer with a maker, a parser to measure with, and what paints live: None is the maker's.
+
+        The painter is closed with the handlers.
+        """
         self.maker, self.parser = maker, parser
+        self.painter = painter or LivePainter(maker.model.pipeline)
         self.examples = read_examples()
         self._stops: dict[str, threading.Event] = {}
 
@@ -84,6 +93,7 @@ class Handlers:
         """Stop all runs, and wait until none writes files any more."""
         for stop in list(self._stops.values()):
             stop.set()
+        self.painter.close()
         self.maker.close()
 
     @told
@@ -91,7 +101,7 @@ class Handlers:
         """Give mode, conditions and prompt of the example that was clicked."""
         example = self.examples[int(event.index)]
         kind = condition_kind(example.kind)
-        url = painting.to_data_url(kind.draw(kind.load(example.path, _CANVAS).values))
+        url = painting.example_value(example)
         taken = example.path if kind.name not in painting.PAINTED else url
         names = [each.name for each in condition_kinds()]
         values = [str(taken) if name == kind.name else gr.skip() for name in names]
@@ -172,6 +182,35 @@ class Handlers:
             **values,
         )
 
+    def live(
+        self,
+        mode: str,
+        given: Mapping[str, str | None],
+        prompt: str,
+        condition_strength: Any,
+        seed: Any,
+        visitor: str,
+    ) -> tuple[Any, str]:
+        """Give a live face of the controls' values, as a data URL, and a note on it.
+
+        A visitor's older wish is dropped: its picture stays as it was. An empty canvas is a note,
+        since it is one on the way to a painting.
+        """
+        try:
+            numbers = _numbers(1, None, condition_strength, 0 if seed is None else seed, 1)
+            values = numbers | {"prompt": prompt}
+            wanted = self.request(mode, given, values, None, None)
+            face = self.painter.paint(wanted, visitor)
+        except StoppedRunError:
+            return gr.skip(), gr.skip()
+        except ValueError as error:
+            return gr.skip(), reporting.note_html(str(error))
+        except Exception:
+            _log.exception("A live face failed.")
+            return gr.skip(), reporting.note_html("The server could not paint this; see its log.")
+        unseen = unseen_words(prompt, self.painter.pipeline.tokenizer)
+        return picture_url(face.picture), reporting.live_html(face.compute_ms, unseen)
+
     @told
     def generate(
         self,
@@ -203,8 +242,11 @@ class Handlers:
             gr.Warning(f"The prompt is too long; the model does not receive its end: {cut}")
         for name, doubt in doubts_of(wanted.conditions, prompt or ""):
             gr.Warning(f"The {name}: {doubt}.")
-        preview = ""
-        yield {"status": reporting.note_html("Starting ...")}
+        preview, started = "", 0.0
+        yield {
+            "status": reporting.note_html("Starting ..."),
+            "cancel": gr.update(interactive=True),
+        }
         with self._stoppable(request) as stop:
             for each in self.maker.stream(wanted, stop):
                 if isinstance(each, FaceRun):
@@ -212,7 +254,10 @@ class Handlers:
                     return
                 if each.preview is not None:
                     preview = painting.to_data_url(each.preview)
-                yield {"status": reporting.progress_html(each, preview)}
+                started = started if each.done > 1 else time.monotonic()
+                pace = (time.monotonic() - started) / max(1, each.done - 1)
+                left = pace * (each.total - each.done) if each.done > 1 else None
+                yield {"status": reporting.progress_html(each, preview, left)}
 
     def _finished(self, run: FaceRun, runs: list[FaceRun]) -> dict[str, Any]:
         titles = [(reporting.run_title(k + 1, each), k) for k, each in enumerate(runs)]

@@ -1,5 +1,6 @@
 """The page's layout: the controls, where they stand, and which handler each of them calls."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mmface.app.canvas import paint_canvas
 from mmface.app.handlers import Handlers
-from mmface.app.painting import PAINTED, class_colors, kinds_of
+from mmface.app.painting import PAINTED, class_colors, example_value, kinds_of
 from mmface.app.running import MAX_GUIDANCE, MAX_PICTURES, MAX_SEED, MAX_STEPS, MAX_STRENGTH
 from mmface.conditions import condition_kinds, kinds_in_words
 from mmface.sampling.blending import VARIATION_STRENGTH
@@ -19,6 +20,11 @@ STYLE = Path(__file__).with_name("theme.css")
 MAX_WAITING = 32
 CACHE_SECONDS = (1800, 7200)
 """How often pictures that the page showed are looked over, and from which age they are removed."""
+
+ABOUT = dict.fromkeys(
+    ("tiny-flow", "tiny-ddpm"), ", trained on rendered faces: it draws, it makes no photographs"
+)
+"""What a built-in model is, for the line below the title."""
 
 _PICTURES = ["image"]
 _MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -47,19 +53,20 @@ class Page:
             side = handlers.maker.size
             gr.HTML(
                 f"<h1>mmface</h1><p>Faces from {kinds_in_words(' or ')}, plus a prompt. "
-                f"Model: {title}, {side} x {side} pixels.</p>",
+                f"Model: {title}, {side} x {side} pixels{ABOUT.get(title, '')}.</p>",
                 elem_classes="app-title",
             )
             self.runs, self.chosen = gr.State([]), gr.State(0)
             self.start = gr.State(None)
             with gr.Row(equal_height=False, elem_classes="sides"):
-                with gr.Column(scale=6, min_width=320):
+                with gr.Column(scale=7, min_width=320):
                     self._lay_out_conditions()
-                with gr.Column(scale=5, min_width=320):
+                with gr.Column(scale=4, min_width=320):
                     self._lay_out_prompt()
                     self._lay_out_results()
             self._lay_out_comparison()
             self._lay_out_endpoint()
+            self._connect_live()
             self._connect_conditions()
             self._connect_start()
             self._connect_runs()
@@ -74,7 +81,24 @@ class Page:
             label="Condition",
             elem_id="mode",
         )
-        gr.HTML("<p class='run-note'>Start from an example, which brings its prompt:</p>")
+        first = self.handlers.examples[0]
+        with gr.Row(equal_height=False, elem_id="easel"):
+            with gr.Column(scale=5, min_width=160) as self.mask_part:
+                self.mask = paint_canvas(
+                    "mask", "Mask", class_colors(), "#000000", 40, example_value(first)
+                )
+            with gr.Column(visible=False, scale=5, min_width=160) as self.sketch_part:
+                colors = {"pencil": "#202020", "paper": "#ffffff"}
+                self.sketch = paint_canvas("sketch", "Sketch", colors, "#ffffff", 4)
+            with gr.Column(scale=3, min_width=110, elem_id="live"):
+                self.live = gr.HTML(
+                    "",
+                    elem_id="live-face",
+                    html_template="<img alt='Live face' src='${value}'>",
+                )
+                self.live_note = gr.HTML("", elem_id="live-note", min_height=20)
+        self.mask_note = gr.HTML(f"<p class='run-note'>{_LEFT}</p>", elem_id="mask-note")
+        gr.HTML("<p class='run-note'>Or start from an example, which brings its prompt:</p>")
         self.examples = gr.Gallery(
             [str(example.path) for example in self.handlers.examples],
             label="Examples",
@@ -94,16 +118,10 @@ class Page:
                 "Upload a sketch", file_types=_PICTURES, size="sm", visible=False
             )
             self.photo = gr.UploadButton("Take it from a photo", file_types=_PICTURES, size="sm")
-        with gr.Column(visible=True) as self.mask_part:
-            self.mask = paint_canvas("mask", "Mask", class_colors(), "#000000", 40)
-            self.mask_note = gr.HTML(f"<p class='run-note'>{_LEFT}</p>", elem_id="mask-note")
-            self.classes = gr.HTML("", elem_id="classes")
-        with gr.Column(visible=False) as self.sketch_part:
-            colors = {"pencil": "#202020", "paper": "#ffffff"}
-            self.sketch = paint_canvas("sketch", "Sketch", colors, "#ffffff", 4)
+        self.classes = gr.HTML("", elem_id="classes")
         self.given: dict[str, Any] = {"mask": self.mask, "sketch": self.sketch}
         self.parts = {
-            "mask": [self.mask_part, self.mask_file],
+            "mask": [self.mask_part, self.mask_file, self.mask_note, self.classes],
             "sketch": [self.sketch_part, self.sketch_file],
         }
         for title, name in others:
@@ -142,16 +160,23 @@ class Page:
 
     def _lay_out_prompt(self) -> None:
         self.prompt = gr.Textbox(
-            value="",
+            value=self.handlers.examples[0].prompt,
             label="Prompt",
             placeholder="a woman with long, wavy red hair in a green sweater, blue background",
             lines=3,
             max_length=2000,
             elem_id="prompt",
         )
-        with gr.Row():
+        with gr.Row(elem_id="run-bar"):
             self.go = gr.Button("Generate", variant="primary", scale=2, elem_id="generate")
-            self.cancel = gr.Button("Cancel", variant="stop", scale=1, elem_id="cancel")
+            self.cancel = gr.Button(
+                "Cancel",
+                variant="stop",
+                scale=1,
+                min_width=90,
+                interactive=False,
+                elem_id="cancel",
+            )
         with gr.Accordion("Settings", open=False):
             self.negative = gr.Textbox(value="", label="Negative prompt", max_length=2000)
             self.num = gr.Slider(1, MAX_PICTURES, value=2, step=1, label="Pictures")
@@ -180,7 +205,7 @@ class Page:
 
     def _lay_out_results(self) -> None:
         self.status = gr.HTML(
-            "<p class='run-note'>No faces yet: click an example or paint, then Generate.</p>",
+            "<p class='run-note'>Painting redraws the live face; Generate makes fine ones.</p>",
             elem_id="status",
             min_height=40,
         )
@@ -257,6 +282,29 @@ class Page:
         endpoint.__doc__ = sample.__doc__
         return endpoint
 
+    def _connect_live(self) -> None:
+        """Redraw the live face at each change; of several at once, the last is painted."""
+        controls = [self.mode, *self.given.values(), self.prompt]
+        inputs = [*controls, self.condition_strength, self.seed]
+
+        def live(request: gr.Request, *values: Any) -> tuple[Any, str]:
+            mode, *rest = values
+            given = dict(zip(self.given, rest, strict=False))
+            visitor = str(request.session_hash)
+            return self.handlers.live(mode, given, *rest[len(given) :], visitor)
+
+        changes = [each.change for each in controls]
+        gr.on(
+            [self.blocks.load, *changes, self.condition_strength.change, self.seed.input],
+            live,
+            inputs,
+            [self.live, self.live_note],
+            queue=False,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            **_PRIVATE,
+        )
+
     def _connect_conditions(self) -> None:
         handlers = self.handlers
         shown: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
@@ -317,7 +365,7 @@ class Page:
         inputs = [self.mode, *self.given.values(), self.prompt, self.negative, *numbers]
         inputs += [self.seeding, self.start, self.distance, self.region, self.runs]
         names = ("status", "gallery", "report", "runs", "chosen", "seed", "download")
-        parts = {name: getattr(self, name) for name in (*names, "left", "right")}
+        parts = {name: getattr(self, name) for name in (*names, "left", "right", "cancel")}
 
         def generate(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
             mode, *rest = values
@@ -346,9 +394,13 @@ class Page:
             **_MODEL,
             **_PRIVATE,
         )
+        on, off = (functools.partial(gr.update, interactive=each) for each in (True, False))
+        now: dict[str, Any] = {"queue": False, "show_progress": "hidden", **_PRIVATE}
+        self.go.click(lambda: on(), None, self.cancel, **now)
+        run.then(lambda: off(), None, self.cancel, **now)
         self.cancel.click(
             handlers.cancel, None, self.status, cancels=[run], queue=False, api_name="cancel"
-        )
+        ).then(lambda: off(), None, self.cancel, **now)
         self.gallery.select(handlers.choose_face, self.runs, [self.chosen, self.report], **_PRIVATE)
         self.compare.click(
             handlers.compare,

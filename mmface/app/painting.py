@@ -23,6 +23,7 @@ from mmface.conditions import (
     load_sketch,
 )
 from mmface.generation.adherence import Parser
+from mmface.rendered.examples import Example
 
 CANVAS_PX = 512
 """Side of every canvas, whatever the model's size: room for a steady hand."""
@@ -205,3 +206,9 @@ def given_condition(name: str, value: str | None, size: tuple[int, int]) -> np.n
 def kinds_of(mode: str) -> tuple[str, ...]:
     """Give the kinds of condition of a mode of the page: both painted ones, or one."""
     return tuple(PAINTED) if mode == "both" else (mode,)
+
+
+def example_value(example: Example) -> str:
+    """Give the canvas value of an example."""
+    kind = condition_kind(example.kind)
+    return to_data_url(kind.draw(kind.load(example.path, _SIZE).values))

@@ -1,6 +1,7 @@
 """What the page tells of a run, as HTML: progress, adherence, contours, legends and differences."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -21,11 +22,12 @@ _CLASS_BARS = {f"iou/{name}": (LABEL_TITLES[name], hex_color(k)) for k, name in 
 _INK = np.array([255, 0, 170], dtype=np.uint8)
 
 
-def progress_html(report: StepReport, preview_url: str) -> str:
+def progress_html(report: StepReport, preview_url: str, seconds_left: float | None = None) -> str:
     """Show how far a run is, as HTML; `preview_url` is a data URL or ""."""
+    left = "" if seconds_left is None else f", about {math.ceil(seconds_left)} s left"
     rough = f"<img src='{preview_url}' alt='Rough preview of the first face'>"
     return (
-        f"<div class='run-progress'><label>Step {report.done} of {report.total}"
+        f"<div class='run-progress'><label>Step {report.done} of {report.total}{left}"
         f"<progress value='{report.done}' max='{report.total}'></progress></label>"
         f"{rough if preview_url else ''}</div>"
     )
@@ -34,6 +36,17 @@ def progress_html(report: StepReport, preview_url: str) -> str:
 def note_html(text: str) -> str:
     """Show a sentence."""
     return f"<p class='run-note'>{escape(text)}</p>" if text else ""
+
+
+def live_html(compute_ms: float, unseen: Sequence[str]) -> str:
+    """Say how long a live face took, and which words the model has not seen."""
+    if not unseen:
+        return note_html(f"Live, {compute_ms:.0f} ms")
+    listed = ", ".join(unseen[:6]) + (" ..." if len(unseen) > 6 else "")
+    return (
+        f"<p class='run-note unseen'>Live, {compute_ms:.0f} ms. The model never saw: "
+        f"<strong>{escape(listed)}</strong></p>"
+    )
 
 
 def legend_html(labels: UInt8[np.ndarray, "_ _"]) -> str:

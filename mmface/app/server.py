@@ -14,12 +14,15 @@ from starlette.middleware import Middleware
 
 from mmface.app.guard import FileQuota, Guard
 from mmface.app.handlers import Handlers
+from mmface.app.live import STUDENT, LivePainter
 from mmface.app.page import MAX_WAITING, STYLE, Page, theme
 from mmface.app.running import FaceMaker
+from mmface.core.sources import builtin_pipelines
 from mmface.encoders.face_parser import FaceParser
 from mmface.generation.requests import open_parser
 from mmface.generation.sample import OpenedModel, open_model, quiet
 from mmface.generation.settings import ModelChoice
+from mmface.sampling.pipeline import MMFacePipeline
 
 HOST = "127.0.0.1"
 MAX_UPLOAD = "10mb"
@@ -37,11 +40,16 @@ def credentials(password: str | None) -> tuple[str, str] | None:
 
 @contextmanager
 def served(
-    model: OpenedModel, parser: FaceParser, port: int | None = None, password: str | None = None
+    model: OpenedModel,
+    parser: FaceParser,
+    port: int | None = None,
+    password: str | None = None,
+    live: MMFacePipeline | None = None,
 ) -> Iterator[str]:
     """Serve the page while the context lasts, and yield its address.
 
     `password` is `USER:PASS`, or None for an open page; without a port, a free one from 7860 on.
+    `live` paints live; None is the model itself.
     """
     auth = credentials(password)
     with tempfile.TemporaryDirectory(prefix="mmface_page_", ignore_cleanup_errors=True) as folder:
@@ -53,7 +61,8 @@ def served(
         try:
             maker = FaceMaker(model, parser, Path(folder) / "runs")
             name = Path(model.choice.released or model.choice.pipeline).name
-            handlers = Handlers(maker, parser)
+            painter = None if live is None else LivePainter(live)
+            handlers = Handlers(maker, parser, painter)
             blocks = Page(handlers, name).blocks
             blocks.queue(max_size=MAX_WAITING, status_update_rate=1, api_open=False)
             quota = FileQuota(Path(folder) / "cache")
@@ -90,6 +99,7 @@ def serve(
     parser: str,
     port: int | None,
     password: str | None,
+    live_model: str | None = None,
 ) -> None:
     """Open a model and serve the page until a signal; the arguments are `scripts/app.py`'s."""
     credentials(password)
@@ -97,7 +107,17 @@ def serve(
     choice = ModelChoice(pipeline=pipeline, released=released, checkpoint=checkpoint)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
-    with served(open_model(choice), open_parser(parser), port, password) as address:
+    is_builtin = released is None and pipeline in builtin_pipelines()
+    if live_model is None and is_builtin and STUDENT in builtin_pipelines():
+        live_model = STUDENT
+    model = open_model(choice)
+    live = None if live_model is None else open_model(ModelChoice(pipeline=live_model)).pipeline
+    if live is not None and live.config.image_size != model.pipeline.config.image_size:
+        raise ValueError(
+            f"{live_model} makes pictures of {live.config.image_size} pixels, the model of "
+            f"{model.pipeline.config.image_size}; choose a --live-model of the same size."
+        )
+    with served(model, open_parser(parser), port, password, live) as address:
         print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
         threading.Event().wait()
 

@@ -1,0 +1,79 @@
+"""A pipeline that remembers what it encoded, for calls of which each changes little."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from mmface.encoders import TextFeatures
+from mmface.sampling.pipeline import MMFacePipeline
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+MAX_REMEMBERED = 32
+
+
+class Remembered(Generic[Key, Value]):
+    """The values that were used last, by their keys; counts how often one was there already."""
+
+    def __init__(self, max_values: int = MAX_REMEMBERED) -> None:
+        self.max_values, self.hits, self.misses = max_values, 0, 0
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key, compute: Callable[[], Value]) -> Value:
+        """Give the value of a key, computed if it is not there."""
+        if key in self._values:
+            self.hits += 1
+        else:
+            self.misses += 1
+            self._values[key] = compute()
+            if len(self._values) > self.max_values:
+                self._values.popitem(last=False)
+        self._values.move_to_end(key)
+        return self._values[key]
+
+
+class RememberingPipeline(MMFacePipeline):
+    """A pipeline that encodes each picture and each prompt once, found again by their content.
+
+    For one thread. It computes each of them alone, so that a picture can differ from that of an
+    `MMFacePipeline` by rounding.
+    """
+
+    @classmethod
+    def sharing(cls, pipeline: MMFacePipeline) -> "RememberingPipeline":
+        """Make one of another pipeline's networks, with a scheduler of its own."""
+        config = dict(pipeline.config)
+        own = {
+            name: config[name] for name in ("image_size", "guidance_scale", "num_inference_steps")
+        }
+        parts = dict(pipeline.components)
+        scheduler = parts["scheduler"]
+        made = cls(**parts | {"scheduler": scheduler.from_config(scheduler.config)}, **own)
+        made.set_progress_bar_config(disable=True)
+        made.pictures = Remembered[bytes, Tensor]()
+        made.prompts = Remembered[str, TextFeatures]()
+        return made
+
+    pictures: Remembered[bytes, Tensor]
+    prompts: Remembered[str, TextFeatures]
+
+    def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts, those that are new."""
+        found = [self.prompts.get(text, lambda: self.text([text])) for text in prompts]  # noqa: B023
+        return TextFeatures(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _encode(
+        self, pixels: Float32[Tensor, "batch 3 _ _"], max_batch: int | None
+    ) -> Float32[Tensor, "batch channels height width"]:
+        encode = super()._encode
+        found = []
+        for one in pixels.split(1):
+            content = one.cpu().numpy()
+            key = hashlib.sha256(str(content.shape).encode() + content.tobytes()).digest()
+            found.append(self.pictures.get(key, lambda: encode(one, max_batch)))  # noqa: B023
+        return torch.cat(found)

@@ -1,6 +1,7 @@
 """Live painting: the newest wish wins, nothing is encoded twice, one thread, odd calls."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def wish(face_labels):
     small = load_mask(face_labels, (32, 32)).labels
 
     def wish(prompt=PROMPT, **changes) -> FaceRequest:
-        return FaceRequest(prompt, **{"conditions": {"mask": small}, "seed": 5} | changes)
+        settings: dict[str, Any] = {"conditions": {"mask": small}, "seed": 5} | changes
+        return FaceRequest(prompt, **settings)
 
     return wish
 

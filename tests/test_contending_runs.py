@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -50,11 +51,11 @@ def test_the_second_of_two_runs_names_the_first_and_loads_nothing(
 ):
     command, good, bad = work(tmp_path, tiny_pipeline_folder)
     command = [sys.executable, str(SCRIPTS / command[0]), *command[1:]]
-    options = {
+    options: dict[str, Any] = {
         "cwd": tmp_path,
         "env": {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), "OMP_NUM_THREADS": "1"},
     }
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([*command, *good], **options, **quiet) as first:
         try:
             end = time.monotonic() + 120

@@ -1,5 +1,7 @@
 """Students of few steps: pairs that go on, exact resumes, what each variant learns, the product."""
 
+from typing import Any
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -115,7 +117,7 @@ def test_few_steps_times_have_their_shares():
         FewStepsTime(first=0.7, grid=0.4)
 
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reflow": (Reflow, {}),
     "windows": (WindowedReflow, {"solver_steps": 2, "teacher_guidance_scale": 2.0}),
     "matching": (DistributionMatching, {"num_inference_steps": 2, "fake_rate": 3.0}),

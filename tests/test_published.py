@@ -1,6 +1,7 @@
 """The tables in the READMEs of rooms are those that their stored results give."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_table_shows_measured_rows_controls_and_notes(tmp_path):
 
 def test_a_report_shows_ratios_with_their_quartiles_and_what_failed():
     timed = {"ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6, "reference_ms": 3.0, "own_ms": 2.0}
-    report = {
+    report: dict[str, Any] = {
         "torch": "2.14",
         "notes": ["in turn"],
         "measurements": [

@@ -14,6 +14,7 @@ from mmface.rendered import (
     HAIR_COLORS,
     HAT_COLORS,
     SKIN_TONES,
+    FaceAttributes,
     RenderedFace,
     captions,
     draw,
@@ -179,7 +180,9 @@ def test_sketch_lines_follow_label_boundaries_and_carry_no_colour(
         dark = face.sketch < 140
         assert dark[edge].mean() > 3 * dark[~edge].mean()
         assert dark[edge].mean() > 0.4
-    attributes = replace(faces[2].attributes, hair_color="black")
+    drawn = faces[2].attributes
+    assert isinstance(drawn, FaceAttributes)
+    attributes = replace(drawn, hair_color="black")
     changed = replace(attributes, hair_color="blond", clothes_color="pink", skin_tone="dark")
     np.testing.assert_array_equal(draw(attributes)[2], draw(changed)[2])
 
@@ -187,6 +190,7 @@ def test_sketch_lines_follow_label_boundaries_and_carry_no_colour(
 def test_captions_are_truthful(faces: list[RenderedFace]) -> None:
     for seed, face in enumerate(faces):
         a = face.attributes
+        assert isinstance(a, FaceAttributes)
         assert len(face.captions) == 6
         assert face.captions == captions(a, seed)
         for caption in face.captions:

@@ -57,7 +57,8 @@ def test_reference_gives_the_numbers_of_the_released_code():
     assert relative_error(epsilon, golden["epsilon"]) < 1e-5
     command = SAMPLING["sample_flow"](flow, None, None, None)
     names = ("sample_condition", "sample_pooled", "sample_text")
-    encoded = Encoded(*(golden[name] for name in names), torch.tensor(sampled["modality"]))
+    condition, pooled, tokens = (golden[name] for name in names)
+    encoded = Encoded(condition, pooled, tokens, torch.tensor(sampled["modality"]))
     result = command.solve(
         golden["sample_noise"], encoded, sampled["steps"], sampled["guidance_scale"]
     )

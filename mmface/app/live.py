@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -89,7 +90,7 @@ class LivePainter:
         check()
         started = time.perf_counter()
         control = ConditionControl(request.condition_strength)
-        given: dict[str, object] = dict(request.conditions)
+        given: dict[str, Any] = dict(request.conditions)
         given |= {name + CONTROL_SUFFIX: control for name in request.conditions}
         output = self.pipeline(
             request.prompt,
@@ -100,7 +101,7 @@ class LivePainter:
             callback_on_step_end=lambda *_: check(),
             **given,
         )
-        return LiveFace(output.images[0], 1000 * (time.perf_counter() - started))
+        return LiveFace(cast(Image.Image, output.images[0]), 1000 * (time.perf_counter() - started))
 
 
 def _use_one_thread() -> None:

@@ -288,10 +288,10 @@ class Page:
         inputs = [*controls, self.condition_strength, self.seed]
 
         def live(request: gr.Request, *values: Any) -> tuple[Any, str]:
-            mode, *rest = values
-            given = dict(zip(self.given, rest, strict=False))
+            mode, *shown, prompt, strength, seed = values
+            given = dict(zip(self.given, shown, strict=True))
             visitor = str(request.session_hash)
-            return self.handlers.live(mode, given, *rest[len(given) :], visitor)
+            return self.handlers.live(mode, given, prompt, strength, seed, visitor)
 
         changes = [each.change for each in controls]
         gr.on(

@@ -227,10 +227,12 @@ class FewStepsEvaluation:
         modality: str,
         seeds: Sequence[int],
     ) -> tuple[Float32[Tensor, "batch channels height width"], float]:
-        values = [face.labels if modality == "mask" else face.sketch for face in faces]
+        given: dict[str, Any] = {
+            modality: [face.labels if modality == "mask" else face.sketch for face in faces]
+        }
         output = method.pipeline(
             [face.captions[0] for face in faces],
-            **{modality: values},
+            **given,
             num_inference_steps=method.num_inference_steps,
             guidance=method.guidance,
             solver=method.solver,

@@ -74,7 +74,7 @@ class Distillation(FaceDiffusion, ABC):
                 "flow from its weights first: task.init_from with objective=rectified_flow."
             )
         start = network_folder(teacher) if init_from is None else init_from
-        self.lora = None if lora is None else dict(lora)
+        self.lora: dict[str, Any] | None = None if lora is None else dict(lora)
         if self.lora is not None:  # the weights below it are not trained: read at every start
             load_initial_weights(transformer, start)
             add_lora(transformer, **self.lora)
@@ -291,7 +291,7 @@ class DistributionMatching(TaughtDistillation):
             "gradient_checkpointing": gradient_checkpointing,
             "compile_blocks": compile_blocks,
         }
-        super().__init__(*arguments, **blocks, **options)
+        super().__init__(*arguments, **{**blocks, **options})
         check_number("matching_weight", matching_weight, 0)
         check_number("regression_weight", regression_weight, 0)
         check_number("fake_rate", fake_rate, 0)
@@ -388,7 +388,7 @@ def network_folder(pipeline: str | Path) -> Path:
     return folder
 
 
-def add_lora(network: MMFaceDiT, rank: int, alpha: float | None = None) -> None:
+def add_lora(network: MMFaceDiT, rank: int, alpha: int | None = None) -> None:
     """Freeze a network, and put a LoRA under training beside its blocks' linear layers."""
     from peft import LoraConfig  # takes a second, and most trainings never ask for it
 

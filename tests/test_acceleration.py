@@ -250,8 +250,7 @@ import sys, torch
 from pathlib import Path
 from mmface.generation.sample import sample_one
 from mmface.generation.rerun import rerun
-from mmface.generation.settings import read_provenance
-from mmface.generation.settings import Draws, ModelChoice, Run, Settings
+from mmface.generation.settings import Draws, ModelChoice, Run, Settings, read_provenance
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -34,6 +34,7 @@ def upload(address: str, content: bytes, **headers: str) -> httpx.Response:
     return httpx.post(f"{address}gradio_api/upload", files=files, headers=headers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil.example",
              "", "192.168.0.2", "127.0.0.1:port", "[::1"],
@@ -47,11 +48,13 @@ def test_other_host_names_are_not_answered(address, host):
         assert "127.0.0.1 and localhost alone" in answer.text or answer.status_code == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:1", "LOCALHOST:8080", "[::1]:7860"])
 def test_loopback_names_are_answered(address, host):
     assert httpx.get(f"{address}config", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "file://", "http://localhost.evil.example",
                "http://localhost@evil.example", "http://192.168.0.2:7860", "x"],
@@ -67,17 +70,20 @@ def test_other_sites_give_no_orders(address, origin):
         assert answer.text == "This page takes nothing from other sites; use it in its own tab."
 
 
+@pytest.mark.slow
 def test_the_page_itself_gives_orders(address):
     for origin in (address.rstrip("/"), "http://localhost:9999"):
         assert upload(address, b"a", Origin=origin).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_body_of_unknown_or_immense_length_is_refused(address):
     url = f"{address}gradio_api/queue/join"
     assert httpx.post(url, content=iter([b"{}"])).status_code == 411
     assert httpx.post(url, content=b"0" * (17 * MB)).status_code == 413
 
 
+@pytest.mark.slow
 def test_uploads_have_a_total(address, monkeypatch):
     answers = [upload(address, os.urandom(9 * MB)) for _ in range(8)]
     assert [each.status_code for each in answers] == [200] * 7 + [413]
@@ -119,6 +125,7 @@ ODD = [
 NUMBERS = {"steps": "1", "guidance": "3", "condition_strength": "1", "seed": "0", "num": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NUMBERS)
 def test_an_odd_number_in_a_call_is_a_sentence(address, face_mask, tmp_path, name):
     Image.fromarray(face_mask).save(tmp_path / "mask.png")

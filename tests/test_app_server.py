@@ -163,6 +163,7 @@ def test_files_of_the_machine_are_out_of_reach(address, client, tmp_path):
     assert "event: complete" not in lines
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_too_large_is_refused(address):
     content = b"0" * (11 * 2**20)
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", content)})

@@ -252,6 +252,7 @@ def test_the_summary_and_the_report_say_it(diagnosis, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"r.json"}
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_each_kind(diagnosis, tmp_path):
     sheet = doctor.sheet(diagnosis)
     assert sheet is not None
@@ -309,6 +310,7 @@ def test_a_mirrored_set_and_one_without_training_faces(tmp_path):
     assert found(diagnosis) == {(None, "mirrored_set"), (None, "empty_split")}
 
 
+@pytest.mark.slow
 def test_masks_that_fit_no_photo_are_said_of_the_set(tmp_path):
     manifest = data_set(tmp_path, range(16))
     for number in range(16):
@@ -341,6 +343,7 @@ def test_small_pictures(tmp_path):
     assert {each.kind for each in diagnosis.findings} == {"low_resolution"}
 
 
+@pytest.mark.slow
 def test_stale_latents(tmp_path):
     manifest = data_set(tmp_path / "set", range(3))
     made_by = {"pictures": ManifestPictures(manifest.path, 64, "train").made_by()}
@@ -428,6 +431,7 @@ def test_pictures_that_look_the_same_are_connected_as_all_pairs_connect_them(see
     assert 3 < len(components(120, near)) < 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grain", [0, 0.7])
 def test_ten_thousand_pictures_alike_take_seconds(grain):
     generator = np.random.default_rng(0)

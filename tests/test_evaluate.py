@@ -205,6 +205,7 @@ def test_pictures_of_another_protocol_are_refused_by_the_settings_name(done, tin
         evaluation(done, methods, protocol=protocol(4)).run()
 
 
+@pytest.mark.slow
 def test_a_table_says_what_is_measured_missing_and_skipped(done):
     table = json.loads((done / "table.json").read_text())
     rows = {row["method"]: row["cells"] for row in table["rows"]}

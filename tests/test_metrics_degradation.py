@@ -112,6 +112,7 @@ def test_exchanged_masks_lower_the_agreement(faces):
     assert falls(mean_iou), mean_iou
 
 
+@pytest.mark.slow
 def test_exchanged_captions_lower_the_clip_score(faces, clip):
     images = as_batch([face.image for face in faces])
     captions = [face.captions[0] for face in faces]

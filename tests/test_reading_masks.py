@@ -76,6 +76,7 @@ def mutated(random: np.random.Generator) -> tuple[Image.Image, np.ndarray, str]:
     return picture, labels, f"{way} {'color' if in_color else 'index'} {resampling.name} {edge}"
 
 
+@pytest.mark.slow
 def test_masks_are_read_right_or_refused_however_they_were_saved():
     right, doubted, said = 0, 0, list[str]()
     for number in range(MUTATIONS):

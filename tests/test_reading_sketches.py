@@ -1,6 +1,7 @@
 """Sketches as people bring them: depth, paper, light and scale do not change what is read."""
 
 import os
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ MUTATIONS = int(os.environ.get("MMFACE_MUTATIONS", "300"))
 WAYS = ("sixteen", "twelve", "float", "dim", "uneven", "faint", "paper", "alpha", "inverted")
 
 
+@cache
 def drawing(number: int) -> np.ndarray:
-    return render_face(number, SIZE[0]).sketch
+    sketch = render_face(number, SIZE[0]).sketch
+    sketch.flags.writeable = False
+    return sketch
 
 
 def changed(sketch: np.ndarray, way: str, random: np.random.Generator) -> Image.Image:
@@ -66,6 +70,7 @@ def test_clean_sketches_are_only_resized():
             assert np.array_equal(load_sketch(sketch, (edge, edge)), expected)
 
 
+@pytest.mark.slow
 def test_thin_lines_stay_dark_at_any_scale():
     found = []
     for edge in (256, 512, 1024, 2048, 4096):

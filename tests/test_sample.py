@@ -350,6 +350,7 @@ def test_what_is_a_folder(tmp_path):
         check_output(f"{tmp_path}/v2.0")
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_no_picture_unasked(run, mask_file):
     base = ("--prompt", "a", "--mask", mask_file)
     assert [run(*base).stdout for _ in range(3)] == [

@@ -195,6 +195,7 @@ def test_the_seed_decides_a_run_from_its_first_weights_on(trained, run):
     assert weights("other", "trainer.recipe.seed=1") != first
 
 
+@pytest.mark.slow
 def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(
     trained, run, monkeypatch, capsys
 ):

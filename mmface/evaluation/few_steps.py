@@ -88,7 +88,7 @@ def terms_of(row: Arrays, reference: Arrays) -> Arrays:
         squares = (row["latents"].astype(np.float64) - reference["latents"]) ** 2
         terms["rmse"] = np.stack([squares.reshape(len(ones), -1).mean(1), ones], 1)
         terms["seeds"] = np.stack([row["seeds"], np.ones(len(row["seeds"]))], 1)
-    return terms
+    return {name: values.astype(np.float64) for name, values in terms.items()}
 
 
 def compared(own: np.ndarray, other: np.ndarray, column: str) -> Interval:

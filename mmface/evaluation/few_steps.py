@@ -97,7 +97,8 @@ def compared(own: np.ndarray, other: np.ndarray, column: str) -> Interval:
 
     def of_both(sums: np.ndarray) -> np.ndarray:
         first, second = statistic(sums[:, :half]), statistic(sums[:, half:])
-        return first / second if column in RATIOS else first - second
+        with np.errstate(divide="ignore", invalid="ignore"):  # one face drawn alone has no spread
+            return first / second if column in RATIOS else first - second
 
     return bootstrap(np.concatenate((own, other), 1), of_both)
 

@@ -19,6 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import save_file
 from training_runs import FORK, in_two_processes
 from transformers import CLIPConfig, CLIPModel
 
@@ -332,6 +333,49 @@ def test_seeds_and_scales_of_guidance_are_rows_and_spreads(tiny_pipeline_folder,
         for seed in (0, 1)
     )
     assert (first != second).any()
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_run_are_rows_and_a_curve_beside_a_yardstick(
+    tiny_pipeline_folder, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_pipeline_folder, run / "export")
+    method = sampled(run / "export", "tiny")
+    for step in (1, 2):
+        weights = {
+            name: parameter.detach() * (step - 1)
+            for name, parameter in method.pipeline.transformer.named_parameters()
+        }
+        folder = run / f"checkpoints/step-{step:08d}"
+        folder.mkdir(parents=True)
+        save_file(weights, folder / "ema.safetensors")
+    edges = Protocol(HeldOutPictures(2, IMAGE_SIZE), build_metrics(["edges"]))
+    settings = {"checkpoints": [1, 2], "yardstick": "0", "protocol": edges, "num_examples": 0}
+    done = tmp_path / "done"
+    methods = [method, sampled(run / "export", "coarse", guidance_scale=1.0)]
+    evaluation(done, methods, "sketch", **settings).run()
+    pictures = [
+        (done / f"{name}/seed_0/results.jsonl").read_text().split("sha256")[1]
+        for name in ("tiny_step_1", "tiny_step_2", "tiny")
+    ]
+    assert pictures[0] != pictures[1] == pictures[2]  # of nought, and of all the weights
+    assert (done / "checkpoints.png").is_file()
+    rows = {
+        row["method"]: row["cells"] for row in json.loads((done / "table.json").read_text())["rows"]
+    }
+    measured = {name: cells["pixels"]["measured"] for name, cells in rows.items()}
+    assert measured["tiny"]["value"] == 0 < measured["coarse"]["value"]
+    assert rows["coarse"]["evaluations"]["measured"]["value"] == 1
+    assert measured["tiny, step 1"] is None
+    missing = method.at_checkpoint(3).unavailable()
+    assert "step-00000003" in missing.reason
+    assert "checkpoint_limit" in missing.remedy
+    save_file({"other": torch.zeros(1)}, folder / "ema.safetensors")
+    with pytest.raises(ValueError, match="is of another network"):
+        _ = method.at_checkpoint(2).pipeline
+    with pytest.raises(ValueError, match="yardstick is one of the methods, 0, not 'euler'"):
+        evaluation(done, [method], yardstick="euler")
 
 
 def test_shuffled_prompts_ask_for_the_next_face(tiny_pipeline_folder):

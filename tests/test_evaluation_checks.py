@@ -24,7 +24,7 @@ from mmface.conditions import LABELS, PALETTE
 from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import locked
 from mmface.evaluation.controls import RealPictures
-from mmface.evaluation.figures import class_iou_bars, guidance_plot, write_figure
+from mmface.evaluation.figures import class_iou_bars, sweep_plot, write_figure
 from mmface.evaluation.held_out import HeldOutEvaluation
 from mmface.evaluation.methods import FolderMethod
 from mmface.evaluation.references import HeldOutPictures, References
@@ -260,13 +260,13 @@ def test_bars_of_all_classes_do_not_write_over_each_other():
 
 def test_arrows_point_where_a_metric_is_better():
     panels = {column: {"a": [(1.0, 3.0), (2.0, 2.0)]} for column in ("fid", "kid", "clip")}
-    titles = [axes.get_title(loc="left") for axes in guidance_plot(panels).axes]
+    titles = [axes.get_title(loc="left") for axes in sweep_plot(panels, "scale").axes]
     assert titles == ["FID ↓", "KID ↓", "CLIP ↑"]
 
 
 def test_a_plot_needs_a_curve_and_draws_it_whole(tmp_path):
     curves = {"fid": {"a": [(2.0, 2.0), (1.0, 3.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
-    figure = guidance_plot(curves)
+    figure = sweep_plot(curves, "scale")
     (axes,), (legend,) = figure.axes, figure.legends
     first, second = axes.get_lines()
     assert np.asarray(first.get_xydata()).tolist() == [[1.0, 3.0], [2.0, 2.0]]
@@ -280,9 +280,9 @@ def test_a_plot_needs_a_curve_and_draws_it_whole(tmp_path):
     assert not title.overlaps(panel)
     assert not title.overlaps(heading)
     for name in ("one", "two"):
-        write_figure(guidance_plot(curves), tmp_path / f"{name}.png")
+        write_figure(sweep_plot(curves, "scale"), tmp_path / f"{name}.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     blue = (np.asarray(Image.open(tmp_path / "one.png").convert("RGB")) == (31, 119, 180)).all(-1)
     assert blue.sum() > 100
-    with pytest.raises(ValueError, match="guidance_scales"):
-        guidance_plot({})
+    with pytest.raises(ValueError, match="two or more values of the scale"):
+        sweep_plot({}, "scale")

@@ -1,6 +1,7 @@
 """The tables in the READMEs of rooms are those that their stored results give."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -81,3 +82,19 @@ def test_a_report_shows_ratios_with_their_quartiles_and_what_failed():
     del report["measurements"][0]
     assert "in turn" not in benchmarks.render(report)
     assert markdown_table(["a"], [["b"]]) == "| a |\n| --- |\n| b |"
+
+
+def test_every_table_of_results_lies_in_a_section():
+    text = (evaluation.ROOM / "README.md").read_text(encoding="utf-8")
+    outside = re.sub(r"<!-- results: \S+ -->.*?<!-- end -->", "", text, flags=re.DOTALL)
+    assert not [line for line in outside.splitlines() if line.startswith("|")]
+
+
+def test_a_recorded_table_is_shown_as_it_was_written_down():
+    content = {"recorded": "by hand", "headings": ["a"], "rows": [["1.50"]], "notes": ["N = 2"]}
+    assert evaluation.render(content) == "| a |\n| --- |\n| 1.50 |\n\n- by hand\n- N = 2"
+
+
+def test_a_drift_is_read_from_its_folder(tmp_path):
+    (tmp_path / "drift.json").write_text(json.dumps({"tables": {}, "notes": ["N"], "versions": {}}))
+    assert evaluation.render(evaluation.read_run(tmp_path)).startswith("- N")

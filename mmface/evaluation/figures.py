@@ -1,4 +1,4 @@
-"""Pictures beside a table: examples of every method, IoU by class, metrics against guidance."""
+"""Pictures beside a table: examples of every method, IoU by class, metrics against a setting."""
 
 import io
 import math
@@ -122,29 +122,29 @@ def class_iou_bars(class_ious: Mapping[str, Mapping[str, float | None]]) -> "Fig
     return figure
 
 
-def guidance_plot(
-    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+def sweep_plot(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], setting: str
 ) -> "Figure":
-    """Draw metrics against the scale of guidance, a panel each.
+    """Draw metrics against a setting, such as the scale of guidance, a panel each.
 
-    `curves` holds pairs of scale and value by column, then method.
+    `curves` holds pairs of the setting's value and the metric's by column, then method.
     """
     if not curves:
-        raise ValueError("there is no curve to draw; give two or more guidance_scales")
+        raise ValueError(f"there is no curve to draw; give two or more values of the {setting}")
     across = 2 if len(curves) == 4 else min(3, len(curves))
     down = math.ceil(len(curves) / across)
     figure = _figure(max(4.6, 3.4 * across), 1.0 + 2.7 * down)
     methods = list(dict.fromkeys(name for each in curves.values() for name in each))
     for place, (column, series) in enumerate(curves.items(), 1):
-        axes: Any = figure.add_subplot(down, across, place, xlabel="guidance scale")
+        axes: Any = figure.add_subplot(down, across, place, xlabel=setting)
         axes.set_title(columns()[column].heading, loc="left", fontsize=11)
         _calm(axes)
         for method, points in series.items():
             axes.plot(
                 *zip(*sorted(points), strict=True), f"C{methods.index(method) % 10}o-", label=method
             )
-        scales = sorted({scale for points in series.values() for scale, _ in points})
-        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        values = sorted({value for points in series.values() for value, _ in points})
+        axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.margins(x=0.08, y=0.12)
-    _heading(figure, "Metrics against the scale of guidance")
+    _heading(figure, f"Metrics against the {setting}")
     return figure

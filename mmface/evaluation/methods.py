@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from safetensors.torch import load_file
 
-from mmface.core.files import PICTURE_SUFFIXES, folder_sha256
+from mmface.core.files import PICTURE_SUFFIXES, file_sha256, folder_sha256
 from mmface.core.sources import load_network, opened
 from mmface.evaluation.references import References
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
@@ -98,14 +99,19 @@ class PipelineMethod(GeneratingMethod):
         self.how = how
         self.solver = solver
         self.cache = cache
+        self.averaged_weights: Path | None = None
+        """A file of the network's weights in place of the folder's."""
         self.evaluations: float | None = None
         """Network evaluations a picture of the last batch; see `MMFacePipelineOutput`."""
 
     def unavailable(self) -> Skipped | None:
         """Whether the folder is missing."""
-        if self.folder.is_dir():
-            return None
-        return Skipped(f"not made: there is no {self.folder}", self.how)
+        if not self.folder.is_dir():
+            return Skipped(f"not made: there is no {self.folder}", self.how)
+        if self.averaged_weights is not None and not self.averaged_weights.is_file():
+            kept = "trainer.cadence.checkpoint_limit says how many a run keeps"
+            return Skipped(f"there is no {self.averaged_weights}", f"{self.how}; {kept}")
+        return None
 
     @cached_property
     def _digest(self) -> str:
@@ -121,6 +127,7 @@ class PipelineMethod(GeneratingMethod):
             "solver": self.solver,
             "guidance_interval": None if interval == ALL_STEPS else interval,
             "cache": None if self.cache is None else self.cache.made_by(),
+            "averaged_weights": self.averaged_weights and file_sha256(self.averaged_weights),
         }
         return {
             "method": type(self).__name__,
@@ -137,6 +144,18 @@ class PipelineMethod(GeneratingMethod):
         other.guidance = replace(self.guidance, scale=scale)
         return other
 
+    def at_checkpoint(self, step: int) -> "PipelineMethod":
+        """The same pipeline with the averaged weights of its run after a step, as a row of its own.
+
+        The run's folder is that which the pipeline's folder lies in.
+        """
+        other = copy(self)
+        other.__dict__.pop("pipeline", None)
+        other.name = f"{self.name}, step {step}"
+        checkpoint = self.folder.parent / "checkpoints" / f"step-{step:08d}"
+        other.averaged_weights = checkpoint / "ema.safetensors"
+        return other
+
     def _load(self) -> MMFacePipeline:
         return MMFacePipeline.from_pretrained(self.folder)
 
@@ -144,6 +163,16 @@ class PipelineMethod(GeneratingMethod):
     def pipeline(self) -> MMFacePipeline:
         """The loaded pipeline."""
         pipeline = self._load()
+        if self.averaged_weights is not None:
+            # Buffers are not averaged, and stay as they are.
+            names = {name for name, _ in pipeline.transformer.named_parameters()}
+            weights = load_file(self.averaged_weights)
+            if unequal := sorted(names ^ weights.keys()):
+                raise ValueError(
+                    f"{self.averaged_weights} is of another network than {self.folder}: "
+                    f"{len(unequal)} names differ, such as {unequal[0]}"
+                )
+            pipeline.transformer.load_state_dict(weights, strict=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -1,46 +1,78 @@
 """`python -m mmface.evaluation.publishing runs/evaluation/NAME ...` writes this room's README.
 
-A NAME is the folder of a table or the JSON file of a held-out evaluation. Its numbers and notes
-are kept in `results/NAME.json`; the README needs a section of that name.
+A NAME is the folder of a table or of a drift, or the JSON file of a held-out evaluation. Its
+numbers and notes are kept in `results/NAME.json`; the README needs a section of that name. Without
+a NAME the sections are written anew from what is kept.
 """
 
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmface.core.published import filled, markdown_table, publish
+from mmface.core.sources import ASSETS
+from mmface.evaluation import drift
 from mmface.evaluation.held_out import COLUMNS
 from mmface.metrics.metric import columns
 
 ROOM = Path(__file__).parent
+FIGURES = ("guidance.png",)
+"""Charts of a table's folder that READMEs show; they are kept in `mmface/assets`."""
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read what a run measured: the file of a held-out evaluation, or a folder's two tables."""
+    """Read what a run measured: the file of a held-out evaluation, or the tables of a folder."""
     if not path.is_dir():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    names = ("table", "controls")
-    return {name: json.loads((path / f"{name}.json").read_text("utf-8")) for name in names}
+        return _read(path)
+    if (path / drift.RESULT_FILE).is_file():
+        return _read(path / drift.RESULT_FILE)
+    return {name: _read(path / f"{name}.json") for name in ("table", "controls")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """Lay a run out in Markdown: measured rows, then controls, then every note."""
-    if "table" not in content:
-        rows = [
-            [name, *(f"{row[key]:.3f}" if key in row else "" for key in COLUMNS)]
-            for name, row in content["results"].items()
-        ]
-        table = markdown_table(["pictures", *COLUMNS.values()], rows)
-        return f"{table}\n\n- {', '.join(f'{k}: {v}' for k, v in content['settings'].items())}"
+    """Lay a run out in Markdown: its tables, then every note."""
+    if "settings" in content:
+        return _held_out(content)
+    if "recorded" in content:
+        return _recorded(content)
+    return drift.as_markdown(content) if "tables" in content else _table(content)
+
+
+def _held_out(content: Mapping[str, Any]) -> str:
+    rows = [
+        [name, *(f"{row[key]:.3f}" if key in row else "" for key in COLUMNS)]
+        for name, row in content["results"].items()
+    ]
+    settings = ", ".join(f"{name}: {value}" for name, value in content["settings"].items())
+    return _with_notes(markdown_table(["pictures", *COLUMNS.values()], rows), [settings])
+
+
+def _recorded(content: Mapping[str, Any]) -> str:
+    """A table whose run is gone: cells as they were written down, and where they come from."""
+    table = markdown_table(content["headings"], content["rows"])
+    return _with_notes(table, [content["recorded"], *content["notes"]])
+
+
+def _table(content: Mapping[str, Any]) -> str:
+    """Measured rows, then controls."""
     known = columns()
     measured = [*_measured(content["table"]), *_measured(content["controls"])]
     shown = list(dict.fromkeys(name for _, cells in measured for name in cells))
     body = [[method, *(_cell(name, cells) for name in shown)] for method, cells in measured]
     notes = dict.fromkeys([*content["table"]["footer"], *content["controls"]["footer"]])
-    listed = "\n".join(f"- {note}" for note in notes if not note.startswith("LLM: "))
-    return f"{markdown_table(['', *(known[n].heading for n in shown)], body)}\n\n{listed}"
+    table = markdown_table(["", *(known[name].heading for name in shown)], body)
+    return _with_notes(table, [note for note in notes if not note.startswith("LLM: ")])
+
+
+def _with_notes(table: str, notes: Iterable[str]) -> str:
+    return "\n".join([table, "", *(f"- {note}" for note in notes)])
 
 
 def _measured(table: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -65,6 +97,14 @@ def readme() -> str:
     return filled(ROOM, render)
 
 
+def main(paths: Sequence[Path]) -> Path:
+    """Keep what runs measured, with their charts, and write the README."""
+    written = publish(ROOM, {path.stem: read_run(path) for path in paths}, render)
+    for chart in (path / name for path in paths for name in FIGURES):
+        if chart.is_file():
+            shutil.copyfile(chart, ASSETS / chart.name)
+    return written
+
+
 if __name__ == "__main__":
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    print(publish(ROOM, {path.stem: read_run(path) for path in paths}, render))
+    print(main([Path(argument) for argument in sys.argv[1:]]))

@@ -9,7 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from mmface.core.command_line import check_different, check_whole
@@ -20,7 +22,7 @@ from mmface.evaluation.controls import RealPictures
 from mmface.evaluation.figures import (
     class_iou_bars,
     examples_grid,
-    guidance_plot,
+    sweep_plot,
     write_figure,
 )
 from mmface.evaluation.generation import Generation, Pictures
@@ -64,6 +66,23 @@ def folder_name(name: str) -> str:
     return "_".join(part for part in kept.split("_") if part)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """One setting of every pipeline at several values, each a row of its own, drawn as a curve.
+
+    Attributes:
+        name: of the chart's file.
+        title: of its axis.
+        values: of the setting.
+        vary: gives a pipeline at a value.
+    """
+
+    name: str
+    title: str
+    values: Sequence[float]
+    vary: Callable[[PipelineMethod, Any], PipelineMethod]
+
+
 def hold_folder(folder: Path, held: ExitStack) -> None:
     """Lock a folder of results as long as `held` lasts, and sweep what dead writers left in it."""
     held.enter_context(locked(folder))
@@ -85,6 +104,8 @@ class TableEvaluation:
         stages: those to run, of `STAGES`.
         seeds: of the generation; with several, set metrics get a spread.
         guidance_scales: scales to sample each pipeline with besides, as rows of their own.
+        checkpoints: steps of its run to sample each pipeline at besides, likewise.
+        yardstick: key of a method; the pictures of the others are compared with its pictures.
         batch_size: pictures made or read at once.
         num_examples: rows of the grid of examples.
     """
@@ -100,6 +121,8 @@ class TableEvaluation:
     guidance_scales: Sequence[float] = ()
     batch_size: int = 16
     num_examples: int = 6
+    checkpoints: Sequence[int] = ()
+    yardstick: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -108,6 +131,10 @@ class TableEvaluation:
             raise ValueError(f"stages are some of [{','.join(STAGES)}], not {self.stages!r}")
         check_different("seeds", self.seeds, int, "[0,1,2]")
         check_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
+        check_different("checkpoints", self.checkpoints, int, "[1000,2000]")
+        if self.yardstick is not None and self.yardstick not in self.methods:
+            known = ", ".join(self.methods)
+            raise ValueError(f"yardstick is one of the methods, {known}, not {self.yardstick!r}")
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one, such as [0]")
         check_whole("batch_size", self.batch_size, 1)
@@ -121,7 +148,7 @@ class TableEvaluation:
 
     @property
     def _rows(self) -> list[Method]:
-        return [*self.methods.values(), *self._scaled, *self._controls, self._real]
+        return [*self.methods.values(), *self._varied, *self._controls, self._real]
 
     @cached_property
     def _controls(self) -> list[Method]:
@@ -151,9 +178,22 @@ class TableEvaluation:
         return compared
 
     @cached_property
-    def _scaled(self) -> list[Method]:
-        pipelines = [m for m in self.methods.values() if isinstance(m, PipelineMethod)]
-        return [m.with_guidance(scale) for m in pipelines for scale in self.guidance_scales]
+    def _sweeps(self) -> list[Sweep]:
+        return [
+            Sweep(
+                "guidance", "scale of guidance", self.guidance_scales, PipelineMethod.with_guidance
+            ),
+            Sweep("checkpoints", "training step", self.checkpoints, PipelineMethod.at_checkpoint),
+        ]
+
+    @cached_property
+    def _pipelines(self) -> list[PipelineMethod]:
+        return [method for method in self.methods.values() if isinstance(method, PipelineMethod)]
+
+    @cached_property
+    def _varied(self) -> list[Method]:
+        pairs = [(one, method) for one in self._sweeps for method in self._pipelines]
+        return [one.vary(method, value) for one, method in pairs for value in one.values]
 
     @cached_property
     def references(self) -> References:
@@ -275,8 +315,10 @@ class TableEvaluation:
 
     def _report(self) -> None:
         folder = Path(self.output_dir)
-        methods = [*self.methods.values(), *self._scaled]
+        methods = [*self.methods.values(), *self._varied]
         scores = self._scores(methods)
+        if self.yardstick is not None:
+            self._set_beside(self.methods[self.yardstick], scores)
         controls = self._scores([self._real, *self._controls])
         real = controls[self._real.name]
         floors = real.remarks if isinstance(real, Scores) else []
@@ -285,6 +327,25 @@ class TableEvaluation:
         write_all(results_table(str(self.table), scores, notes), folder / "table")
         write_all(controls_table(controls, notes), folder / "controls")
         self._draw(folder, scores, controls)
+
+    def _set_beside(self, yardstick: Method, scores: Mapping[str, Scores | Skipped]) -> None:
+        """Add what each method costs, and how far its pictures are from the yardstick's."""
+        pictures = self._first_pictures()
+        against = pictures[yardstick.name]
+        for method in self._pipelines:
+            found = scores[method.name]
+            if not isinstance(found, Scores):
+                continue
+            own = pictures[method.name]
+            distances = [
+                np.abs(own.read(i) - against.read(i).astype(float)).mean() for i in own.ids
+            ]
+            how = f"mean absolute difference to {yardstick.name}, in 1/255"
+            found.cells["pixels"] = Measured(float(np.mean(distances)), len(distances), how)
+            count = self._generations(method)[0].evaluations()
+            if count is not None:
+                how = "network evaluations a picture; one of half of the blocks counts half"
+                found.cells["evaluations"] = Measured(count, len(distances), how)
 
     def _evaluations(self, methods: Sequence[Method]) -> list[str]:
         found = {}
@@ -306,15 +367,15 @@ class TableEvaluation:
         if pictures and self.num_examples:
             grid = examples_grid(self.references, pictures, self.num_examples)
             write_figure(grid, folder / "examples.png")
-        # Rows that differ in guidance alone have a plot of their own.
-        scaled = {method.name for method in self._scaled}
-        both = {n: s for n, s in {**scores, **controls}.items() if n not in scaled}
+        # Rows that differ in guidance or step alone have a plot of their own.
+        varied = {method.name for method in self._varied}
+        both = {n: s for n, s in {**scores, **controls}.items() if n not in varied}
         bars = {n: s.class_iou for n, s in both.items() if isinstance(s, Scores) and s.class_iou}
         if bars:
             write_figure(class_iou_bars(bars), folder / "class_iou.png")
-        curves = self._curves(scores)
-        if curves:
-            write_figure(guidance_plot(curves), folder / "guidance.png")
+        for each in self._sweeps:
+            if curves := self._curves(each, scores):
+                write_figure(sweep_plot(curves, each.title), folder / f"{each.name}.png")
 
     def _first_pictures(self) -> dict[str, Pictures]:
         found = {}
@@ -326,17 +387,15 @@ class TableEvaluation:
         return found
 
     def _curves(
-        self, scores: Mapping[str, Scores | Skipped]
+        self, swept: Sweep, scores: Mapping[str, Scores | Skipped]
     ) -> dict[str, dict[str, list[tuple[float, float]]]]:
         curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for method in self.methods.values():
-            if not isinstance(method, PipelineMethod) or len(self.guidance_scales) < 2:
-                continue
-            for scale in self.guidance_scales:
-                found = scores[method.with_guidance(scale).name]
+        for method in self._pipelines if len(swept.values) > 1 else []:
+            for value in swept.values:
+                found = scores[swept.vary(method, value).name]
                 cells = found.cells if isinstance(found, Scores) else {}
                 for column, cell in cells.items():
                     if isinstance(cell, Measured) and columns()[column].charted:
                         points = curves.setdefault(column, {}).setdefault(method.name, [])
-                        points.append((scale, cell.value))
+                        points.append((value, cell.value))
         return curves

@@ -199,7 +199,10 @@ class SetMetric(Metric):
 
 _METRICS: dict[str, type[Metric]] = {}
 _COLUMNS: dict[str, Column] = {
-    "llm": Column("LLM", "higher", 4)  # published only: the models behind it are closed
+    "llm": Column("LLM", "higher", 4),  # published only: the models behind it are closed
+    # Of methods and not of pictures: their cost, and the distance to another method's pictures.
+    "evaluations": Column("evaluations", "lower", 1),
+    "pixels": Column("pixels", "lower", 2),
 }
 Registered = TypeVar("Registered", bound=type[Metric])
 

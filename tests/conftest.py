@@ -17,7 +17,7 @@ install_import_hook("mmface", "lazy_checks.checked")
 
 from light_imports import import_lazily, optional_libraries_left_out  # noqa: E402
 
-import_lazily("bitsandbytes", "gradio_client")
+import_lazily("gradio_client")
 import_lazily(*(f"mmface.app.{name}" for name in ("canvas", "handlers", "page", "server")))
 
 import threading  # noqa: E402

@@ -12,7 +12,12 @@ from diffusers.utils import import_utils
 
 # Where they are installed, the first model class of diffusers or transformers takes parts of them
 # for what no test uses: beta sigmas, losses of detectors, LoRA of a pipeline, storage in 8 bits.
-_OF_DIFFUSERS = ("_peft_available", "_scipy_available", "_torchvision_available")
+_OF_DIFFUSERS = (
+    "_bitsandbytes_available",
+    "_peft_available",
+    "_scipy_available",
+    "_torchvision_available",
+)
 _OF_TRANSFORMERS = ("scipy", "sklearn", "torchvision")
 
 

@@ -77,7 +77,7 @@ def test_inception_is_read_from_its_file_and_other_networks_are_refused(inceptio
     torch.save(weights | {"fc.weight": torch.zeros(1008, 2048)}, path)
     loaded = InceptionBackbone.from_file(path, CleanBicubic())
     assert loaded.weights_sha256 == InceptionBackbone(inception).weights_sha256
-    assert loaded.protocol.startswith("inception-2015-12-05/clean-bicubic-299/sha256:")
+    assert loaded.protocol.startswith("inception-2015-12-05/clean-bicubic-clipped-299/sha256:")
     torch.save(weights | {"fc.weight": torch.zeros(1000, 2048)}, path)
     with pytest.raises(ValueError, match="1000 classes"):
         InceptionBackbone.from_file(path)

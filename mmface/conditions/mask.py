@@ -129,7 +129,7 @@ def load_mask(
     if values is None:
         remarks += _palette_oddities(picture, format_, name)
     if values is not None:
-        remarks += [*_oddities(values, format_, name), *_few_greys(picture, format_)]
+        remarks += [*_oddities(values, format_, name), *_few_greys(picture, values, format_)]
         labels = format_.to_labels[_nearest(Image.fromarray(values), size)]
     else:
         _check_has_colors(format_, picture, name)
@@ -260,15 +260,14 @@ def _palette_numbers(picture: Image.Image) -> np.ndarray | None:
     return table[:, 0][np.array(picture)] if is_grey else None
 
 
-def _few_greys(picture: Image.Image, format_: LabelFormat) -> list[str]:
+def _few_greys(picture: Image.Image, values: np.ndarray, format_: LabelFormat) -> list[str]:
     """Say that a palette of 2, 4, 8 or 16 greys, made for this picture, may have merged classes."""
-    if picture.mode != "P":
+    if picture.mode != "P" or (values == np.array(picture)).all():
         return []
-    greys = np.array(picture.getpalette("RGB")).reshape(-1, 3)[:, 0]
-    used = np.array([index for _, index in picture.getcolors() or []])
-    if len(used) not in (2, 4, 8, 16) or used.max() >= len(greys) or (greys[used] == used).all():
+    used = np.unique(values)
+    if len(used) not in (2, 4, 8, 16):
         return []
-    classes = [LABELS[index] for index in np.unique(format_.to_labels[greys[used]])]
+    classes = [LABELS[index] for index in np.unique(format_.to_labels[used])]
     return [
         f"its palette has {len(used)} greys only, which may have merged classes; it has "
         f"{', '.join(classes)}"

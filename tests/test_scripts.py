@@ -19,7 +19,6 @@ SMALL_RUN = (
     "trainer.recipe.micro_batch_size=2",
     "trainer.cadence.log_every=1",
 )
-SMALL_VAE = ("task.vae.block_out_channels=[4,4,4,4]",)
 SMALL_CLIP = (
     "task.tokenizer.vocab_size=520",
     "task.text_config.num_hidden_layers=2",
@@ -34,11 +33,15 @@ SMALL_DIT = (
     "task.image_size=32",
     "task.compile_blocks=false",
 )
+SMALL_FLOW = (*SMALL_DIT, "task.init_from=null")
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    return tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "mmface").mkdir()  # where the configs look for the built-in weights
+    (folder / "mmface/assets").symlink_to(SCRIPTS.parent / "mmface/assets")
+    return folder
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_a_mistake_in_training_is_one_line(
     run, trained, capsys, unchecked_types, argument, message
 ):
     with pytest.raises(SystemExit) as ended:
-        run("train.py", "experiment=tiny_flow", "run_name=wrong", *SMALL_RUN, *SMALL_DIT, argument)
+        run("train.py", "experiment=tiny_flow", "run_name=wrong", *SMALL_RUN, *SMALL_FLOW, argument)
     assert ended.value.code == 2
     (error,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
     assert message in error
@@ -93,13 +96,13 @@ def trained(run, workplace):
     """Everything up to a flow pipeline, made once."""
     if not (workplace / "runs/tiny_flow/export").exists():
         run("precompute.py", "experiment=tiny_pictures", "job.num_faces=4", "job.size_px=32")
-        run("train.py", "experiment=tiny_vae", *SMALL_RUN, *SMALL_VAE)
+        run("train.py", "experiment=tiny_vae", *SMALL_RUN)
         refine = (*SMALL_RUN, "trainer.recipe.micro_batch_size=1")
         run("train.py", "experiment=tiny_vae_refined", *refine)
         run("train.py", "experiment=tiny_clip", *SMALL_RUN, *SMALL_CLIP)
         run("train.py", "experiment=tiny_parser", *SMALL_RUN)
         run("precompute.py", "experiment=tiny_latents")
-        run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT)
+        run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_FLOW)
     return workplace / "runs"
 
 
@@ -160,7 +163,7 @@ def test_ddpm_trains_with_previews(trained, run):
 
 @pytest.mark.slow
 def test_a_changed_setting_must_be_allowed_by_the_name_that_is_shown(trained, run, capsys):
-    longer = ("experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, "trainer.recipe.total_steps=3")
+    longer = ("experiment=tiny_flow", *SMALL_RUN, *SMALL_FLOW, "trainer.recipe.total_steps=3")
     with pytest.raises(SystemExit) as ended:
         run("train.py", *longer)
     assert ended.value.code == 2
@@ -185,7 +188,7 @@ def test_the_seed_decides_a_run_from_its_first_weights_on(trained, run):
             "experiment=tiny_flow",
             f"run_name={name}",
             *SMALL_RUN,
-            *SMALL_DIT,
+            *SMALL_FLOW,
             *arguments,
         )
         return (trained / name / "checkpoints/step-00000002/model.safetensors").read_bytes()
@@ -207,7 +210,7 @@ def test_a_run_that_a_signal_stopped_says_so_with_its_exit_status(
     )
     arguments = ("run_name=stopped", "trainer.cadence.preview_every=1")
     with pytest.raises(SystemExit) as ended:
-        run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_DIT, *arguments)
+        run("train.py", "experiment=tiny_flow", *SMALL_RUN, *SMALL_FLOW, *arguments)
     assert ended.value.code == 75
     assert "stopped at 1 of 2; the same command goes on" in capsys.readouterr().out
     assert [p.name for p in (trained / "stopped" / "checkpoints").iterdir()] == ["step-00000001"]

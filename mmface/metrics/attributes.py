@@ -5,20 +5,17 @@ pictures of one face whose prompts differ in one word.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64, UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 from mmface.conditions import LABEL_INDEX
-from mmface.core.files import weights_sha256
-from mmface.encoders.face_parser import FaceParser
-from mmface.metrics.caption_agreement import JUDGE_ID, VisionLanguageJudge, choice_probabilities
-from mmface.metrics.metric import Column, PictureOrder, SampleMetric, Skipped, Values, register
+from mmface.metrics.caption_agreement import JudgeMetric, choice_probabilities
+from mmface.metrics.condition_agreement import ParserMetric
+from mmface.metrics.metric import Column, PictureOrder, Values, register
 from mmface.metrics.preprocessing import check_pictures
 
 Images = UInt8[Tensor, "batch 3 height width"]
@@ -106,7 +103,7 @@ def read_attributes(
 
 
 @register
-class Attributes(SampleMetric):
+class Attributes(ParserMetric):
     """What a picture shows, by its colours in the regions of its mask.
 
     Luma is 0 to 255. Warmth is red minus blue. Age lines are what `fine_lines` gives of cheeks and
@@ -131,24 +128,10 @@ class Attributes(SampleMetric):
     }
     needs = frozenset({"picture", "mask"})
 
-    def __init__(self, parser: str | Path) -> None:
-        """Name a SegFormer with its preprocessor, which finds glasses: a folder or a hub id."""
-        self.source = parser
-        self.remedy = f"hf download {parser}, or give its folder with parser=DIR"
-        self._parser: FaceParser | None = None
-        self._protocol = ""
-
-    def load(self, device: torch.device) -> Skipped | None:
-        """Load the parser."""
-        self._parser = FaceParser.from_pretrained(self.source, device=str(device))
-        digest = weights_sha256(self._parser.model.state_dict())[:12]
-        self._protocol = f"colours-in-regions/parser/{Path(self.source).name}/sha256:{digest}"
-        return None
-
     @property
     def protocol(self) -> str:
-        """The parser by its weights."""
-        return self._protocol
+        """The parser by its weights, which finds the glasses."""
+        return f"colours-in-regions/{super().protocol}"
 
     def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
         """Read each picture in the regions of its mask."""
@@ -177,7 +160,7 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
 
 
 @register
-class JudgedAttributes(SampleMetric):
+class JudgedAttributes(JudgeMetric):
     """What a vision-language model sees in a picture: the probability of "Yes" to each question.
 
     For photographs, where light moves colours more than words do.
@@ -185,22 +168,6 @@ class JudgedAttributes(SampleMetric):
 
     name = "judged_attributes"
     columns: ClassVar = {name: Column(title, None, 3) for name, (title, _) in QUESTIONS.items()}
-
-    def __init__(self, judge: str | Path = JUDGE_ID) -> None:
-        self.source = judge
-        self.remedy = f"hf download {judge}, or give a folder with judge=DIR"
-        self._judge: VisionLanguageJudge | None = None
-
-    def load(self, device: torch.device) -> Skipped | None:
-        """Load the judge."""
-        self._judge = VisionLanguageJudge.from_pretrained(self.source)
-        self._judge.model.to(device)
-        return None
-
-    @property
-    def protocol(self) -> str:
-        """Model and dtype."""
-        return "" if self._judge is None else self._judge.protocol
 
     def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
         """Ask every question about each picture."""

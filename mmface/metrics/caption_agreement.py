@@ -198,17 +198,8 @@ class ClipScore(SampleMetric):
         ]
 
 
-@register
-class JudgeRatings(SampleMetric):
-    """Two ratings by a local vision-language model."""
-
-    name = "judge"
-    columns: ClassVar = {
-        "judge_yes": Column("P(yes)", "higher", 4),
-        "judge_digit": Column("Rating", "higher", 4),
-    }
-    needs = frozenset({"picture", "caption"})
-    controls = frozenset({"reconstruction", "others", "shuffled_prompts"})
+class JudgeMetric(SampleMetric):
+    """What a local vision-language model, a folder or hub id, answers about a picture."""
 
     def __init__(self, judge: str | Path = JUDGE_ID) -> None:
         self.source = judge
@@ -225,6 +216,19 @@ class JudgeRatings(SampleMetric):
     def protocol(self) -> str:
         """Model and dtype."""
         return "" if self._judge is None else self._judge.protocol
+
+
+@register
+class JudgeRatings(JudgeMetric):
+    """Two ratings by a local vision-language model."""
+
+    name = "judge"
+    columns: ClassVar = {
+        "judge_yes": Column("P(yes)", "higher", 4),
+        "judge_digit": Column("Rating", "higher", 4),
+    }
+    needs = frozenset({"picture", "caption"})
+    controls = frozenset({"reconstruction", "others", "shuffled_prompts"})
 
     def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
         """Ask two questions about each picture."""

@@ -72,22 +72,8 @@ def edge_agreements(
     return torch.tensor(scores, dtype=torch.float64)
 
 
-@register
-class Masks(SampleMetric):
-    """ACC and mIoU in per cent of what a parser sees, in all averagings.
-
-    A perfect picture does not reach 100 where absent ones of the 19 classes count as 0.
-    """
-
-    name = "masks"
-    columns: ClassVar = {
-        "accuracy": Column("ACC", "higher", 2, charted=True),
-        "mean_iou": Column("mIoU", "higher", 2, charted=True),
-        "mean_iou_of_pictures": Column("mIoU (pictures)", "higher", 2),
-        "mean_iou_absent_zero": Column("mIoU (absent 0)", "higher", 2),
-    }
-    needs = frozenset({"picture", "mask"})
-    controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
+class ParserMetric(SampleMetric):
+    """What a face parser sees in a picture."""
 
     def __init__(self, parser: str | Path, revision: str | None = None) -> None:
         """Name a SegFormer with its preprocessor: a folder, or a hub id and its revision."""
@@ -107,6 +93,24 @@ class Masks(SampleMetric):
     def protocol(self) -> str:
         """The parser by its weights."""
         return self._protocol
+
+
+@register
+class Masks(ParserMetric):
+    """ACC and mIoU in per cent of what a parser sees, in all averagings.
+
+    A perfect picture does not reach 100 where absent ones of the 19 classes count as 0.
+    """
+
+    name = "masks"
+    columns: ClassVar = {
+        "accuracy": Column("ACC", "higher", 2, charted=True),
+        "mean_iou": Column("mIoU", "higher", 2, charted=True),
+        "mean_iou_of_pictures": Column("mIoU (pictures)", "higher", 2),
+        "mean_iou_absent_zero": Column("mIoU (absent 0)", "higher", 2),
+    }
+    needs = frozenset({"picture", "mask"})
+    controls = frozenset({"reconstruction", "others", "shuffled_conditions"})
 
     def read(self, products: Images, orders: Sequence[PictureOrder]) -> list[Values]:
         """Count each picture's pixels by (true class, parsed class)."""

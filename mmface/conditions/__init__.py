@@ -35,17 +35,23 @@ from mmface.conditions.mask import (
     ForeignOrderError,
     LoadedMask,
     class_indices,
-    class_iou,
     colorize,
-    confusion_matrix,
-    flip_labels,
     guess_label_format,
     load_mask,
-    mean_iou,
-    pixel_accuracy,
     released_mask_rgb,
 )
-from mmface.conditions.palette import LABEL_INDEX, LABEL_TITLES, LABELS, LEFT_RIGHT_PAIRS, PALETTE
+from mmface.conditions.palette import (
+    LABEL_INDEX,
+    LABEL_TITLES,
+    LABELS,
+    LEFT_RIGHT_PAIRS,
+    PALETTE,
+    class_iou,
+    confusion_matrix,
+    flip_labels,
+    mean_iou,
+    pixel_accuracy,
+)
 from mmface.conditions.sketch import (
     SKETCH,
     SKETCH_POLARITIES,

@@ -1,4 +1,4 @@
-"""Segmentation masks: reading them in any known label format, drawing and comparing them.
+"""Segmentation masks: the kind of condition, and reading them in any known label format.
 
 Label maps are uint8 arrays [H, W] of class indices in the CelebAMask-HQ order (`LABELS`).
 """
@@ -40,23 +40,21 @@ from mmface.conditions.label_formats import (
     share_of_anatomy,
     words_against,
 )
-from mmface.conditions.palette import LABELS, LEFT_RIGHT_PAIRS, PALETTE
+from mmface.conditions.palette import (
+    LABELS,
+    PALETTE,
+    class_iou,
+    confusion_matrix,
+    flip_labels,
+    mean_iou,
+    pixel_accuracy,
+)
 
 _EDGE_WIDTH_PX = 6  # off-palette colours farther than this from all others are no soft edge
 _MAX_FOREIGN_FRACTION = 0.002
 _MAX_OFF_PALETTE_FRACTION = 0.3
 _DOUBTFUL_DISTANCE, _UNKNOWN = 8.0, 255
 _AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
-
-
-_MIRRORED = np.arange(len(LABELS), dtype=np.uint8)
-for _left, _right in LEFT_RIGHT_PAIRS:
-    _MIRRORED[[_left, _right]] = _right, _left
-
-
-def flip_labels(labels: np.ndarray) -> np.ndarray:
-    """Mirror a label map [H, W] left to right, and swap the subject's left and right parts."""
-    return _MIRRORED[labels[:, ::-1]]
 
 
 def colorize(labels: np.ndarray) -> np.ndarray:
@@ -66,13 +64,11 @@ def colorize(labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LoadedMask:
-    """A mask as the model wants it.
+    """A mask as class indices into `LABELS`, and what looked odd.
 
-    Attributes:
-        labels: Class indices into `LABELS`.
-        off_palette_fraction: Share of the source's pixels, in [0, 1], that were farther than
-            `COLOR_TOLERANCE` from every palette colour and took the class of a neighbour.
-        remarks: What else was guessed or looks odd, in sentences without their subject.
+    `off_palette_fraction` is the share of the source's pixels, in [0, 1], that were farther than
+    `COLOR_TOLERANCE` from every palette colour and took the class of a neighbour. `remarks` are
+    sentences without their subject.
     """
 
     labels: UInt8[np.ndarray, "height width"]
@@ -115,7 +111,6 @@ def load_mask(
         The label map, and what of it had to be guessed.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ForeignOrderError: If its classes lie as in another format; a ValueError.
         ValueError: If it is no picture, or no mask in this format, or there is no such format.
     """
@@ -125,14 +120,17 @@ def load_mask(
     if (height, width) != (picture.height, picture.width):
         picture = picture.crop((left, top, left + width, top + height))
     values = class_indices(picture, name)
-    fraction, remarks = 0.0, list[str]()
-    if values is None:
-        remarks += _palette_oddities(picture, format_, name)
+    fraction = 0.0
     if values is not None:
-        remarks += [*_oddities(values, format_, name), *_few_greys(picture, values, format_)]
+        remarks = _oddities(values, format_, name) + _few_greys(picture, values, format_)
         labels = format_.to_labels[_nearest(Image.fromarray(values), size)]
+    elif not format_.palette:
+        raise ValueError(
+            f"{name} is in colour, but masks of the label format {format_.name!r} are maps of "
+            f"class indices.{_other_format(picture, format_)}"
+        )
     else:
-        _check_has_colors(format_, picture, name)
+        remarks = _palette_oddities(picture, format_, name)
         picture = _fit_to_snap(picture, size, format_.label_palette)
         labels, fraction, said = _decode_colors(picture, format_, name)
         remarks += said
@@ -149,17 +147,10 @@ def _nearest(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def guess_label_format(masks: Sequence[Picture]) -> LabelFormatGuess:
-    """Guess the format that masks of faces have in common, from a few of them.
+    """Guess the format that masks of faces have in common: one often tells, 16 are better.
 
-    Args:
-        masks: Pictures as `open_picture` takes them. One often tells; 16 are better.
-
-    Returns:
-        The guess. It is undecided where two formats fit alike, and where none does.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there are no masks, or one is no picture.
+    Undecided where two formats fit alike, and where none does. ValueError if there are no masks, or
+    one is no picture.
     """
     if not masks:
         raise ValueError("There are no masks to guess a label format from.")
@@ -181,18 +172,11 @@ def guess_label_format(masks: Sequence[Picture]) -> LabelFormatGuess:
 
 
 def class_indices(picture: Image.Image, name: str = "The picture") -> np.ndarray | None:
-    """Read a picture as a map of class numbers, in its own order.
+    """Read a map of class numbers in the picture's own order: uint8 [H, W], transparent pixels 0.
 
-    Args:
-        picture: Any; grey ones, and those with a palette that is grey or in the order of the
-            classes, are maps of numbers.
-        name: What messages call it.
-
-    Returns:
-        uint8 [H, W] of 0..18, transparent pixels 0; None if colours carry the classes.
-
-    Raises:
-        ValueError: If it is grey with other values than 0..18, or transparent everywhere.
+    Grey pictures, and those with a palette that is grey or in the order of the classes, are such
+    maps; None if colours carry the classes. ValueError, which calls the picture `name`, if it is
+    grey with other values than 0..18, or transparent everywhere.
     """
     values = _palette_numbers(picture) if picture.mode == "P" else _grey_numbers(picture)
     hidden = _hidden(picture, name)
@@ -400,14 +384,6 @@ def _palette_oddities(picture: Image.Image, format_: LabelFormat, name: str) -> 
     )
 
 
-def _check_has_colors(format_: LabelFormat, picture: Image.Image, name: str) -> None:
-    if not format_.palette:
-        raise ValueError(
-            f"{name} is in colour, but masks of the label format {format_.name!r} are maps of "
-            f"class indices.{_other_format(picture, format_)}"
-        )
-
-
 def _decode_colors(
     picture: Image.Image, format_: LabelFormat, name: str
 ) -> tuple[np.ndarray, float, list[str]]:
@@ -559,30 +535,6 @@ def _filled(
         padded[tuple(places.T + 1)] = found
         places = places[found == _UNKNOWN]
     return padded[1:-1, 1:-1]
-
-
-def confusion_matrix(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Count pixels of uint8 label maps by (true, predicted class): int64 [19, 19], additive."""
-    count = len(LABELS)
-    joint = truth.astype(np.int64).ravel() * count + predicted.astype(np.int64).ravel()
-    return np.bincount(joint, minlength=count * count).reshape(count, count)
-
-
-def pixel_accuracy(confusion: np.ndarray) -> float:
-    """Share of pixels with the right class, in [0, 1]."""
-    return float(np.trace(confusion) / confusion.sum())
-
-
-def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, float64 [19] in [0, 1]; NaN where truth has none."""
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return np.where(confusion.sum(1) > 0, hits / np.maximum(union, 1), np.nan)
-
-
-def mean_iou(confusion: np.ndarray) -> float:
-    """Mean over the classes that the truth has, in [0, 1]."""
-    return float(np.nanmean(class_iou(confusion)))
 
 
 class MaskKind(ConditionKind):

@@ -1,4 +1,4 @@
-"""The 19 face classes, and the colours that masks are drawn in.
+"""The 19 face classes, their colours, and how label maps are mirrored and compared.
 
 Label maps are uint8 arrays [H, W] of class indices in the CelebAMask-HQ order (`LABELS`).
 """
@@ -83,3 +83,36 @@ PALETTE = np.array(
 
 LEFT_RIGHT_PAIRS: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (8, 9))
 """Classes that change places in a mirror: the eyes, the brows and the ears."""
+
+_MIRRORED = np.arange(len(LABELS), dtype=np.uint8)
+for _left, _right in LEFT_RIGHT_PAIRS:
+    _MIRRORED[[_left, _right]] = _right, _left
+
+
+def flip_labels(labels: np.ndarray) -> np.ndarray:
+    """Mirror a label map [H, W] left to right, and swap the subject's left and right parts."""
+    return _MIRRORED[labels[:, ::-1]]
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Count pixels of uint8 label maps by (true, predicted class): int64 [19, 19], additive."""
+    count = len(LABELS)
+    joint = truth.astype(np.int64).ravel() * count + predicted.astype(np.int64).ravel()
+    return np.bincount(joint, minlength=count * count).reshape(count, count)
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Share of pixels with the right class, in [0, 1]."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class, float64 [19] in [0, 1]; NaN where truth has none."""
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.where(confusion.sum(1) > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean over the classes that the truth has, in [0, 1]."""
+    return float(np.nanmean(class_iou(confusion)))

@@ -20,8 +20,10 @@ Euler steps land unevenly.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -36,6 +38,8 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
+
+from mmface.core.sources import BrokenModelError, read_object
 
 NUM_TRAIN_TIMESTEPS = 1000
 RECTIFIED_FLOW = "rectified_flow"
@@ -304,6 +308,38 @@ def translation_named(objective: str) -> Translation:
             f"No objective is named {objective!r}; choose one of {', '.join(TRANSLATIONS)}."
         )
     return TRANSLATIONS[objective]()
+
+
+def load_scheduler(name: str, folder: Path) -> SchedulerMixin:
+    """Load the scheduler of a pipeline's folder, a class of diffusers; BrokenModelError if unfit.
+
+    Unfit are names that diffusers does not have, and steps that are no numbers or lie outside of
+    the scheduler's own time.
+    """
+    found = getattr(diffusers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise BrokenModelError(
+            f"{folder}/model_index.json names {name!r:.60} as scheduler, which diffusers does not "
+            "have; copy it again"
+        )
+    read_object(folder / "scheduler" / "scheduler_config.json")
+    scheduler = found.from_pretrained(folder, subfolder="scheduler")
+    try:
+        scheduler.set_timesteps(4)
+        steps = torch.as_tensor(scheduler.timesteps).float()
+        sigmas = torch.as_tensor(getattr(scheduler, "sigmas", [0.0])).float()
+        last = scheduler.config["num_train_timesteps"]
+        is_sound = bool(sigmas.isfinite().all() and ((steps >= 0) & (steps <= last)).all())
+    except Exception as error:
+        raise BrokenModelError(
+            f"{folder}/scheduler cannot make steps ({type(error).__name__}: {error}); copy its "
+            "config again"
+        ) from error
+    if not is_sound:
+        raise BrokenModelError(
+            f"{folder}/scheduler makes steps beyond its time; copy its config again"
+        )
+    return scheduler
 
 
 class Trajectory:

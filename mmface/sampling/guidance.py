@@ -16,15 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from mmface.conditions import Picture, condition_kind
+from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
 from mmface.core.command_line import check_interval, check_number
 from mmface.encoders import TextFeatures
+from mmface.encoders.vae import image_pixels
 from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.blending import covered, load_region
 from mmface.sampling.step_cache import ComputedBlocks, StepCache
@@ -100,6 +102,81 @@ class ConditionedPrompt(NamedTuple):
     prompt: str
     negative_prompt: str
     conditions: Mapping[str, Picture]
+
+
+def conditioned_prompts(
+    prompts: Sequence[str],
+    negative_prompt: str | Sequence[str],
+    conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
+) -> list[ConditionedPrompt]:
+    """Give each prompt of a call its own negative prompt and conditions.
+
+    `conditions` are by kind; in lists, None marks the prompts without. ValueError if a list has
+    another length, or a prompt has no condition.
+    """
+    count = len(prompts)
+    negatives = one_each("negative_prompt", negative_prompt, count)
+    columns = {name: one_each(name, each, count) for name, each in conditions.items()}
+    found = []
+    for place, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
+        own = {
+            kind.name: columns[kind.name][place]
+            for kind in condition_kinds()
+            if kind.name in columns and columns[kind.name][place] is not None
+        }
+        if not own:
+            raise ValueError(
+                f"The prompt {prompt!r} has neither {kinds_in_words(' nor ')}; give each "
+                "prompt one at least."
+            )
+        found.append(ConditionedPrompt(prompt, negative, own))
+    return found
+
+
+def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort keywords into conditions and their controls, both by kind, without those of None.
+
+    A control's keyword is the kind's name and `CONTROL_SUFFIX`; TypeError if it is neither.
+    """
+    names = [kind.name for kind in condition_kinds()]
+    given = {key: value for key, value in keywords.items() if value is not None}
+    for key in keywords:
+        if key.removesuffix(CONTROL_SUFFIX) not in names:
+            raise TypeError(
+                f"The pipeline has no argument {key!r}; the conditions are {', '.join(names)}, and "
+                f"what says how one binds is called as in {names[0]}{CONTROL_SUFFIX}."
+            )
+    controls = {name: given.pop(key) for name in names if (key := name + CONTROL_SUFFIX) in given}
+    return given, controls
+
+
+def one_each(name: str, value: Any, count: int) -> list[Any]:
+    """Give each of `count` prompts its own of a list, or all of them the same value."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{name} is a list of {len(value)} for {count} prompts; give one for all, or one each."
+        )
+    return list(value)
+
+
+def distinct_pixels(
+    prompts: Sequence[ConditionedPrompt], size: tuple[int, int]
+) -> tuple[Float32[Tensor, "distinct 3 height width"], list[list[int]]]:
+    """Load distinct conditions once, in [-1, 1], and tell which of them each prompt has."""
+    pixels: dict[tuple[str, str | int], Tensor] = {}
+    keys: list[list[tuple[str, str | int]]] = []
+    for prompt in prompts:
+        keys.append([])
+        for name, source in prompt.conditions.items():
+            key = (name, str(source) if isinstance(source, str | Path) else id(source))
+            keys[-1].append(key)
+            if key not in pixels:
+                kind = condition_kind(name)
+                pixels[key] = image_pixels(kind.rgb(kind.load(source, size).values))
+    order = list(pixels)
+    return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]
 
 
 class Term(NamedTuple):

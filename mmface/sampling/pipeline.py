@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -25,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 # diffusers loads the classes that a folder names only from modules that are imported already.
 import mmface.ablations
 import mmface.transformer  # noqa: F401
-from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
+from mmface.conditions import Picture, condition_kind
 from mmface.core.command_line import check_number, check_whole
 from mmface.core.sources import (
     BrokenModelError,
@@ -35,22 +34,26 @@ from mmface.core.sources import (
     read_object,
 )
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
-from mmface.encoders.vae import image_pixels, to_uint8
+from mmface.encoders.vae import to_uint8
 from mmface.model.ablations import NETWORKS
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.solvers import (
     NUM_TRAIN_TIMESTEPS,
     Trajectory,
     Translation,
+    load_scheduler,
     translation_named,
 )
 from mmface.sampling.blending import VARIATION_STRENGTH, KeptPicture
 from mmface.sampling.guidance import (
-    CONTROL_SUFFIX,
     Composition,
     ConditionedPrompt,
     Denoiser,
     Guidance,
+    conditioned_prompts,
+    distinct_pixels,
+    one_each,
+    split_keywords,
 )
 from mmface.sampling.released_folder import released_checkpoint, released_components
 from mmface.sampling.step_cache import StepCache
@@ -429,70 +432,6 @@ class MMFacePipeline(DiffusionPipeline):
         return as_output_type(pixels, output_type)
 
 
-def conditioned_prompts(
-    prompts: Sequence[str],
-    negative_prompt: str | Sequence[str],
-    conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
-) -> list[ConditionedPrompt]:
-    """Give each prompt of a call its own negative prompt and conditions.
-
-    `conditions` are by kind; in lists, None marks the prompts without. ValueError if a list has
-    another length, or a prompt has no condition.
-    """
-    count = len(prompts)
-    negatives = one_each("negative_prompt", negative_prompt, count)
-    columns = {name: one_each(name, each, count) for name, each in conditions.items()}
-    found = []
-    for place, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
-        own = {
-            kind.name: columns[kind.name][place]
-            for kind in condition_kinds()
-            if kind.name in columns and columns[kind.name][place] is not None
-        }
-        if not own:
-            raise ValueError(
-                f"The prompt {prompt!r} has neither {kinds_in_words(' nor ')}; give each "
-                "prompt one at least."
-            )
-        found.append(ConditionedPrompt(prompt, negative, own))
-    return found
-
-
-def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort keywords into conditions and their controls, both by kind, without those of None.
-
-    A control's keyword is the kind's name and `CONTROL_SUFFIX`; TypeError if it is neither.
-    """
-    names = [kind.name for kind in condition_kinds()]
-    given = {key: value for key, value in keywords.items() if value is not None}
-    for key in keywords:
-        if key.removesuffix(CONTROL_SUFFIX) not in names:
-            raise TypeError(
-                f"The pipeline has no argument {key!r}; the conditions are {', '.join(names)}, and "
-                f"what says how one binds is called as in {names[0]}{CONTROL_SUFFIX}."
-            )
-    controls = {name: given.pop(key) for name in names if (key := name + CONTROL_SUFFIX) in given}
-    return given, controls
-
-
-def distinct_pixels(
-    prompts: Sequence[ConditionedPrompt], size: tuple[int, int]
-) -> tuple[Float32[Tensor, "distinct 3 height width"], list[list[int]]]:
-    """Load distinct conditions once, in [-1, 1], and tell which of them each prompt has."""
-    pixels: dict[tuple[str, str | int], Tensor] = {}
-    keys: list[list[tuple[str, str | int]]] = []
-    for prompt in prompts:
-        keys.append([])
-        for name, source in prompt.conditions.items():
-            key = (name, str(source) if isinstance(source, str | Path) else id(source))
-            keys[-1].append(key)
-            if key not in pixels:
-                kind = condition_kind(name)
-                pixels[key] = image_pixels(kind.rgb(kind.load(source, size).values))
-    order = list(pixels)
-    return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]
-
-
 def check_numbers(
     num_inference_steps: int, num_images_per_prompt: int, max_batch: int | None
 ) -> None:
@@ -543,17 +482,6 @@ def check_finite(name: str, values: Tensor, module: torch.nn.Module) -> None:
         )
 
 
-def one_each(name: str, value: Any, count: int) -> list[Any]:
-    """Give each of `count` prompts its own of a list, or all of them the same value."""
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"{name} is a list of {len(value)} for {count} prompts; give one for all, or one each."
-        )
-    return list(value)
-
-
 def picture_generators(
     seed: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
@@ -597,27 +525,19 @@ _LIBRARIES = {
     "transformer": ("mmface.transformer", "mmface.ablations", *_NETWORK_ROOM),
     "scheduler": ("diffusers",),
 }
+_NONE = (None, [None, None])  # how a folder says that a pipeline was saved without a scheduler
 
 
 def saved_components(
     folder: Path, dtype: torch.dtype, given: dict[str, Any], variant: str | None = None
 ) -> dict[str, Any]:
-    """Load the components of a pipeline that `save_pretrained` wrote.
+    """Load the components of a pipeline that `save_pretrained` wrote, by name.
 
-    Args:
-        folder: The pipeline's.
-        dtype: The dtype of all weights.
-        given: Components that take the place of those in the folder.
-        variant: The word in the names of the weights' files, if they have one.
-
-    Returns:
-        The components by their names, those given among them.
-
-    Raises:
-        ValueError: If something in the folder cannot be used.
+    Those `given` take the place of the folder's; `variant` is the word in the names of its weights
+    files, if they have one. ValueError if something in the folder cannot be used.
     """
     index = read_object(folder / "model_index.json")
-    scheduler = _scheduler_class(index, folder)
+    _check_classes(index, folder)
     check_whole(f"{folder}/model_index.json: image_size", index.get("image_size"), 1, 2**14)
     check_number(f"{folder}/model_index.json: guidance_scale", index.get("guidance_scale", 1.0), 0)
     steps = index.get("num_inference_steps", 1)  # older pipelines have none
@@ -635,14 +555,12 @@ def saved_components(
     if "transformer" not in parts:
         network = NETWORKS[index["transformer"][1]]
         parts["transformer"] = load_network(network, str(folder), "transformer", **where)
-    if "scheduler" not in parts and scheduler is not None:
-        read_object(folder / "scheduler" / "scheduler_config.json")
-        parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler")
-        _check_scheduler(parts["scheduler"], folder)
+    if "scheduler" not in parts and index.get("scheduler") not in _NONE:
+        parts["scheduler"] = load_scheduler(index["scheduler"][1], folder)
     return parts
 
 
-def _scheduler_class(index: dict[str, Any], folder: Path) -> Any:
+def _check_classes(index: dict[str, Any], folder: Path) -> None:
     """Check the classes that a pipeline names, none of which is imported by its name."""
     if index.get("_class_name") != "MMFacePipeline":
         raise BrokenModelError(
@@ -657,36 +575,10 @@ def _scheduler_class(index: dict[str, Any], folder: Path) -> Any:
         )
     for name, libraries in _LIBRARIES.items():
         named = index.get(name)
-        if name == "scheduler" and named in (None, [None, None]):
-            return None
+        if name == "scheduler" and named in _NONE:
+            continue
         if not (isinstance(named, list) and len(named) == 2 and named[0] in libraries):
             raise BrokenModelError(
                 f"{folder}/model_index.json names {named!r:.60} as {name}, not a class of "
                 f"{libraries[0]}; copy it again"
             )
-    found = getattr(diffusers, str(index["scheduler"][1]), None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise BrokenModelError(
-            f"{folder}/model_index.json names {index['scheduler'][1]!r:.60} as scheduler, which "
-            "diffusers does not have; copy it again"
-        )
-    return found
-
-
-def _check_scheduler(scheduler: Any, folder: Path) -> None:
-    """Raise BrokenModelError if a scheduler's steps are no numbers, or a flow's beyond its time."""
-    try:
-        scheduler.set_timesteps(4)
-        steps = torch.as_tensor(scheduler.timesteps).float()
-        sigmas = torch.as_tensor(getattr(scheduler, "sigmas", [0.0])).float()
-        last = scheduler.config["num_train_timesteps"]
-        is_sound = bool(sigmas.isfinite().all() and ((steps >= 0) & (steps <= last)).all())
-    except Exception as error:
-        raise BrokenModelError(
-            f"{folder}/scheduler cannot make steps ({type(error).__name__}: {error}); copy its "
-            "config again"
-        ) from error
-    if not is_sound:
-        raise BrokenModelError(
-            f"{folder}/scheduler makes steps beyond its time; copy its config again"
-        )

@@ -65,7 +65,8 @@ def main(**values: Any) -> int:
 def parameter(option: Option) -> inspect.Parameter:
     """Make a parameter of the command line of an option."""
     shown = typer.Option(help=option.help, rich_help_panel=option.panel)
-    hint: Any = Annotated[option.type, shown]
+    # typer repeats an option of a list, and knows no tuple of any length.
+    hint: Any = Annotated[list[str] if option.type == tuple[str, ...] else option.type, shown]
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(option.name, keyword, default=option.default, annotation=hint)
 

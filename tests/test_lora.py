@@ -13,19 +13,24 @@ from PIL import Image
 from safetensors.torch import save_file
 from script_runs import load_script
 
-from mmface.model.lora import load_lora, read_lora
+from mmface.model.lora import load_lora, load_loras, read_lora
 
 pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra lora")
 LAYERS = ("blocks.0.image.qkv", "blocks.1.text.mlp.2", "text_embedder")
 
 
-def write_lora(path, model, layers=LAYERS, rank=2, zero=False, prefix="transformer.", **metadata):
+def write_lora(
+    path, model, layers=LAYERS, rank=2, zero=False, prefix="transformer.", dora=False, **metadata
+):
     generator, modules, state = torch.Generator().manual_seed(3), dict(model.named_modules()), {}
     for name in layers:
         up = torch.randn(modules[name].out_features, rank, generator=generator)
         state[f"{prefix}{name}.lora_B.weight"] = up * 0 if zero else up
         down = torch.randn(rank, modules[name].in_features, generator=generator)
         state[f"{prefix}{name}.lora_A.weight"] = down
+        if dora:
+            norms = torch.rand(len(up), generator=generator) + 0.5
+            state[f"{prefix}{name}.lora_magnitude_vector"] = norms
     save_file(state, path, metadata)
     return path
 
@@ -106,6 +111,37 @@ def test_what_diffusers_saves_loads(model, tmp_path):
     assert torch.equal(model(*inputs()), found)
 
 
+@torch.no_grad()
+def test_dora_sets_the_norms_of_the_rows(model, tmp_path):
+    path = write_lora(tmp_path / "dora", model, dora=True)
+    pairs = read_lora(path)
+    load_lora(model, path)
+    found = model(*inputs())
+    model.unload_lora()
+    for name, pair in pairs.items():
+        weight = model.get_submodule(name).weight
+        moved = weight + pair.up @ pair.down
+        weight.copy_(moved * (pair.magnitude / moved.norm(dim=1))[:, None])
+    torch.testing.assert_close(found, model(*inputs()), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_two_are_added_with_their_weights_or_none(model, tmp_path):
+    paths = [write_lora(tmp_path / "a", model), write_lora(tmp_path / "b", model, LAYERS[:1], 3)]
+    bad = tmp_path / "bad"
+    save_file({"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}, bad)
+    with pytest.raises(ValueError, match="layer 'a', which"):
+        load_loras(model, [(paths[0], 1.0), (bad, 1.0)])
+    assert not hasattr(model, "peft_config")
+    assert load_loras(model, [(paths[0], 0.5), (paths[1], -0.25)]) == 3
+    found = model(*inputs())
+    model.unload_lora()
+    for path, scale in zip(paths, (0.5, -0.25), strict=True):
+        for name, pair in read_lora(path).items():
+            model.get_submodule(name).weight.add_(scale * pair.up @ pair.down)
+    torch.testing.assert_close(found, model(*inputs()), rtol=1e-4, atol=1e-4)
+
+
 def test_misfits_are_named(model, tmp_path):
     path = tmp_path / "lora"
     pair = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
@@ -123,7 +159,10 @@ def test_misfits_are_named(model, tmp_path):
         ({"a.weight": torch.ones(2)}, {}, "not lora_A or lora_B"),
         ({}, {}, "is empty"),
         (pair, {"lora_adapter_metadata": "{"}, "config that cannot be read"),
-        (pair, {"lora_adapter_metadata": '{"lora_alpha": 2, "use_dora": true}'}, "not plain LoRA"),
+        (pair, {"lora_adapter_metadata": '{"lora_alpha": 2, "use_dora": true}'}, "is DoRA, but"),
+        (pair, {"lora_adapter_metadata": '{"lora_alpha": 2, "use_rslora": true}'}, "not plain"),
+        (pair | {"a.lora_magnitude_vector": torch.ones(2)}, {}, "no matching pair"),
+        (pair, {"mmface_base": '{"objective": "min_snr_diffusion"}'}, "a model of min_snr"),
     ):
         save_file(state, path, metadata or None)
         with pytest.raises(ValueError, match=message):
@@ -156,9 +195,13 @@ def test_the_command_line_adds_it(
         [],
         ["--lora", "a.safetensors"],
         ["--lora", "a.safetensors", "--lora-scale", "0"],
+        ["--lora", "a.safetensors:0.75", "--lora", "a.safetensors:0.25"],
     ):
         assert run([*base, *extra, "--out", "faces.png", "--overwrite"]) == 0
         pictures.append(np.array(Image.open("faces.png")).astype(int))
     assert np.abs(pictures[0] - pictures[1]).mean() > 0.05
     assert np.abs(pictures[0] - pictures[2]).max() <= 1
+    assert np.abs(pictures[1] - pictures[3]).max() <= 1
+    assert run(["--rerun", "faces.png", "--out", "again.png"]) == 0
+    assert np.array_equal(np.array(Image.open("again.png")), pictures[3])
     assert Path("faces.png").exists()

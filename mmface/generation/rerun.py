@@ -176,11 +176,14 @@ def _recorded_model(recipe: Provenance, given: ModelChoice, locate: Locate) -> M
         is_local = "/" not in row.parser or Path(row.parser).is_dir()
         if row.photo is not None and not is_local:
             raise ValueError(f"The face parser {row.parser} of the picture is not here.")
-    if model.lora is None:
-        return model
-    places = {"lora": given.lora} if given.lora else {}
-    lora = _recorded_files(recipe, places, Path())("lora", model.lora)
-    return replace(model, lora=str(lora))
+    moved: Sequence[str | None] = given.lora or [None] * len(model.lora)
+    if len(moved) != len(model.lora):
+        raise ValueError(f"The picture was made with {len(model.lora)} LoRAs; give as many --lora.")
+    found = []
+    for (path, weight), now in zip(model.loras, moved, strict=True):
+        places = {} if now is None else {"lora": now}
+        found.append(f"{_recorded_files(recipe, places, Path())('lora', path)}:{weight}")
+    return replace(model, lora=tuple(found))
 
 
 def _compilable(model: ModelChoice) -> ModelChoice:

@@ -50,7 +50,7 @@ from mmface.generation.settings import (
     current_versions,
     write_pictures,
 )
-from mmface.model.lora import load_lora
+from mmface.model.lora import load_loras, lora_file
 from mmface.model.transformer import MMFaceDiT
 from mmface.rendered.examples import EXAMPLES, read_examples
 from mmface.sampling.acceleration import accelerate_pipeline, check_compiler
@@ -117,8 +117,10 @@ def open_model(
         check_compiler(device)
         say("--fast: the first faces of each batch size and picture size take longer, to compile")
     pipeline = _load(choice, folder)
-    if choice.lora is not None:
-        load_lora(pipeline.transformer, choice.lora, choice.lora_scale)
+    if choice.lora:
+        load_loras(pipeline.transformer, choice.loras)
+        files = [(lora_file(path), weight) for path, weight in choice.loras]
+        choice = replace(choice, lora=tuple(f"{path}:{weight}" for path, weight in files))
     if choice.vae_tiling:
         if not hasattr(pipeline.vae, "enable_tiling"):
             raise ValueError(f"The VAE {type(pipeline.vae).__name__} cannot decode in tiles.")
@@ -243,8 +245,7 @@ def provenance_of(
     files: dict[str, str] = {}
     for one in requests:
         files |= one.files.sha256
-    if (lora := model.choice.lora) is not None:
-        files[lora] = file_sha256(lora)
+    files |= {lora: file_sha256(lora) for lora, _ in model.choice.loras}
     asked = tuple(one.settings for one in requests)
     num, place = call or (len(asked), 0)
     device = model.pipeline._execution_device

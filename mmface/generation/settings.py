@@ -41,6 +41,7 @@ ALL_STEPS = (0.0, 1.0)
 FROM_PHOTO = ("both", "mask", "sketch")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("8bit", "4bit")
+MAX_LORAS = 100
 CACHES = ("first-block", "taylor-seer")
 MAX_TEXT = 20_000
 """Characters of a prompt or path above which it is refused."""
@@ -136,8 +137,8 @@ class ModelChoice:
     pipeline: str = option("tiny-flow", "Model", "Built-in name, folder or hub id.")
     released: str | None = option(None, "Model", "Copy of the authors' hub repository.")
     checkpoint: str | None = option(None, "Model", "Checkpoint folder in it.")
-    lora: str | None = option(None, "Model", "LoRA of the transformer, safetensors.")
-    lora_scale: float = option(1.0, "Model", "How much of the LoRA to add.")
+    lora: tuple[str, ...] = option((), "Model", "LoRA, FILE or FILE:WEIGHT; may be repeated.")
+    lora_scale: float = option(1.0, "Model", "Weight of each LoRA that names none.")
     dtype: str = option("float32", "Model", "float32, bfloat16 or float16.", DTYPES)
     quantize: str | None = option(None, "Model", "8bit or 4bit, on a GPU.", QUANTIZATIONS)
     vae_tiling: bool = option(False, "Model", "Decode large pictures in tiles.")
@@ -150,6 +151,16 @@ class ModelChoice:
             raise ValueError("checkpoint is given without released; say where it lies.")
         if self.fast and self.quantize is not None:
             raise ValueError("fast and quantize do not go together; leave one of them out.")
+
+    @property
+    def loras(self) -> list[tuple[str, float]]:
+        """The path and the weight of each LoRA."""
+        found = []
+        for given in self.lora:
+            path, colon, end = given.rpartition(":")
+            weight = _number(end) if colon and path else None
+            found.append((given, self.lora_scale) if weight is None else (path, weight))
+        return found
 
 
 @dataclass(frozen=True)
@@ -214,7 +225,11 @@ def option_values(group: Any) -> dict[str, Any]:
 def from_options(group: type[Fields], values: Mapping[str, Any]) -> Fields:
     """Make a group of values by their options' names; the opposite of `option_values`."""
     own = {each.name for each in fields(group)}  # type: ignore[arg-type]
-    known = {name: value for name, value in values.items() if name in own}
+    known = {  # the command line gives lists
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name in own
+    }
     if "conditions" in own:
         rest = {kind.name: values.get(kind.name) for kind in condition_kinds()}
         known["conditions"] = {name: path for name, path in rest.items() if path is not None}
@@ -252,8 +267,21 @@ def check_text(name: str, value: Any) -> str:
     return value
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """Give a JSON value as this type, or raise ValueError."""
+    if hint == tuple[str, ...]:
+        if value is None or isinstance(value, str):  # as first recipes have it
+            value = [] if value is None else [value]
+        if not isinstance(value, list | tuple) or len(value) > MAX_LORAS:
+            raise ValueError(f"{name} must be a list of at most {MAX_LORAS} texts.")
+        return tuple(check_text(name, each) for each in value)
     if get_origin(hint) in (Union, UnionType):
         if value is None:
             return None
@@ -362,7 +390,7 @@ class Provenance:
         if self.computed and self.computed.place + len(self.rows) > self.computed.requests:
             raise ValueError("its rows are more than the requests of its call")
         named = {path for row in self.rows for path in row.paths.values()}
-        named |= set() if self.model.lora is None else {self.model.lora}
+        named |= {path for path, _ in self.model.loras}
         if named != set(self.files):
             raise ValueError("its files are not those that its rows and its model name")
 

@@ -24,7 +24,7 @@ from mmface.generation.requests import PreparedRequest, call_arguments, prepare_
 from mmface.generation.sample import asked_of, locate_here
 from mmface.generation.settings import Draws, ModelChoice, Run, Settings
 from mmface.model.ablations import NETWORKS
-from mmface.model.lora import load_lora
+from mmface.model.lora import load_loras
 from mmface.model.released import from_released
 from mmface.model.transformer import MMFaceDiT
 from mmface.planning.live_memory import KernelRules, LiveBytes
@@ -254,9 +254,9 @@ def meta_pipeline(choice: ModelChoice) -> MMFacePipeline:
         raise ValueError(f"The configs of {name} cannot be read: {reason}") from error
     if choice.vae_tiling:
         pipeline.vae.enable_tiling()
-    if choice.lora is not None:
+    if choice.lora:
         with torch.device("meta"):
-            load_lora(pipeline.transformer, choice.lora, choice.lora_scale)
+            load_loras(pipeline.transformer, choice.loras)
     return pipeline
 
 

@@ -42,6 +42,25 @@ def _edges(pictures: Float[Tensor, "batch channels height width"]) -> tuple[Tens
     return pictures.diff(dim=-2), pictures.diff(dim=-1)
 
 
+def reconstruction_errors(
+    decoded: Float[Tensor, "batch channels height width"],
+    pixels: Float[Tensor, "batch channels height width"],
+    weights: Float[Tensor, "batch 1 height width"],
+    edge_weight: float,
+) -> dict[str, Float[Tensor, " batch"]]:
+    """Errors of reconstructed pictures, each pixel by its weight: `pixels`, and `edges`.
+
+    L1 plus half the square, and L1 of the differences of neighbouring pixels.
+    """
+    error = decoded - pixels
+    down, across = _edges(error)
+    down, across = down.abs() * weights[..., 1:, :], across.abs() * weights[..., 1:]
+    return {
+        "pixels": (weights * (error.abs() + 0.5 * error.square())).mean((1, 2, 3)),
+        "edges": edge_weight * (down.mean((1, 2, 3)) + across.mean((1, 2, 3))),
+    }
+
+
 def autoencoder_with_channels(folder: str | Path, latent_channels: int) -> AutoencoderKL:
     """Load an AutoencoderKL without quant convolutions and change its latent channels.
 
@@ -106,20 +125,14 @@ class Autoencoding(TrainingTask):
             [torch.randn(shape, generator=keyed_generator(int(s))) for s in batch["noise_seed"]]
         ).to(pixels.device)
         decoded = self.product.decode(posterior.mean + posterior.std * noise).sample
-        error = decoded - pixels
-        pixel_loss = (weights * (error.abs() + 0.5 * error.square())).mean((1, 2, 3))
-        down, across = _edges(error)
-        down, across = down.abs() * weights[..., 1:, :], across.abs() * weights[..., 1:]
-        edge_loss = down.mean((1, 2, 3)) + across.mean((1, 2, 3))
         kl = posterior.kl() / posterior.mean[0].numel()
         terms = {
-            "pixels": pixel_loss,
-            "edges": self.edge_weight * edge_loss,
+            **reconstruction_errors(decoded, pixels, weights, self.edge_weight),
             "kl": self.kl_weight * kl,
             **{name: term(decoded, pixels) for name, term in self.terms.items()},
         }
         losses = self.losses(batch, decoded, terms)
-        return losses | {"l1": error.abs().mean((1, 2, 3)).detach()}
+        return losses | {"l1": (decoded - pixels).abs().mean((1, 2, 3)).detach()}
 
     def losses(
         self, batch: Mapping[str, Any], decoded: Tensor, terms: dict[str, Tensor]

@@ -13,6 +13,7 @@ from transformers import (
     Dinov2Model,
 )
 
+from mmface.encoders.reference import CLIP_STATISTICS
 from mmface.metrics.backbones import (
     ClipBackbone,
     Dinov2Backbone,
@@ -22,7 +23,6 @@ from mmface.metrics.backbones import (
 )
 from mmface.metrics.inception import FidInception
 from mmface.metrics.preprocessing import (
-    CLIP_STATISTICS,
     CleanBicubic,
     PillowBicubic,
     TorchBilinear,

@@ -17,16 +17,11 @@ from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 from mmface.core.files import weights_sha256
 from mmface.core.sources import load_network, opened, read_weights
+from mmface.encoders.reference import CLIP_STATISTICS, IMAGENET
 from mmface.encoders.text import load_tokenizer
 from mmface.metrics.inception import NUM_FEATURES, FidInception
 from mmface.metrics.metric import Skipped, or_skipped
-from mmface.metrics.preprocessing import (
-    CLIP_STATISTICS,
-    IMAGENET,
-    PillowBicubic,
-    Preprocessing,
-    TorchBilinear,
-)
+from mmface.metrics.preprocessing import PillowBicubic, Preprocessing, TorchBilinear
 
 UNTRAINED = "untrained:"
 """Prefix of the name of a backbone that nobody trained; tables warn of its numbers."""

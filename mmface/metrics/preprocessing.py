@@ -14,9 +14,6 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
 
 def check_pictures(images: Tensor) -> None:
     """Refuse what is no batch of uint8 pictures [B, 3, H, W]."""

@@ -126,7 +126,7 @@ def load_loras(model: MMFaceDiT, chosen: Sequence[tuple[str | Path, float]]) -> 
     for _, scale in chosen:
         if not math.isfinite(scale):
             raise ValueError(f"The scale of a LoRA must be finite, got {scale}.")
-    if hasattr(model, "peft_config"):
+    if ADAPTER in getattr(model, "peft_config", {}):
         raise ValueError("The model has a LoRA already; call its unload_lora() first.")
     files = [_read(path) for path, _ in chosen]
     changed = {name for file in files for name in file.pairs}
@@ -170,7 +170,8 @@ def _check_fit(model: MMFaceDiT, file: LoraFile) -> None:
             f"The LoRA {path} was trained on a model of {objective}, and this one is of "
             f"{model.config.objective}; take its own base{_named(file.base)}."
         )
-    modules = dict(model.named_modules())
+    # A reference adapter's LoRA may lie around a layer already.
+    modules = {n: getattr(m, "base_layer", m) for n, m in model.named_modules()}
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     for name, pair in file.pairs.items():
         layer = modules.get(name)

@@ -224,24 +224,42 @@ class Stream(nn.Module):
 
 
 class Block(nn.Module):
-    """A dual-stream block: two symmetric streams that share one attention (section 3.2)."""
+    """A dual-stream block: two symmetric streams that share one attention (section 3.2).
+
+    `added_attention`, None unless an adapter puts one there, gives what image tokens attend to
+    beside the two streams, as `mmface.model.subjects` does; its `added` is what the network's
+    `reference` made. It may give maps, too, which follow the two streams.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.image = Stream(hidden_size, num_heads, mlp_ratio)
         self.text = Stream(hidden_size, num_heads, mlp_ratio)
+        self.register_module("added_attention", None)
 
     def forward(
-        self, image: Image, text: Text, modulation: Tensor, rotation: Rotation
-    ) -> tuple[Image, Text]:
+        self, image: Image, text: Text, modulation: Tensor, rotation: Rotation, added: Any = None
+    ) -> tuple[Any, ...]:
         """Update both streams; `modulation` is [B, 12 D]."""
         image_attention, image_mlp, text_attention, text_mlp = Modulation.split(modulation)
         qkv = self.image.project(image, image_attention), self.text.project(text, text_attention)
         queries, keys, values = zip(*qkv, strict=True)
-        attended = joint_attention(queries, keys, values, rotation)
-        image = self.image.update(image, attended[0], image_attention, image_mlp)
-        text = self.text.update(text, attended[1], text_attention, text_mlp)
-        return image, text
+        attended, text_attended = joint_attention(queries, keys, values, rotation)
+        attended, *maps = self.with_added(attended, queries[0], keys[1], rotation, added)
+        image = self.image.update(image, attended, image_attention, image_mlp)
+        text = self.text.update(text, text_attended, text_attention, text_mlp)
+        return image, text, *maps
+
+    def with_added(
+        self, attended: Image, query: Heads, text_key: Heads, rotation: Rotation, added: Any
+    ) -> tuple[Any, ...]:
+        """Add to what the image tokens attended to what `added_attention` gives, if it is asked."""
+        if added is None:
+            return (attended,)
+        assert self.added_attention is not None, "there is nothing to add without an adapter"
+        qkv = self.text.qkv
+        update, *maps = self.added_attention(query, text_key, rotation, qkv, added)
+        return attended + update, *maps
 
 
 class FinalBlock(Block):
@@ -258,15 +276,16 @@ class FinalBlock(Block):
         self.text.mlp.requires_grad_(False)
 
     def forward(
-        self, image: Image, text: Text, modulation: Tensor, rotation: Rotation
-    ) -> tuple[Image, Text]:
+        self, image: Image, text: Text, modulation: Tensor, rotation: Rotation, added: Any = None
+    ) -> tuple[Any, ...]:
         """Update the image; the text is returned unchanged."""
         image_attention, image_mlp, text_attention, _ = Modulation.split(modulation)
         query, *image_kv = self.image.project(image, image_attention)
         _, *text_kv = self.text.project(text, text_attention)  # the query costs 0.06 % of a step
         keys, values = zip(image_kv, text_kv, strict=True)
         (attended,) = joint_attention((query,), keys, values, rotation)
-        return self.image.update(image, attended, image_attention, image_mlp), text
+        attended, *maps = self.with_added(attended, query, text_kv[0], rotation, added)
+        return self.image.update(image, attended, image_attention, image_mlp), text, *maps
 
 
 class BlockModulations(nn.ModuleList):
@@ -349,6 +368,7 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         self.final_modulation = Linear(width, 2 * width)
         self.blocks = nn.ModuleList(kind(width, num_heads, mlp_ratio) for kind in kinds)
         self.final_linear = Linear(width, patch_size**2 * latent_channels)
+        self.register_module("reference", None)  # an adapter's, see `mmface.model.subjects`
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -390,8 +410,13 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         condition_latents: Latents,
         text: Text,
         modulations: list[Tensor],
+        added: Any = None,
+        maps: dict[int, Any] | None = None,
     ) -> Latents:
-        """Run the network on embedded text and the result of `modulations`; see `forward`."""
+        """Run the network on embedded text and the result of `modulations`; see `forward`.
+
+        `added` is what `reference` gave for the blocks' added attention.
+        """
         image = self.patch_embedder(torch.cat((noisy_latents, condition_latents), dim=1))
         # index() makes compiled code specialize on the sizes, for which the table is made.
         grid = tuple(index(x) // self.patch_size for x in noisy_latents.shape[2:])
@@ -400,12 +425,17 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         image, rotation = self.place(image, grid, text.shape[1])
         *block_modulations, final_modulation = modulations
         recompute = torch.is_grad_enabled() and self.gradient_checkpointing
-        for block, modulation in zip(self.blocks, block_modulations, strict=True):
-            inputs = (image, text, modulation, rotation)
+        for number, block in enumerate(self.blocks):
+            inputs: tuple[Any, ...] = (image, text, block_modulations[number], rotation)
+            is_mapped = maps is not None and number in maps
+            if added is not None:
+                inputs += (added if is_mapped else added.unmapped(),)
             if recompute:
-                image, text = self._gradient_checkpointing_func(block, *inputs)
+                image, text, *own = self._gradient_checkpointing_func(block, *inputs)
             else:
-                image, text = block(*inputs)
+                image, text, *own = block(*inputs)
+            if maps is not None and is_mapped:
+                maps[number] = own
         shift, scale = final_modulation.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, D] each
         patches = self.final_linear(modulated_norm(image, shift, scale))  # [B, N, p * p * C]
         return unpatchify(patches, grid, self.patch_size)  # [B, C, h, w]
@@ -418,19 +448,27 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         text_tokens: Float[Tensor, "batch text_tokens text_dim"],
         pooled_text: Pooled,
         modality: Index,
+        faces: Any = None,
+        maps: dict[int, Any] | None = None,
     ) -> Latents:
         """Predict the velocity or the noise, whichever the weights were trained for.
 
         Latents are scaled as the VAE's config says, with height and width divisible by p; zeros
         stand for no condition. The timestep is float32 in [0, 1000), a diffusion step or 999 t of
         the flow; text tokens are the text encoder's last but one hidden states; the modality is
-        int64.
+        int64. `faces` are what a loaded adapter's `reference` reads, and `maps` receives the
+        attention maps of the blocks whose numbers are its keys.
         """
         self._check(noisy_latents, condition_latents, timestep, text_tokens, pooled_text, modality)
         condition = self.global_condition(timestep, pooled_text, modality)  # [B, D]
+        added = None
+        if faces is not None:
+            assert self.reference is not None, "faces are for a network with a reference adapter"
+            text_tokens, shift, added = self.reference(text_tokens, faces)
+            condition = condition + shift
         modulations = self.modulations(condition)  # [B, 12 D] a block, and [B, 2 D]
         text = self.text_embedder(text_tokens)  # [B, L, D]
-        return self.denoise(noisy_latents, condition_latents, text, modulations)
+        return self.denoise(noisy_latents, condition_latents, text, modulations, added, maps)
 
     @classmethod
     def from_released(

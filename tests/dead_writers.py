@@ -61,3 +61,27 @@ def killed_at_random(work, duration, num_kills, seed):
         killed += process.exitcode == -signal.SIGKILL
     work()
     return killed
+
+
+def killed_as_it_writes(work, folder, num_files, num_kills, seed):
+    """Kill a process that often, each time a few files further, then do it all; gives the kills.
+
+    `num_files` is how many the whole work leaves; some kills come before the first new file.
+    """
+    draws, killed = random.Random(seed), 0
+
+    def written():
+        return sum(path.is_file() for path in folder.rglob("*"))
+
+    for _ in range(num_kills):
+        wanted = written() + draws.randint(0, num_files // num_kills)
+        process = get_context("fork").Process(target=work)
+        process.start()
+        while process.is_alive() and written() < wanted:
+            time.sleep(0.003)
+        time.sleep(draws.uniform(0, 0.05))
+        process.kill()
+        process.join(120)
+        killed += process.exitcode == -signal.SIGKILL
+    work()
+    return killed

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from conftest import IMAGE_SIZE, MAX_TOKENS, TEXT_DIM, build_text_model, build_tokenizer, build_vae
+from dead_writers import killed_as_it_writes
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
@@ -164,6 +165,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(done, tiny_pipeline_folder, tmp_
         assert not (folder / at).exists()
     whole_run(folder, tiny_pipeline_folder)
     assert contents(folder) == contents(done)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_leaves_the_same_bytes(done, tiny_pipeline_folder, tmp_path):
+    kills, whole = int(os.environ.get("MMFACE_KILLS", "3")), contents(done)
+    work = partial(whole_run, tmp_path / "killed", tiny_pipeline_folder)
+    assert killed_as_it_writes(work, tmp_path / "killed", len(whole), kills, seed=0) == kills
+    assert contents(tmp_path / "killed") == whole
 
 
 def cut(path, share=0.5):

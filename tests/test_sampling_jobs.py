@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dead_writers import held_by_another
+from dead_writers import held_by_another, killed_as_it_writes
 from PIL import Image
 from script_runs import load_script
 from training_runs import FORK, in_two_processes
@@ -116,6 +116,23 @@ def killed_while_writing(pipeline):
 
     sampling_jobs.write_pictures = write_then_die
     run(arguments(pipeline, "killed"))
+
+
+@pytest.mark.slow
+def test_jobs_that_are_killed_at_random_leave_the_same_files(folder, tiny_pipeline_folder):
+    kills = int(os.environ.get("MMFACE_KILLS", "3"))
+    faces = [
+        {"id": f"more{k}", "prompt": "c", "mask": "mask.png", "seed": k} for k in range(2 * kills)
+    ]
+    write(folder, *good_rows(), *faces, b"{")
+    assert run(arguments(tiny_pipeline_folder, "whole")) == 1  # for the line that is no job
+    whole = contents("whole")
+
+    def work():
+        assert run(arguments(tiny_pipeline_folder, "killed")) == 1
+
+    assert killed_as_it_writes(work, Path("killed"), len(whole), kills, seed=0) == kills
+    assert contents("killed") == whole
 
 
 @pytest.mark.slow

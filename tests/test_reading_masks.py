@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmface.conditions import LABEL_FORMATS, LABELS, ForeignOrderError, colorize, load_mask
 from mmface.rendered import render_face
+from mmface.rendered.distributions import distribution, distribution_names
 
 SIZES = (96, 128, 200)
 MUTATIONS = int(os.environ.get("MMFACE_MUTATIONS", "400"))
@@ -112,6 +113,15 @@ def test_interpolated_index_maps_are_refused(name, resampling):
         load_mask(sharp, (300, 300), name)
 
 
+def test_index_maps_that_jpeg_changed_little_are_refused_or_doubted():
+    for number in range(NUM_FACES):
+        jpeg = saved(Image.fromarray(labels_of(number).clip(0, 17)), "JPEG", quality=100)
+        with pytest.raises(ValueError, match="indices in a JPEG file"):
+            load_mask(jpeg, (128, 128))
+        remarks = load_mask(saved(jpeg, "PNG"), (128, 128)).remarks
+        assert "as if it had been a JPEG file" in remarks[0]
+
+
 def test_indices_of_another_order_are_refused_by_name():
     for number in range(3):
         indices = drawn_mask(face(number).labels, "bisenet")
@@ -120,9 +130,27 @@ def test_indices_of_another_order_are_refused_by_name():
         assert np.array_equal(load_mask(indices, (64, 64), "bisenet").labels, face(number).labels)
 
 
-def test_a_mirrored_mask_is_read():
-    labels = np.ascontiguousarray(labels_of(1)[:, ::-1])
-    assert np.array_equal(load_mask(labels, labels.shape).labels, labels)
+@pytest.mark.parametrize("name", distribution_names())
+def test_masks_of_upright_faces_are_read_without_a_word(name):
+    for number in range(NUM_FACES):
+        face = distribution(name).render(number, 128)
+        for labels in (face.labels, face.mask):
+            for source in (labels, colorize(labels)):
+                loaded = load_mask(source, labels.shape)
+                assert np.array_equal(loaded.labels, labels)
+                assert not loaded.remarks
+
+
+@pytest.mark.parametrize(
+    "turn", [np.fliplr, np.flipud, np.rot90, lambda labels: labels[::-1, ::-1]]
+)
+def test_turned_and_mirrored_masks_are_read_and_doubted(turn):
+    for number in range(NUM_FACES):
+        labels = np.ascontiguousarray(turn(labels_of(number)))
+        for source in (labels, colorize(labels)):
+            loaded = load_mask(source, labels.shape)
+            assert np.array_equal(loaded.labels, labels)
+            assert "turned or mirrored" in loaded.remarks[-1]
 
 
 def test_a_palette_of_colours_is_decoded_as_colours():

@@ -36,7 +36,7 @@ def open_picture(source: Picture) -> Image.Image:
         source: A PIL picture, a path, or an array [H, W] or [H, W, 3 or 4] of integers 0..255.
 
     Returns:
-        The picture in its own mode, upright.
+        The picture in its own mode, upright; `format` is the file's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -69,9 +69,11 @@ def open_picture(source: Picture) -> Image.Image:
     except Exception as error:  # decoders fail in many ways, that of AVIF with a RuntimeError
         raise ValueError(f"{name} cannot be read as a picture ({error}).") from error
     try:
-        return ImageOps.exif_transpose(picture)
+        upright = ImageOps.exif_transpose(picture)
     except Exception:  # broken EXIF does not say how the picture lies; Pillow fails in many ways
-        return picture.copy()
+        upright = picture.copy()
+    upright.format = picture.format
+    return upright
 
 
 def picture_name(source: Picture) -> str:

@@ -116,10 +116,16 @@ def load_mask(
     """
     format_ = label_format_named(label_format)
     picture, name = open_picture(source), picture_name(source)
+    is_jpeg = picture.format == "JPEG"
     top, left, height, width = centre_crop((picture.height, picture.width), size)
     if (height, width) != (picture.height, picture.width):
         picture = picture.crop((left, top, left + width, top + height))
     values = class_indices(picture, name)
+    if values is not None and is_jpeg:
+        raise ValueError(
+            f"{name} is a map of class indices in a JPEG file, which changes indices along edges. "
+            "Make it anew from the original, and save it as PNG."
+        )
     fraction = 0.0
     if values is not None:
         remarks = _oddities(values, format_, name) + _few_greys(picture, values, format_)
@@ -133,7 +139,7 @@ def load_mask(
         remarks = _palette_oddities(picture, format_, name)
         picture = _fit_to_snap(picture, size, format_.label_palette)
         labels, fraction, said = _decode_colors(picture, format_, name)
-        remarks += said
+        remarks += [*said, *_odd_anatomy(labels, label_format_named("celebamask_hq"))]
         labels = _nearest(Image.fromarray(labels), size)
     # An array of indices is what a program means; of a file or of colours it is a mistake.
     is_meant = values is not None and isinstance(source, np.ndarray)
@@ -274,7 +280,11 @@ def _hidden(picture: Image.Image, name: str) -> np.ndarray | None:
 
 _STRAY = 0.2  # share of stray runs: maps of faces have 0.1 and less, interpolated ones 0.28 or more
 _MIN_RUNS = 40
-_ODD_ANATOMY, _CLEAR_MARGIN = 0.6, 0.2
+_SPECKS = (
+    0.6  # pixels that stand alone, per line of a map: of faces 0.3 and less, of JPEG 1.2 or more
+)
+_SPECKS_SIDE = 1024  # enough of a large map to tell
+_ODD_ANATOMY, _CLEAR_MARGIN = 0.9, 0.2  # upright faces have 0.96 or more, mirrored ones 0.85
 
 
 def _stray_runs(values: np.ndarray) -> float:
@@ -308,20 +318,38 @@ def _oddities(values: np.ndarray, format_: LabelFormat, name: str) -> list[str]:
             "anew from the original, resized with nearest neighbour and saved as PNG."
         )
     share = share_of_anatomy(values, format_)
-    if share is None:
-        return []
     guess = guess_by_anatomy([values])
-    if guess.format is not None and guess.format.classes != format_.classes:
+    if share is not None and guess.format and guess.format.classes != format_.classes:
         theirs = share_of_anatomy(values, guess.format) or 0
-        if theirs - share >= _CLEAR_MARGIN:
+        if theirs >= _ODD_ANATOMY and theirs - share >= _CLEAR_MARGIN:
             raise ForeignOrderError(
                 f"{name} has its classes in the order of the label format {guess.format.name!r}, "
                 f"not of {format_.name!r}: {guess.evidence}.",
                 guess,
             )
-    if share < _ODD_ANATOMY:
-        return [f"only {share:.0%} of its parts lie to each other as in an upright face"]
-    return []
+    return [*_specks(values), *_odd_anatomy(values, format_)]
+
+
+def _specks(values: np.ndarray) -> list[str]:
+    """Say that many pixels differ from all four neighbours, as JPEG leaves them."""
+    values = values[-_SPECKS_SIDE:, :_SPECKS_SIDE]
+    inner = values[1:-1, 1:-1]
+    around = (values[:-2, 1:-1], values[2:, 1:-1], values[1:-1, :-2], values[1:-1, 2:])
+    alone = np.logical_and.reduce([inner != each for each in around]).sum()
+    if alone <= _SPECKS * math.sqrt(values.size):
+        return []
+    return [f"{alone} of its pixels differ from all around them, as if it had been a JPEG file"]
+
+
+def _odd_anatomy(values: np.ndarray, format_: LabelFormat) -> list[str]:
+    """Say that the parts do not lie as in a face: turned, mirrored, or other classes."""
+    share = share_of_anatomy(values, format_)
+    if share is None or share >= _ODD_ANATOMY:
+        return []
+    return [
+        f"only {share:.0%} of its parts lie to each other as in an upright face: look whether it "
+        "is turned or mirrored, or has other classes"
+    ]
 
 
 def released_mask_rgb(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmface import builtin
 from mmface.app import server
+from mmface.app.latency import BROWSER_OPTIONS, measure_strokes
 from mmface.app.painting import from_data_url
 from mmface.conditions import LABEL_INDEX, PALETTE
 from mmface.encoders.face_parser import FaceParser
@@ -33,10 +34,6 @@ pytestmark = [
         reason=f"NO BROWSER TESTS: {' and '.join(ABSENT)}",
     ),
 ]
-OPTIONS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PATIENCE_MS = 30_000
 
 
@@ -53,7 +50,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as library:
-        browser = library.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        browser = library.chromium.launch(executable_path=CHROMIUM, args=list(BROWSER_OPTIONS))
         yield browser
         browser.close()
 
@@ -222,6 +219,9 @@ def test_the_first_screen_shows_an_example_its_face_and_what_to_press(
     for wanted in ("#mask .paint-palette", "#mask canvas", "#live-face img", "#generate"):
         box = page.locator(wanted).bounding_box()
         assert 0 <= box["y"] < box["y"] + box["height"] <= height, wanted
+    for button in page.locator("#mask .paint-palette button").all():
+        box = button.bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= width, button.inner_text()
     assert "no photographs" in page.inner_text(".app-title")
     assert page.is_disabled("#cancel")
 
@@ -233,6 +233,9 @@ def test_a_stroke_and_a_word_redraw_the_live_face(open_page):
         "stroke": lambda: drag(page, "mask", (0.3, 0.2), (0.7, 0.2)),
         "word": lambda: page.fill("#prompt textarea", "a woman with an astronaut's red hair"),
     }
+    times = measure_strokes(page, 4)
+    assert np.median(times.stroke_to_picture) < 3000  # 150 on a machine that does nothing else
+    assert min(times.compute) > 0
     for change in changes.values():
         before = face.get_attribute("src")
         change()
@@ -251,9 +254,11 @@ def test_cancel_ends_a_run_and_the_next_one_works(open_page):
     page.click("text=Settings")
     page.fill("input[aria-label*='Steps']", "100")
     page.click("#generate")
-    page.wait_for_selector("#status progress")
+    page.wait_for_selector("#status label:has-text('s left')")
+    assert page.is_enabled("#cancel")
     page.click("#cancel")
     page.wait_for_selector("#status :text('Cancelled')")
+    page.wait_for_selector("#cancel:disabled")
     assert page.locator("#faces .thumbnail-item").count() == 0
     page.fill("input[aria-label*='Steps']", "2")
     generate(page)

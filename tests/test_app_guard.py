@@ -13,8 +13,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from mmface.app import guard, server
+from mmface.app import guard, painting, server
 from mmface.app.guard import FileQuota
+from mmface.conditions import load_mask
 from mmface.encoders.face_parser import FaceParser
 from mmface.generation.sample import open_model
 from mmface.generation.settings import ModelChoice
@@ -68,6 +69,29 @@ def test_other_sites_give_no_orders(address, origin):
     ):
         assert answer.status_code == 403
         assert answer.text == "This page takes nothing from other sites; use it in its own tab."
+
+
+@pytest.mark.slow
+def test_the_live_face_is_painted_for_this_machines_own_page_alone(address, face_mask):
+    calls = httpx.get(f"{address}config").json()["dependencies"]
+    (live,) = (each for each in calls if each["api_name"] == "live")
+    mask = painting.mask_url(load_mask(face_mask, (512, 512)).labels)
+    body = {"data": ["mask", mask, "", "a woman", 1, 0], "fn_index": live["id"]}
+    body |= {"session_hash": "x"}
+
+    def answer(**headers):
+        return httpx.post(f"{address}gradio_api/run/predict", json=body, headers=headers)
+
+    found = answer(Origin=address.rstrip("/")).json()["data"]
+    assert found[0].startswith("data:image/png;base64,")
+    for headers, words in (
+        ({"Origin": "https://evil.example"}, "takes nothing from other sites"),
+        ({"Origin": "null"}, "takes nothing from other sites"),
+        ({"Host": "evil.example"}, "127.0.0.1 and localhost alone"),
+    ):
+        refused = answer(**headers)
+        assert refused.status_code == 403, headers
+        assert words in refused.text
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Live painting: the newest wish wins, nothing is encoded twice, one thread, odd calls."""
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,52 @@ def test_of_a_visitors_wishes_only_the_newest_is_painted(painter, wish):
     assert told["waiting"] is None
     assert told["newest"] is not None
     assert told["other"] is not None
+
+
+@pytest.mark.slow
+def test_a_run_and_live_faces_compute_in_turns(tiny_pipeline, tmp_path, wish, monkeypatch):
+    """Never two threads in the networks, and a live face waits for a step, not for a run."""
+    maker = FaceMaker(OpenedModel(tiny_pipeline, ModelChoice(), ""), lambda _: [], tmp_path)
+    monkeypatch.setattr(maker, "_measured", lambda *_: None)
+    painter = LivePainter(tiny_pipeline, maker.turns)
+    alone = np.array(painter.paint(wish("a man")).picture)
+    inside, most, order = [], [], list[str]()
+    call = tiny_pipeline.transformer.denoise
+
+    def watched(*values):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)
+        result = call(*values)
+        inside.pop()
+        return result
+
+    def on_step(_):
+        order.append("step")
+        if len(order) == 2:
+            painting = [threading.Thread(target=paint, args=(str(k),)) for k in range(3)]
+            threads.extend(painting)
+            for each in painting:
+                each.start()
+            while maker.turns._arrived - maker.turns._served < 2:
+                pass
+
+    def paint(visitor):
+        found.append(painter.paint(wish("a man"), visitor).picture)
+        order.append("live")
+
+    threads, found = list[threading.Thread](), list[Any]()
+    monkeypatch.setitem(vars(tiny_pipeline.transformer), "denoise", watched)
+    finished = maker.run(wish(steps=20, guidance=1.0), on_step=on_step)
+    for each in threads:
+        each.join(20)
+    assert max(most) == 1
+    assert order.count("step") == 20
+    assert order.index("live") < 10
+    assert len(finished.pictures) == 1
+    assert all((np.array(each) == alone).all() for each in found)
+    assert len(found) == 3
+    painter.close()
 
 
 def test_one_thread_computes_and_the_others_keep_theirs(tiny_pipeline):

@@ -109,16 +109,22 @@ def test_a_forged_canvas_value_is_refused_in_words(value):
         painting.from_data_url(value)
 
 
-def test_an_uploaded_mask_is_read_in_its_own_format_with_evidence(tmp_path):
+def test_an_uploaded_mask_is_read_in_its_own_format_and_the_note_says_which(tmp_path):
     face = render_face(1_000_003, 128)
     bisenet = np.argsort(label_format_named("bisenet").to_labels)
-    for name, array in (("colour", colorize(face.labels)), ("bisenet", bisenet[face.labels])):
+    for name, title, array in (
+        ("colour", "CelebAMask-HQ", colorize(face.labels)),
+        ("bisenet", "BiSeNet", bisenet[face.labels]),
+    ):
         path = tmp_path / f"{name}.png"
         Image.fromarray(array.astype(np.uint8)).save(path)
         found = painting.read_mask(path, (128, 128))
         assert (found.labels == face.labels).all(), name
-        assert found.evidence.startswith("Read as ")
-        assert len(found.evidence) > 40
+        assert found.note == f"Read as a mask of the {title} kind."
+    few = np.zeros((128, 128), np.uint8)
+    few[40:90, 40:90] = LABEL_INDEX["skin"]
+    Image.fromarray(few).save(path)
+    assert "does not tell which kind" in painting.read_mask(path, (128, 128)).note
 
 
 def test_a_light_on_dark_sketch_is_turned_round(face_sketch, tmp_path):

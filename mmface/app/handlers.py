@@ -85,7 +85,7 @@ class Handlers:
         The painter is closed with the handlers.
         """
         self.maker, self.parser = maker, parser
-        self.painter = painter or LivePainter(maker.model.pipeline)
+        self.painter = painter or LivePainter(maker.model.pipeline, maker.turns)
         self.examples = read_examples()
         self._stops: dict[str, threading.Event] = {}
 
@@ -111,7 +111,7 @@ class Handlers:
     def upload_mask(self, path: str) -> tuple[str, str]:
         """Give an uploaded mask's canvas value, and as what it was read."""
         found = painting.read_mask(path)
-        return painting.mask_url(found.labels), reporting.note_html(found.evidence)
+        return painting.mask_url(found.labels), reporting.note_html(found.note)
 
     @told
     def upload_sketch(self, path: str) -> str:

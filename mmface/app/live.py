@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from mmface.app.running import FaceRequest, StoppedRunError
+from mmface.app.turns import Turns
 from mmface.sampling.guidance import CONTROL_SUFFIX, ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline
 from mmface.sampling.remembering import RememberingPipeline
@@ -45,7 +46,9 @@ class LivePainter:
     It computes on one thread: with more, a busy program beside it would hold all of them up.
     """
 
-    def __init__(self, pipeline: MMFacePipeline) -> None:
+    def __init__(self, pipeline: MMFacePipeline, turns: Turns | None = None) -> None:
+        """Paint by a pipeline; `turns` are those of its networks, None if nobody else uses them."""
+        self.turns = turns or Turns()
         self.pipeline = RememberingPipeline.sharing(pipeline)
         config = pipeline.config
         is_student = config.num_inference_steps <= MAX_LIVE_STEPS
@@ -87,21 +90,23 @@ class LivePainter:
                 raise StoppedRunError
             return {}
 
-        check()
-        started = time.perf_counter()
         control = ConditionControl(request.condition_strength)
         given: dict[str, Any] = dict(request.conditions)
         given |= {name + CONTROL_SUFFIX: control for name in request.conditions}
-        output = self.pipeline(
-            request.prompt,
-            negative_prompt=request.negative,
-            num_inference_steps=self.steps,
-            guidance=Guidance(self.guidance),
-            seed=request.seed,
-            callback_on_step_end=lambda *_: check(),
-            **given,
-        )
-        return LiveFace(cast(Image.Image, output.images[0]), 1000 * (time.perf_counter() - started))
+        with self.turns.taken():
+            check()
+            started = time.perf_counter()
+            output = self.pipeline(
+                request.prompt,
+                negative_prompt=request.negative,
+                num_inference_steps=self.steps,
+                guidance=Guidance(self.guidance),
+                seed=request.seed,
+                callback_on_step_end=lambda *_: check(),
+                **given,
+            )
+            took = 1000 * (time.perf_counter() - started)
+        return LiveFace(cast(Image.Image, output.images[0]), took)
 
 
 def _use_one_thread() -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from mmface.annotation.sketches import PencilSketch
 from mmface.conditions import (
+    LABEL_FORMATS,
     LABEL_TITLES,
     LABELS,
     PALETTE,
@@ -136,23 +137,27 @@ def open_upload(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True, eq=False)
 class ReadMask:
-    """An uploaded mask, and a sentence on its label format and the evidence for it."""
+    """An uploaded mask, and a sentence on the kind of mask that it was taken for."""
 
     labels: Labels
-    evidence: str
+    note: str
 
 
 def read_mask(path: str | Path, size: tuple[int, int] = _SIZE) -> ReadMask:
     """Read an uploaded mask in any known label format; ValueError for others."""
     picture = open_upload(path)
     guess = guess_label_format([picture])
+    names = [guess.format.name] if guess.format else [*guess.alternatives, "celebamask_hq"]
+    title = LABEL_FORMATS[names[0]].title
     if guess.format is not None:
-        name, evidence = guess.format.name, f"Read as {guess.format.title}: {guess.evidence}."
+        note = f"Read as a mask of the {title} kind."
     else:
-        name = guess.alternatives[0] if guess.alternatives else "celebamask_hq"
-        evidence = f"Read as {name}, which is a guess: {guess.evidence}."
+        note = (
+            f"The file does not tell which kind of mask it is; read as one of the {title} kind. "
+            "If the classes below are wrong, paint over them or give a mask of another kind."
+        )
     try:
-        return ReadMask(load_mask(picture, size, name).labels, evidence)
+        return ReadMask(load_mask(picture, size, names[0]).labels, note)
     except ValueError as error:
         raise ValueError(str(error).replace("The picture", "The file")) from None
 

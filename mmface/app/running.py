@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmface.app.guard import FileQuota
+from mmface.app.turns import Turns
 from mmface.conditions import Parser, condition_kind, condition_kinds, kinds_in_words
 from mmface.core.command_line import check_number, check_whole
 from mmface.encoders import LatentCodec
@@ -175,18 +176,23 @@ class FaceMaker:
     """Makes faces for all visitors of a page, one run at a time."""
 
     def __init__(self, model: OpenedModel, parser: Parser, folder: Path) -> None:
-        """Take over a model, a parser to measure faces with, and a folder of the page's own."""
+        """Take over a model, a parser to measure faces with, and a folder of the page's own.
+
+        Whoever else computes with the model's networks takes turns in `turns`.
+        """
         self.model, self.parser, self.folder = model, parser, folder
         self.size: int = model.pipeline.config.image_size
         model.pipeline.set_progress_bar_config(disable=True)
         self.preview = LatentPreview(model.pipeline.codec)
         self.quota = FileQuota(folder, MAX_RUN_BYTES)
+        self.turns = Turns()
         self._lock = threading.Lock()
         self._closed = False
 
     def truncated(self, prompt: str) -> str:
         """Give the end of a prompt that is beyond what the text encoder reads, or ""."""
-        return self.model.pipeline.text.truncated(prompt)
+        with self.turns.taken():
+            return self.model.pipeline.text.truncated(prompt)
 
     def run(
         self,
@@ -265,6 +271,7 @@ class FaceMaker:
         previous: list[Tensor] = []
 
         def after_step(done: int, all_latents: Tensor) -> None:
+            self.turns.give_way()
             if stop.is_set():
                 raise StoppedRunError
             if on_step is None:
@@ -279,7 +286,8 @@ class FaceMaker:
         if stop.is_set():
             raise StoppedRunError
         pipeline = self.model.pipeline
-        (faces,) = sample_requests(pipeline, [prepared], [seeds], on_step_end=after_step)
+        with self.turns.taken():
+            (faces,) = sample_requests(pipeline, [prepared], [seeds], on_step_end=after_step)
         return faces
 
     def _ahead(self, latents: Tensor, previous: list[Tensor], steps_left: int) -> Tensor:

@@ -63,6 +63,25 @@ def test_parser_reads_true_pictures(parser, faces):
     assert mean_iou(confusion) > 0.8
 
 
+@pytest.mark.slow
+def test_switches_that_save_memory_change_no_picture(faces):
+    pipeline = MMFacePipeline.from_pretrained(mmface.builtin("tiny-flow"))
+    pipeline.set_progress_bar_config(disable=True)
+    masks, prompts = [face.labels for face in faces[:2]], [face.captions[0] for face in faces[:2]]
+
+    def made(**options):
+        options = {"num_inference_steps": 2, "seed": 0, "output_type": "np"} | options
+        return pipeline(prompts, masks, **options).images
+
+    plain, large = made(), made(height=192, width=192)
+    for switch in ("enable_tiling", "enable_slicing"):
+        getattr(pipeline.vae, switch)()
+        assert abs(made() - plain).max() < 1e-5, switch
+    assert abs(made(max_batch=1) - plain).max() < 1e-3
+    # Larger ones are cut into tiles of the trained size, which overlap and differ little.
+    assert abs(made(height=192, width=192) - large).mean() < 0.03
+
+
 @pytest.fixture(scope="module", params=["tiny-flow", "tiny-ddpm"])
 def from_masks(request, faces):
     """Pictures of a built-in pipeline from the faces' masks and first captions."""

@@ -61,6 +61,7 @@ def test_autoencoder(pictures, tmp_path):
     losses = losses_of(task, AutoencoderSamples(pictures))
     assert losses[-1] < 0.7 * losses[0]
     task.export(vae, tmp_path)
+    assert AutoencoderKL.load_config(tmp_path)["sample_size"] == 32  # the pictures' side
     codec = LatentCodec.from_pretrained(str(tmp_path))
     pixels = torch.stack(
         [

@@ -96,7 +96,7 @@ class Page:
                     elem_id="live-face",
                     html_template="<img alt='Live face' src='${value}'>",
                 )
-                self.live_note = gr.HTML("", elem_id="live-note", min_height=20)
+        self.live_note = gr.HTML("", elem_id="live-note", min_height=28)
         self.mask_note = gr.HTML(f"<p class='run-note'>{_LEFT}</p>", elem_id="mask-note")
         gr.HTML("<p class='run-note'>Or start from an example, which brings its prompt:</p>")
         self.examples = gr.Gallery(

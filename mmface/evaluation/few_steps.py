@@ -32,7 +32,7 @@ from mmface.metrics.backbones import ClipStatesBackbone
 from mmface.metrics.condition_agreement import pooled_mean_iou
 from mmface.metrics.feature_sets import FeatureStatistics, frechet_distance
 from mmface.metrics.statistics import Interval, bootstrap
-from mmface.rendered import RenderedFace, render_face
+from mmface.rendered import RenderedFace, distribution
 
 COLOURS = ("hair", "clothes", "background")
 SKIN = LABELS.index("skin")
@@ -119,6 +119,7 @@ class FewStepsEvaluation:
         num_seeds: seeds of each of the first `num_seed_faces` faces, for the spread over seeds.
         num_seed_faces: faces with so many seeds.
         batch_size: faces sampled at once.
+        distribution: which faces are drawn.
     """
 
     methods: Mapping[str, PipelineMethod]
@@ -132,6 +133,7 @@ class FewStepsEvaluation:
     num_seeds: int = 8
     num_seed_faces: int = 32
     batch_size: int = 16
+    distribution: str = "studio"
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class FewStepsEvaluation:
             check_whole(name, getattr(self, name), 2)
         check_whole("num_seed_faces", self.num_seed_faces, 2, self.num_faces)
         check_whole("batch_size", self.batch_size, 1)
+        distribution(self.distribution)
         if self.reference not in self.methods:
             raise ValueError(f"reference is one of {', '.join(self.methods)}")
         for method in self.methods.values():
@@ -164,7 +167,7 @@ class FewStepsEvaluation:
         seeds = range(
             HELD_OUT_SEED + self.first_face, HELD_OUT_SEED + self.first_face + self.num_faces
         )
-        faces = [render_face(seed, size) for seed in seeds]
+        faces = [distribution(self.distribution).render(seed, size) for seed in seeds]
         truth = self._read(faces, np.stack([face.image for face in faces]))
         rows = {name: self._row(method, faces, modality) for name, method in self.methods.items()}
         reference = rows[self.reference]
@@ -194,6 +197,7 @@ class FewStepsEvaluation:
             "modality": modality,
             **{name: getattr(self, name) for name in ("num_faces", "first_face", "num_seeds")},
             "num_seed_faces": self.num_seed_faces,
+            **({} if self.distribution == "studio" else {"distribution": self.distribution}),
         }
         digest = hashlib.sha256(as_json(made_by).encode()).hexdigest()[:16]
         path = Path(self.output_dir) / "rows" / f"{digest}.npz"

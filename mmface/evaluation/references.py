@@ -11,7 +11,7 @@ from mmface.core.command_line import check_whole
 from mmface.core.journal import as_json
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.metrics.metric import AnswerOrder, PictureOrder
-from mmface.rendered import render_face
+from mmface.rendered import distribution
 from mmface.rendered.attributes import HELD_OUT_SEED
 
 _CACHED_FACES = 1024
@@ -20,17 +20,23 @@ _CACHED_FACES = 1024
 
 @dataclass(frozen=True)
 class HeldOutPictures:
-    """Rendered faces that nothing was trained on, from the seed `HELD_OUT_SEED + first_face` up."""
+    """Rendered faces that nothing was trained on, from the seed `HELD_OUT_SEED + first_face` up.
+
+    `distribution` says which faces are drawn. Masks are the true ones, also of a distribution that
+    has rough ones, so that a picture of the truth agrees with its mask.
+    """
 
     num_faces: int
     size_px: int = 128
     first_face: int = 0
+    distribution: str = "studio"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         check_whole("num_faces", self.num_faces, 1)
         check_whole("size_px", self.size_px, 1)
         check_whole("first_face", self.first_face, 0)
+        distribution(self.distribution)
 
     def __len__(self) -> int:
         """Number of faces."""
@@ -52,7 +58,8 @@ class HeldOutPictures:
         """What decides the pictures."""
         first_seed = HELD_OUT_SEED + self.first_face
         sizes = {"num_faces": self.num_faces, "size_px": self.size_px}
-        return {"kind": "held-out rendered faces", "first_seed": first_seed, **sizes}
+        drawn = {} if self.distribution == "studio" else {"distribution": self.distribution}
+        return {"kind": "held-out rendered faces", "first_seed": first_seed, **sizes, **drawn}
 
     def id(self, item: int) -> str:
         """Name of a face."""
@@ -60,7 +67,8 @@ class HeldOutPictures:
 
     def face(self, item: int) -> FacePictures:
         """Draw a face."""
-        face = render_face(HELD_OUT_SEED + self.first_face + item, self.size_px)
+        seed = HELD_OUT_SEED + self.first_face + item
+        face = distribution(self.distribution).render(seed, self.size_px)
         values = {MASK.name: face.labels, SKETCH.name: face.sketch}
         return FacePictures(self.id(item), face.image, values, face.captions)
 

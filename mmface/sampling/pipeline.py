@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float32
@@ -121,6 +121,10 @@ class MMFacePipeline(DiffusionPipeline):
             )
         if scheduler is None:
             scheduler = translation_named(config.objective).scheduler()
+        if isinstance(vae, AutoencoderKL) and vae.tile_sample_min_size < image_size:
+            # Tiles smaller than what the VAE was trained on would each have colours of their own.
+            vae.tile_sample_min_size = image_size
+            vae.tile_latent_min_size = image_size // LatentCodec(vae).downscale_factor
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,

@@ -143,8 +143,12 @@ class Autoencoding(TrainingTask):
     def export(self, product: AutoencoderKL, folder: Path) -> None:
         """Save a diffusers AutoencoderKL folder whose config normalises the latents."""
         mean, std = self._latent_statistics(product)
+        side, _, _ = Store(self.pictures).spec.arrays["image"].shape
         product.register_to_config(
-            latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0
+            latents_mean=mean.tolist(),
+            latents_std=std.tolist(),
+            scaling_factor=1.0,
+            sample_size=side,  # tiles are no smaller
         )
         cast_copy(product, self.export_dtype).save_pretrained(folder)
 

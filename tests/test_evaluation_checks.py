@@ -31,6 +31,8 @@ from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.table_evaluation import Protocol, TableEvaluation
 from mmface.evaluation.tables import TABLES
 from mmface.metrics.metric import SetMetric, build_metrics
+from mmface.rendered import distribution
+from mmface.rendered.attributes import HELD_OUT_SEED
 
 ROOT = Path(__file__).parent.parent
 FACES = HeldOutPictures(3, 32)
@@ -132,9 +134,21 @@ def test_what_is_no_list_of_numbers_is_refused(values, kind):
         check_different("seeds", values, kind, "[1]")
 
 
+def test_held_out_faces_are_of_the_distribution_that_was_chosen():
+    studio, candid = (HeldOutPictures(2, 64, distribution=name) for name in ("studio", "candid"))
+    assert "distribution" not in studio.made_by()  # older results go on
+    assert candid.made_by()["distribution"] == "candid"
+    drawn, face = distribution("candid").render(HELD_OUT_SEED + 1, 64), candid.face(1)
+    assert (face.image == drawn.image).all()
+    assert (face.conditions["mask"] == drawn.labels).all()
+    assert (face.image != studio.face(1).image).any()
+
+
 def test_faces_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="num_faces must be a whole number from 1 up, got -1"):
         HeldOutPictures(-1)
+    with pytest.raises(ValueError, match="distribution is 'attic'; choose from studio, candid"):
+        HeldOutPictures(3, distribution="attic")
     with pytest.raises(ValueError, match="num_faces must be a whole number from 2 up, got 1"):
         References(HeldOutPictures(3), "mask", num_faces=1)
     with pytest.raises(ValueError, match="caption_index must be a whole number from 0 up, got -9"):

@@ -34,6 +34,9 @@ CACHE = "cache" if "cache" in inspect.signature(PhiForCausalLM.forward).paramete
 )  # fmt: skip
 """What transformers calls its key/value cache; it was renamed."""
 
+_OF_VOCABULARY = ("lm_head.", "model.embed_tokens.")
+"""Tensors with a row a token."""
+
 Ids = Int64[Tensor, "batch tokens"]
 Codes = Int64[Tensor, "batch codes"]
 
@@ -319,10 +322,9 @@ def start_from(model: UnifiedPhi, source: str | Path) -> None:
         for name, tensor in weights.items():
             if name not in own:
                 raise BrokenModelError(f"it has a tensor {name}, which Phi has not")
-            words = min(len(tensor), len(own[name]))
-            if name.startswith(("lm_head.", "model.embed_tokens.")):
-                whole = len(tensor) == len(own[name])
-                known = words if whole else min(words, model.config.num_words)
+            if name.startswith(_OF_VOCABULARY) and tensor.shape[1:] == own[name].shape[1:]:
+                is_whole = len(tensor) == len(own[name])
+                known = len(tensor) if is_whole else min(len(tensor), model.config.num_words)
                 tensor = torch.cat((tensor[:known].to(own[name]), own[name][known:]))
             if tensor.shape != own[name].shape:
                 shapes = f"{tuple(tensor.shape)}, not {tuple(own[name].shape)}"

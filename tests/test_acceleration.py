@@ -176,6 +176,7 @@ def faces(pipeline: MMFacePipeline) -> Tensor:
     return found
 
 
+@pytest.mark.slow
 def test_a_pipeline_and_back(record: type[Rerun], tmp_path: Path):
     pipeline = build_pipeline()
     expected = faces(pipeline)

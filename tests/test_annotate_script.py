@@ -70,6 +70,7 @@ def test_masks_then_sketches_end_in_one_manifest(photos, parser, tmp_path, capsy
         assert paths[2].samefile(photos / f"{record.id}.png")
 
 
+@pytest.mark.slow
 def test_shards_together_do_what_one_process_does(photos, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert annotate(["sketches", str(photos), "--out", str(whole)]) == 0

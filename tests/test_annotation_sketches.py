@@ -150,6 +150,7 @@ def test_a_portrait_is_one_minus_the_map_whatever_the_exposure(small_portrait, f
     torch.testing.assert_close(small_portrait._pixels(even), small_portrait._pixels(even * 2))
 
 
+@pytest.mark.slow
 def test_weights_load_from_both_kinds_of_file(tmp_path, small_portrait, monkeypatch):
     monkeypatch.setattr("mmface.annotation.sketches.U2Net", lambda: U2Net(width=8))
     weights = small_portrait.model.state_dict()

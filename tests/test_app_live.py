@@ -180,6 +180,7 @@ def test_words_that_no_caption_has_are_named():
     assert unseen_words("a TATTOOED woman, tattooed", tokenizer) == ["tattooed"]
 
 
+@pytest.mark.slow
 def test_odd_live_calls_are_a_sentence(tiny_pipeline, tmp_path, face_mask):
     model = OpenedModel(tiny_pipeline, ModelChoice(), "")
     parser = FaceParser.from_pretrained("tiny-parser")

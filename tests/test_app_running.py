@@ -89,6 +89,7 @@ def picture_of(run: FaceRun) -> np.ndarray:
     return np.array(Image.open(run.pictures[0]))
 
 
+@pytest.mark.slow
 def test_a_run_tells_of_each_step_and_shows_previews(maker, request_):
     *steps, run = list(maker.stream(request_, threading.Event()))
     assert [each.done for each in steps] == [1, 2, 3, 4]
@@ -194,6 +195,7 @@ def test_all_classes_of_the_mask_are_on_the_palette(face_labels):
     assert LABEL_INDEX["hat"] not in face_labels
 
 
+@pytest.mark.slow
 def test_a_further_kind_is_uploaded(maker, tmp_path, face_sketch):
     Image.fromarray(face_sketch).save(tmp_path / "depth.png")
     with registered(DepthKind()):

@@ -170,6 +170,7 @@ def test_an_upload_that_is_too_large_is_refused(address):
     assert answer.status_code == 413
 
 
+@pytest.mark.slow
 def test_the_page_listens_on_this_machine_alone_and_says_nothing_to_others(address):
     assert address.startswith("http://127.0.0.1:")
     config = httpx.get(f"{address}config").json()

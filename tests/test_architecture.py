@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ ROOMS = {
 """What each room may import, the lowest first. A new file needs no line here."""
 
 
+@cache
 def imports(path: Path, inside_functions: bool = True) -> set[str]:
     found = set()
     tree = ast.parse(path.read_text())

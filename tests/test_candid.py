@@ -32,6 +32,7 @@ def drawn() -> list[CandidAttributes]:
     return [sample_attributes(seed) for seed in range(600)]
 
 
+@pytest.mark.slow
 def test_equal_seeds_are_equal_faces(faces: list[RenderedFace]) -> None:
     again = distribution("candid").render(3, 128)
     for name in ("image", "labels", "sketch", "mask", "captions"):
@@ -46,6 +47,7 @@ def test_unknown_distribution_is_refused() -> None:
     assert distribution_names() == ("studio", "candid")
 
 
+@pytest.mark.slow
 def test_all_classes_occur_and_parts_may_be_hidden(faces: list[RenderedFace]) -> None:
     assert {LABELS[i] for face in faces for i in np.unique(face.labels)} == set(LABELS)
     for label in ("l_ear", "cloth", "mouth"):
@@ -53,6 +55,7 @@ def test_all_classes_occur_and_parts_may_be_hidden(faces: list[RenderedFace]) ->
         assert 0.2 < shown < 0.95, label
 
 
+@pytest.mark.slow
 def test_masks_are_nearer_to_photographs_than_the_studio_is(faces: list[RenderedFace]) -> None:
     studio = [distribution("studio").render(seed, 64).labels for seed in range(20)]
     near = MaskStatistics.of(face.labels for face in faces)
@@ -65,6 +68,7 @@ def test_masks_are_nearer_to_photographs_than_the_studio_is(faces: list[Rendered
     assert near.distance(near) == {"shares": 0.0, "meetings": 0.0, "presence": 0.0}
 
 
+@pytest.mark.slow
 def test_rough_masks_differ_a_little(faces: list[RenderedFace]) -> None:
     changed = [(face.mask != face.labels).mean() for face in faces]
     assert np.median(changed) < 0.06
@@ -72,6 +76,7 @@ def test_rough_masks_differ_a_little(faces: list[RenderedFace]) -> None:
     assert max(changed) < 0.3
 
 
+@pytest.mark.slow
 def test_labels_show_what_the_attributes_say(faces: list[RenderedFace]) -> None:
     for face in faces:
         a, present = face.attributes, {LABELS[i] for i in np.unique(face.labels)}
@@ -93,6 +98,7 @@ def test_hands_tell_no_colours(hand: str) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_every_hand_draws(faces: list[RenderedFace]) -> None:
     scene = draw_scene(sample_attributes(5), 128)
     means = {}
@@ -107,6 +113,7 @@ def test_every_hand_draws(faces: list[RenderedFace]) -> None:
     assert min(darkness) < 190 < max(darkness)
 
 
+@pytest.mark.slow
 def test_named_things_are_independent(drawn: list[CandidAttributes]) -> None:
     pairs = (("hair_color", "skin_tone"), ("age", "hair_color"), ("gender", "hair_color"),
              ("background_color", "skin_tone"), ("lighting", "background_color"))  # fmt: skip
@@ -122,12 +129,14 @@ def test_named_things_are_independent(drawn: list[CandidAttributes]) -> None:
         assert squared < freedom + 4 * np.sqrt(2 * freedom), (first, second)
 
 
+@pytest.mark.slow
 def test_rare_pairs_are_held_out(drawn: list[CandidAttributes]) -> None:
     assert not {(a.hair_color, a.clothes_color) for a in drawn} & HELD_OUT_PAIRS
     held_out = [sample_attributes(HELD_OUT_SEED + i) for i in range(300)]
     assert {(a.hair_color, a.clothes_color) for a in held_out} & HELD_OUT_PAIRS
 
 
+@pytest.mark.slow
 def test_captions_are_truthful_and_of_all_lengths(drawn: list[CandidAttributes]) -> None:
     lengths = []
     for seed, a in enumerate(drawn[:150]):
@@ -155,6 +164,7 @@ def test_captions_are_truthful_and_of_all_lengths(drawn: list[CandidAttributes])
     assert np.mean(np.array(lengths) <= 8) > 0.2
 
 
+@pytest.mark.slow
 def test_no_hair_is_described_in_words_of_skin(drawn: list[CandidAttributes]) -> None:
     for seed, a in enumerate(drawn[:150]):
         for caption in captions(a, seed):

@@ -36,6 +36,7 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_are_limited_and_half_written_ones_cleared(tmp_path):
     half = tmp_path / "checkpoints" / ".step-00000099.aside-elsewhere-1"
     half.mkdir(parents=True)

@@ -40,6 +40,7 @@ def test_ruff_finds_undefined_names():
     assert "rowz" in run.stdout
 
 
+@pytest.mark.slow
 def test_mypy_finds_undefined_names_and_wrong_calls_in_tests_too(tmp_path):
     mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     for section in (mypy, *mypy["overrides"]):

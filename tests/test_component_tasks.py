@@ -93,6 +93,7 @@ def test_autoencoder_with_features_and_a_discriminator(pictures, tmp_path):
     torch.testing.assert_close(terms["features"](pixels, pixels), torch.zeros(2))
 
 
+@pytest.mark.slow
 def test_the_verdict_leaves_the_discriminator_alone(pictures):
     vae = AutoencoderKL(norm_num_groups=2, block_out_channels=(8,), latent_channels=4)
     task = AdversarialAutoencoding(vae, pictures)

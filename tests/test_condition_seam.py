@@ -103,6 +103,7 @@ def test_a_step_of_training_is_taken_on_it(depth, tiny_pipeline_folder, tmp_path
     assert "loss/mask" not in line
 
 
+@pytest.mark.slow
 def test_the_command_line_has_it(folder, capsys):
     common = ["--pipeline", "pipeline", "--prompt", "a", "--steps", "2"]
     assert run([*common, "--depth", "depth.png", "--mask", "mask.png", "--out", "a.png"]) == 0

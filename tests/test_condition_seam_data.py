@@ -74,6 +74,7 @@ def test_a_manifest_keeps_it(manifest, tmp_path):
         Manifest.read(tmp_path / "bad.jsonl")
 
 
+@pytest.mark.slow
 def test_it_trains_a_step(manifest, tiny_pipeline_folder, tmp_path):
     pictures = ManifestPictures(manifest.path, PX)
     face = pictures.face(0)

@@ -360,6 +360,7 @@ def test_training_faces_never_reach_the_held_out_ones(tmp_path):
         RenderedPictures(num_faces=10, first_seed=HELD_OUT_SEED - 5).write(tmp_path)
 
 
+@pytest.mark.slow
 def test_latents_match_the_codec_and_do_not_depend_on_the_batch(
     pictures, latents, tiny_pipeline_folder, tmp_path
 ):

@@ -65,6 +65,7 @@ def batch_of(samples, count=3, seed=0):
     return collated([samples.sample(n, keyed_generator(seed, n)) for n in range(count)])
 
 
+@pytest.mark.slow
 def test_a_pair_is_what_a_call_of_the_teacher_makes(
     tiny_pipeline, tiny_pipeline_folder, latents_folder, pairs_folder
 ):

@@ -58,6 +58,7 @@ def test_true_pairs_are_not_doubted_and_most_of_two_faces_are(faces):
     assert doubted > 0.55 * len(faces)
 
 
+@pytest.mark.slow
 def test_a_sketch_that_lacks_half_of_its_lines_is_not_doubted(faces):
     for number, face in enumerate(faces[:20]):
         kept = np.random.default_rng([1, number]).random((8, 8)) < 0.5

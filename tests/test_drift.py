@@ -54,6 +54,7 @@ def readings(faces, column, attribute):
     return found
 
 
+@pytest.mark.slow
 def test_skin_is_as_bright_as_its_tone_and_lines_come_with_age(faces):
     tones = readings(faces, "skin_luma", "skin_tone")
     order = sorted(tones, key=lambda tone: np.mean(tones[tone]))
@@ -62,6 +63,7 @@ def test_skin_is_as_bright_as_its_tone_and_lines_come_with_age(faces):
     assert lines["young"] < lines["middle-aged"] < lines["elderly"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", ["beard", "glasses"])
 def test_what_is_worn_is_read(faces, attribute):
     found = readings(faces, attribute, attribute)
@@ -140,6 +142,7 @@ def drift_evaluation(folder, method):
     return DriftEvaluation(source, {"a": method}, "A face.", ["Some face."], naming, folder)
 
 
+@pytest.mark.slow
 def test_a_method_whose_hair_darkens_all_is_found_and_a_second_run_makes_nothing(tmp_path):
     method = Painter()
     content = drift_evaluation(tmp_path, method).run()

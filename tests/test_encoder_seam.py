@@ -66,6 +66,7 @@ def encoding(pictures, vae, encoders: Mapping[str, Encoder]) -> LatentEncoding:
     return LatentEncoding(pictures, vae, batch_size=2, encoders=encoders)
 
 
+@pytest.mark.slow
 def test_a_dummy_encoder_becomes_a_column(pictures, vae, tmp_path):
     tokenizer = Tokenizer()
     job = encoding(pictures, vae, {"tokens": tokenizer})

@@ -278,6 +278,7 @@ def test_arrows_point_where_a_metric_is_better():
     assert titles == ["FID ↓", "KID ↓", "CLIP ↑"]
 
 
+@pytest.mark.slow
 def test_a_plot_needs_a_curve_and_draws_it_whole(tmp_path):
     curves = {"fid": {"a": [(2.0, 2.0), (1.0, 3.0)], "b": [(1.0, 4.0), (2.0, 4.0)]}}
     figure = sweep_plot(curves, "scale")

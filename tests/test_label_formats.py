@@ -73,6 +73,7 @@ def test_formats_of_faces_are_guessed(name, color, count):
         assert guess.format is LABEL_FORMATS[name], guess.evidence
 
 
+@pytest.mark.slow
 def test_indices_with_a_palette_of_their_own_order_are_told_by_anatomy():
     drawn = []
     for indices in masks("bisenet", False)[:4]:

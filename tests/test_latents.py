@@ -178,6 +178,7 @@ def test_latents_are_the_codecs_own(pictures, vae, tmp_path):
         assert not torch.allclose(sample, mean, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_faces_sample_depends_on_its_id_and_the_seed_alone(manifest, pictures, vae, tmp_path):
     subset = ManifestPictures(manifest.path, PX, split="test")
     encoding(pictures, vae).write(tmp_path / "all")
@@ -195,6 +196,7 @@ def test_a_faces_sample_depends_on_its_id_and_the_seed_alone(manifest, pictures,
     )
 
 
+@pytest.mark.slow
 def test_moments_give_a_new_sample_each_time(pictures, vae, tmp_path):
     encoding(pictures, vae, posterior="moments", dtype="float32").write(tmp_path / "moments")
     encoding(pictures, vae, posterior="sample", dtype="float32").write(tmp_path / "sample")
@@ -288,6 +290,7 @@ def uneven_set(folder):
     return whole, replace(whole, records=records).write(folder / "uneven.jsonl")
 
 
+@pytest.mark.slow
 def test_a_store_holds_what_exists_and_draws_come_from_that(vae, tmp_path):
     whole, uneven = uneven_set(tmp_path / "set")
     encoding(ManifestPictures(whole.path, PX), vae).write(tmp_path / "whole")

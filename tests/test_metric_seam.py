@@ -105,6 +105,7 @@ def hair_of(face):
     return "What colour is the hair?", face.captions[0]
 
 
+@pytest.mark.slow
 def test_a_method_that_answers_is_measured_by_a_metric_of_answers(tmp_path):
     @register
     class Exact(SampleMetric):

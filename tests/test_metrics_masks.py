@@ -137,6 +137,7 @@ def test_a_tables_cells_of_masks_are_the_metrics_four_averagings(faces, face_pic
     assert by_class == {n: None if np.isnan(v) else pytest.approx(v) for n, v in expected.items()}
 
 
+@pytest.mark.slow
 def test_mask_agreement_agrees_with_torchmetrics(faces):
     truth = as_batch(*(face.labels for face in faces))
     parsed = truth.roll(3, dims=2)

@@ -50,6 +50,7 @@ def changed(sketch: np.ndarray, way: str, random: np.random.Generator) -> Image.
     return Image.fromarray(255 - sketch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_depth_paper_light_and_polarity_do_not_change_a_sketch(way):
     for number in range(MUTATIONS // len(WAYS)):
@@ -62,6 +63,7 @@ def test_depth_paper_light_and_polarity_do_not_change_a_sketch(way):
         assert (remark is None) == (way in ("sixteen", "twelve", "float")) or way == "alpha"
 
 
+@pytest.mark.slow
 def test_clean_sketches_are_only_resized():
     for number in range(12):
         for edge in (96, 128, 180):

@@ -1,7 +1,7 @@
-"""The spatial conditions that people bring: how each kind is read, drawn, mirrored and compared.
+"""Spatial conditions, such as masks and sketches: how each kind is read, drawn and compared.
 
-A kind of condition is one class, registered by name (`kind.py`); masks and sketches are built in.
-Nothing here loads torch; `mmface.encoders.vae` turns pictures into the pixels of a VAE.
+A kind is one class, registered by name (`kind.py`); masks and sketches are built in. Nothing here
+loads torch; `mmface.encoders.vae` turns pictures into the pixels of a VAE.
 """
 
 from mmface.conditions.kind import (

@@ -1,8 +1,8 @@
-"""The pictures that people bring, what a kind of spatial condition is, and the registry of kinds.
+"""Opening pictures, the base class of spatial conditions, and their registry.
 
-A kind that is registered is an argument of the pipeline, an option of the command line, a field of
-manifests and a column of stores, all of its own name. An installed package adds kinds by the entry
-points `mmface.conditions`: `depth = "my_package:DepthKind"` registers an instance of that class.
+A registered kind becomes, under its name, an argument of the pipeline, an option of the command
+line, a field of manifests and a column of stores. An installed package can add kinds by the entry
+points `mmface.conditions`: `depth = "my_package:DepthKind"` registers `DepthKind()`.
 """
 
 import warnings
@@ -20,27 +20,20 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageChops, ImageOps
 
 Picture = Image.Image | np.ndarray | str | Path
-"""A picture as people have it: a PIL picture, an array, or the path of a file."""
+"""A PIL picture, an array, or the path of a file."""
 
 READER = 2
-"""Counts the changes of what is read from the same files; stores say which they were made with."""
+"""Version of how files are read; stores record the one that they were made with."""
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decompressed."""
 
 
 def open_picture(source: Picture) -> Image.Image:
-    """Open a picture, or wrap an array, and load all of it.
+    """Open a picture or wrap an array [H, W] or [H, W, 3 or 4] of integers 0..255.
 
-    Args:
-        source: A PIL picture, a path, or an array [H, W] or [H, W, 3 or 4] of integers 0..255.
-
-    Returns:
-        The picture in its own mode, upright; `format` is the file's.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, is broken, or has more than `MAX_PIXELS` pixels.
+    The result is upright and in its own mode; `format` is the file's. ValueError if it is no
+    picture, is broken, or has more than `MAX_PIXELS` pixels.
     """
     name = picture_name(source)
     if isinstance(source, np.ndarray):
@@ -103,15 +96,13 @@ Parser = Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[UInt8[np.ndarray,
 
 
 _STEP = 24
-"""Difference of two neighbours' colours, of 255, that is a line."""
+"""Least difference of two neighbours, in any channel (0..255), that counts as a line."""
 
 
 class LoadedCondition(NamedTuple):
-    """A condition as the model wants it.
+    """A condition's values, uint8 [H, W] or [H, W, C], whose meaning depends on the kind.
 
-    Attributes:
-        values: uint8 [H, W] or [H, W, C]; what they mean is the kind's own.
-        remark: What had to be guessed, in a sentence without its subject; None if nothing.
+    `remark` says what had to be guessed, in a sentence without its subject; None if nothing.
     """
 
     values: np.ndarray
@@ -120,19 +111,14 @@ class LoadedCondition(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """In which ways the files of a kind are written.
-
-    Attributes:
-        field: What a manifest calls the choice.
-        choices: The known ways; the first is the default.
-    """
+    """The ways in which files of a kind are encoded, and the manifest's field that says which."""
 
     field: str
     choices: tuple[str, ...]
 
     @property
     def default(self) -> str:
-        """The way in which files are written unless it is said."""
+        """The first of the choices."""
         return self.choices[0]
 
 
@@ -141,12 +127,12 @@ class ConditionKind(ABC):
 
     Attributes:
         name: A lower-case word, such as `mask`.
-        index: Its row in the model's modality table. Trained models depend on it.
-        help: What `--help` says of its option.
-        reading: In which ways its files are written; None if there is one way only.
+        index: Its row in the model's modality table; trained models depend on it.
+        help: The help text of its command-line option.
+        reading: How its files may be encoded; None if there is one way only.
         needs_parser: Whether `read_back` needs a face parser.
-        score: The name in `agreement` of the number that stands for all of them.
-        titles: Words for the numbers of `agreement`, where their names are not good enough.
+        score: The number of `agreement` that sums up the others.
+        titles: Titles for numbers of `agreement` whose names are not good enough.
     """
 
     name: ClassVar[str]
@@ -166,7 +152,7 @@ class ConditionKind(ABC):
         Args:
             source: A picture, an array or a path.
             size: Height and width of the result in pixels.
-            reading: How it is written, one of `reading.choices`; None for the default.
+            reading: How it is encoded, one of `reading.choices`; None for the default.
 
         Returns:
             The condition.
@@ -178,16 +164,16 @@ class ConditionKind(ABC):
 
     @abstractmethod
     def rgb(self, values: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
-        """Draw a condition as the VAE is shown it, and as people see it."""
+        """Draw a condition in RGB, as the VAE encodes it and as people see it."""
 
     def draw(self, values: np.ndarray) -> Image.Image:
-        """Draw a condition for a grid; `rgb` as a picture."""
+        """Draw a condition for a grid of pictures; by default as `rgb` does."""
         return Image.fromarray(self.rgb(values))
 
     def outlines(
         self, values: np.ndarray, size: tuple[int, int]
     ) -> Float32[np.ndarray, "height width"]:
-        """Where a picture of this width and height should have lines, 0 to 1."""
+        """Where a picture should have lines, in [0, 1]; `size` is width and height."""
         drawn = Image.fromarray(self.rgb(values)).resize(size, Image.Resampling.NEAREST)
         colors = np.array(drawn, dtype=np.int16)
         lines = np.zeros(colors.shape[:2], dtype=np.float32)
@@ -202,35 +188,22 @@ class ConditionKind(ABC):
     def read_back(
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None
     ) -> list[np.ndarray]:
-        """Read off made RGB pictures what `agreement` compares with; by default the pictures."""
+        """Estimate the condition from generated RGB pictures; by default, the pictures."""
         return list(pictures)
 
     @abstractmethod
     def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
-        """Compare a condition with what was read back from a picture made from it.
+        """Compare a condition with what `read_back` found in a picture that was made from it.
 
-        Args:
-            values: The condition.
-            read: Of `read_back`, at the same height and width.
-
-        Returns:
-            Numbers in [0, 1] by name, higher is better; `score` is one of the names. No other kind
-            uses these names. One with a slash is a detail, such as `iou/hair`.
+        Both have the same height and width. Returns numbers in [0, 1] by name, higher is better;
+        `score` is one of the names. No other kind may use the same names. A name with a slash is a
+        detail, such as `iou/hair`.
         """
 
     def doubts(
         self, values: np.ndarray, prompt: str, others: Mapping[str, np.ndarray]
     ) -> list[str]:
-        """Say what in a request cannot be true together with this condition.
-
-        Args:
-            values: The condition.
-            prompt: What is asked for.
-            others: All conditions of the request by their kind, this one too.
-
-        Returns:
-            Sentences without their subject, with what to do; none by default.
-        """
+        """List what in the prompt or the other conditions contradicts this one; none by default."""
         return []
 
     def check_measurable(self, values: np.ndarray) -> None:  # noqa: B027
@@ -256,9 +229,9 @@ _TAKEN = frozenset(
 
 
 def register(kind: ConditionKind) -> ConditionKind:
-    """Make a kind known under its name and give it.
+    """Register a kind under its name, and return it.
 
-    ValueError if its name is no lower-case word of its own, or its name or index is taken.
+    ValueError if its name is no lower-case word, or its name or index is taken.
     """
     if not (kind.name.isidentifier() and kind.name.islower()) or kind.name in _TAKEN:
         raise ValueError(f"{kind.name!r} cannot name a condition; take another lower-case word.")
@@ -274,7 +247,7 @@ def register(kind: ConditionKind) -> ConditionKind:
 
 @contextmanager
 def registered(kind: ConditionKind) -> Iterator[ConditionKind]:
-    """Register a kind for as long as the context lasts."""
+    """Register a kind within a `with` block."""
     register(kind)
     try:
         yield kind
@@ -290,13 +263,13 @@ def _load_plugins() -> None:
 
 
 def condition_kinds() -> tuple[ConditionKind, ...]:
-    """Give all kinds in the order of their indices."""
+    """Return all registered kinds, by index."""
     _load_plugins()
     return tuple(sorted(_kinds.values(), key=lambda kind: kind.index))
 
 
 def condition_kind(name: str) -> ConditionKind:
-    """Give the kind of a name, or raise ValueError that names the known ones."""
+    """Return the kind of this name; ValueError lists the known ones."""
     _load_plugins()
     if name not in _kinds:
         known = ", ".join(kind.name for kind in condition_kinds())
@@ -305,7 +278,7 @@ def condition_kind(name: str) -> ConditionKind:
 
 
 def doubts_of(conditions: Mapping[str, np.ndarray], prompt: str) -> list[tuple[str, str]]:
-    """Say what in a request cannot be true together, by the kind of the condition it is said of."""
+    """List contradictions between prompt and conditions, each with the name of its kind."""
     given = [kind for kind in condition_kinds() if kind.name in conditions]
     return [
         (kind.name, doubt)
@@ -315,11 +288,11 @@ def doubts_of(conditions: Mapping[str, np.ndarray], prompt: str) -> list[tuple[s
 
 
 def kinds_in_words(between: str) -> str:
-    """Name all kinds with their article, such as "a mask or a sketch" with " or " between."""
+    """Join the names of all kinds with articles, such as "a mask or a sketch"."""
     return between.join(f"a {kind.name}" for kind in condition_kinds())
 
 
 def draw_conditions(conditions: Mapping[str, np.ndarray]) -> Image.Image:
-    """Draw a face's conditions over each other in RGB, through what is white in one."""
+    """Draw a face's conditions on top of each other in RGB; white is transparent."""
     given = [kind for kind in condition_kinds() if kind.name in conditions]
     return reduce(ImageChops.multiply, [kind.draw(conditions[kind.name]) for kind in given])

@@ -1,9 +1,8 @@
-"""The class orders and colours in which face masks are found, and how they are told apart.
+"""The class orders and colours of face masks, and how to guess them.
 
-All formats have the 19 classes of CelebAMask-HQ, so that reading one is a lookup of 19 entries
-and loses nothing. Colours tell their format. Index maps do not, as all orders have the values
-0..18: they are told by anatomy, such as the brows, which are above the eyes. What a prompt's words
-say of the classes is known here too.
+All formats have the 19 classes of CelebAMask-HQ, so converting one is a lookup and loses nothing. A
+mask in colours shows its format. Index maps have the values 0..18 in every format, and are told
+apart by anatomy: brows lie above eyes. `words_against` knows which words ask for a class.
 """
 
 import re
@@ -16,11 +15,11 @@ import numpy as np
 from mmface.conditions.palette import LABEL_INDEX, LABEL_TITLES, LABELS, PALETTE
 
 Relation = tuple[str, str, str]
-"""A class, what is said of it, and another class: ("l_brow", "lies above", "l_eye")."""
+"""A class, its relation, and another class: ("l_brow", "lies above", "l_eye")."""
 
 
 class Part(NamedTuple):
-    """Where a class lies in a mask: middle, bounds and size, in pixels; y points down."""
+    """Where a class lies in a mask: centre, bounds and size in pixels; y points down."""
 
     number: int
     y: float
@@ -91,15 +90,15 @@ RELATIONS: tuple[tuple[str, Callable[[Part, Part], bool], str], ...] = (
         "skin/l_ear skin/r_ear skin/ear_r skin/eye_g hair/l_brow hair/r_brow hair/nose",
     ),
 )
-"""What holds in nearly all upright faces; the subject's left is the picture's right."""
+"""Relations that hold in nearly all upright faces; the subject's left is the picture's right."""
 
 _ALWAYS_THERE = frozenset({"skin", "nose", "u_lip", "l_lip"})
 
 
 def relations_of(parts: Mapping[str, Part]) -> Iterator[tuple[Relation, bool]]:
-    """Yield each relation of two parts, by class name, and whether it holds.
+    """Yield each relation between two parts, and whether it holds.
 
-    Skin, nose and lips are in any face: where one is missing, its relations do not hold.
+    Every face has skin, nose and lips: if one is missing, its relations do not hold.
     """
     for says, holds, pairs in RELATIONS:
         for pair in pairs.split():
@@ -113,18 +112,18 @@ def relations_of(parts: Mapping[str, Part]) -> Iterator[tuple[Relation, bool]]:
 Color = tuple[int, int, int]
 
 COLOR_TOLERANCE = 24.0
-"""RGB distance up to which a colour counts as a palette colour; half of the smallest is 25.5."""
+"""Largest RGB distance to a palette colour; two palette colours are 51 apart at least."""
 
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """How a mask writes its 19 classes.
+    """How a mask encodes its 19 classes.
 
     Attributes:
-        name: What a command line or a manifest calls it.
-        title: What a sentence calls it.
+        name: For command lines and manifests.
+        title: For sentences.
         classes: The name in `LABELS` of each index, in the format's own order.
-        palette: RGB of each index, 0..255, where pictures in colour belong to the format.
+        palette: RGB of each index, 0..255; None if the format has no colours.
     """
 
     name: str
@@ -134,12 +133,12 @@ class LabelFormat:
 
     @property
     def to_labels(self) -> np.ndarray:
-        """uint8 [19]: the index into `LABELS` of each of the format's own."""
+        """uint8 [19]: maps the format's indices to those of `LABELS`."""
         return np.array([LABEL_INDEX[name] for name in self.classes], dtype=np.uint8)
 
     @property
     def label_palette(self) -> tuple[Color, ...]:
-        """The colours in the order of `LABELS`; none of a format without colours."""
+        """The colours in the order of `LABELS`; empty if the format has none."""
         colors = dict(zip(self.classes, self.palette or (), strict=False))
         return tuple(colors[name] for name in LABELS) if colors else ()
 
@@ -217,15 +216,10 @@ def label_format_named(name: str) -> LabelFormat:
 def nearest_colors(
     rgb: np.ndarray, palette: Sequence[Color]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give each pixel's nearest colour of a palette.
+    """Find the palette colour (of at most 255) nearest to each pixel of uint8 [..., 3].
 
-    Args:
-        rgb: uint8 [..., 3].
-        palette: At most 255 colours.
-
-    Returns:
-        Its index, uint8 [...]; its distance in RGB, float64 [...]; and the pixel's own colour
-        packed in one number, uint32 [...].
+    Returns its index, uint8 [...]; its distance in RGB, float64 [...]; and the pixel's own colour
+    packed into one number, uint32 [...].
     """
     packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     colors, inverse = np.unique(packed, return_inverse=True)
@@ -242,12 +236,12 @@ def nearest_colors(
 
 @dataclass(frozen=True)
 class LabelFormatGuess:
-    """What masks look like.
+    """The format that masks seem to have.
 
     Attributes:
-        format: The format, or None if that is undecided.
-        evidence: What speaks for it, or why it is undecided, in a sentence.
-        alternatives: Names of other formats that read the masks as well, or nearly so.
+        format: The format, or None if undecided.
+        evidence: Why, in a sentence.
+        alternatives: Names of other formats that fit as well, or nearly so.
     """
 
     format: LabelFormat | None
@@ -260,7 +254,7 @@ _MIN_OWN_COLOR = 0.0005  # share of pixels; a brow has about 0.003
 
 
 def guess_by_color(pictures: Sequence[np.ndarray]) -> LabelFormatGuess:
-    """Guess from uint8 pictures [H, W, 3] in colour."""
+    """Guess the format of colour masks, uint8 [H, W, 3]."""
     candidates = [each for each in LABEL_FORMATS.values() if each.palette]
     fits = {
         each.name: [
@@ -306,14 +300,14 @@ _MIN_HELD, _MIN_MARGIN = 0.85, 0.08  # shares of the relations; masks of faces h
 
 
 class _Order:
-    """Counts how well masks fit anatomy in one order of classes."""
+    """Counts in how many relations masks agree with anatomy, if read in one class order."""
 
     def __init__(self, format_: LabelFormat) -> None:
         self.format = format_
         self.held: dict[Relation, list[bool]] = {}
 
     def add(self, parts: Mapping[int, Part]) -> None:
-        """Test all relations between the parts of one mask."""
+        """Test the relations in one mask."""
         named = {self.format.classes[index]: part for index, part in parts.items()}
         for relation, held in relations_of(named):
             self.held.setdefault(relation, []).append(held)
@@ -329,7 +323,7 @@ class _Order:
         return sum(map(sum, self.held.values())) / max(self.count, 1)
 
     def against(self, rival: "_Order") -> str:
-        """Say what speaks most against a rival order."""
+        """Describe the strongest evidence against a rival order."""
         worst = min(rival.held, key=lambda key: sum(rival.held[key]) / len(rival.held[key]) ** 1.1)
         held, (one, says, other) = rival.held[worst], worst
         first, second = map(rival.format.classes.index, (one, other))
@@ -342,7 +336,7 @@ class _Order:
 
 
 def _orders_of(maps: Sequence[np.ndarray]) -> list[_Order]:
-    """Test index maps against all known orders, the first formats first."""
+    """Test index maps in all known class orders, in the order of `LABEL_FORMATS`."""
     orders = {each.classes: each for each in reversed(list(LABEL_FORMATS.values()))}
     found = [_Order(each) for each in reversed(list(orders.values()))]
     for values in maps:
@@ -353,7 +347,7 @@ def _orders_of(maps: Sequence[np.ndarray]) -> list[_Order]:
 
 
 def guess_by_anatomy(maps: Sequence[np.ndarray]) -> LabelFormatGuess:
-    """Guess from uint8 index maps [H, W]; of formats that share an order, name the first."""
+    """Guess the format of index maps, uint8 [H, W]; of formats with one order, the first."""
     orders = _orders_of(maps)
     first, second = sorted(orders, key=lambda order: -order.share)[:2]
     shares = ", ".join(f"{each.format.name} {each.share:.0%}" for each in (first, second))
@@ -373,7 +367,7 @@ def guess_by_anatomy(maps: Sequence[np.ndarray]) -> LabelFormatGuess:
 
 
 def share_of_anatomy(values: np.ndarray, label_format: LabelFormat) -> float | None:
-    """Say how well an index map [H, W] fits a face; None if it has too few parts to tell."""
+    """Fraction of anatomical relations that an index map [H, W] fulfils; None if it has too few."""
     order = _Order(label_format)
     order.add(parts_of(values))
     return order.share if order.count >= _MIN_RELATIONS else None
@@ -385,7 +379,7 @@ _WORN = {
     "ear_r": "earrings?",
     "neck_l": "necklaces?",
 }
-"""Words that ask for what a class shows."""
+"""Words of a prompt that ask for a class."""
 
 _HAIR_LOOKS = (
     "very|dark|light|bright|deep|jet|ash|dirty|strawberry|black|brown|blond|blonde|red|reddish|grey|"
@@ -402,7 +396,7 @@ _BALD_HAIR = 0.3  # areas of hair to skin from which a head is not bald
 
 
 def _says(words: str, prompt: str) -> str | None:
-    """Give the first of these words in a prompt that is not in a part that is negated."""
+    """Find the first of these words in a prompt that is not negated."""
     for found in re.finditer(rf"(?<![\w-])(?:{words})(?![\w-])", prompt, re.IGNORECASE):
         before = re.split(_NOT_ENDS, prompt[: found.start()], flags=re.IGNORECASE)[-1]
         if not re.search(rf"(?<![\w-])(?:{_NOT})\b", before, re.IGNORECASE):
@@ -411,7 +405,7 @@ def _says(words: str, prompt: str) -> str | None:
 
 
 def words_against(labels: np.ndarray, prompt: str) -> list[tuple[str, str]]:
-    """Find words of a prompt that a label map contradicts, and what it has instead."""
+    """List words of a prompt that a label map contradicts, with what it has instead."""
     parts = {LABELS[index]: part for index, part in parts_of(labels).items()}
     present = {LABELS[index] for index in np.unique(labels)}  # small ones are no parts
     prompt, found = prompt.replace("’", "'"), list[tuple[str, str]]()

@@ -82,7 +82,7 @@ class LoadedMask:
 
 
 class ForeignOrderError(ValueError):
-    """A mask whose classes lie as in another label format than the one that was said."""
+    """A mask's classes lie as in another label format than the given one."""
 
     def __init__(self, message: str, guess: LabelFormatGuess) -> None:
         super().__init__(message)
@@ -94,10 +94,10 @@ def load_mask(
 ) -> LoadedMask:
     """Read a segmentation mask: a picture in a palette's colours, or a map of class indices.
 
-    The middle is cropped to the aspect ratio of `size`, pixels are snapped to classes at the
+    The middle is cropped to the aspect ratio of `size`; pixels are snapped to classes at the
     source's own resolution (above `MAX_SNAPPED_PIXELS` at a multiple of `size`), then resized by
-    nearest neighbour: no class is invented by mixing two others. Where soft edges mixed them
-    before, a pixel takes the class of the nearest sure one.
+    nearest neighbour, so that no class appears by mixing two others. A pixel on a soft edge takes
+    the class of the nearest certain pixel.
 
     Args:
         source: A colour picture, soft edges allowed; or indices 0..18 as an array [H, W], a grey
@@ -108,7 +108,7 @@ def load_mask(
             result is in the order of `LABELS` always.
 
     Returns:
-        The label map, and what of it had to be guessed.
+        The label map, and what had to be guessed.
 
     Raises:
         ForeignOrderError: If its classes lie as in another format; a ValueError.
@@ -153,10 +153,10 @@ def _nearest(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def guess_label_format(masks: Sequence[Picture]) -> LabelFormatGuess:
-    """Guess the format that masks of faces have in common: one often tells, 16 are better.
+    """Guess the common format of face masks; one mask is often enough, 16 are better.
 
-    Undecided where two formats fit alike, and where none does. ValueError if there are no masks, or
-    one is no picture.
+    Undecided if no format fits, or two fit alike. ValueError if there are no masks, or one is no
+    picture.
     """
     if not masks:
         raise ValueError("There are no masks to guess a label format from.")
@@ -205,7 +205,7 @@ def class_indices(picture: Image.Image, name: str = "The picture") -> np.ndarray
 
 
 def _grey_numbers(picture: Image.Image) -> np.ndarray | None:
-    """Give the values of a grey picture of any depth, [H, W]; None if it has colours."""
+    """Values of a grey picture of any depth, [H, W]; None if it has colours."""
     if picture.mode in ("L", "I", "F") or picture.mode.startswith("I;16"):
         return np.array(picture)
     if picture.mode in ("1", "LA", "La"):
@@ -217,7 +217,7 @@ def _grey_numbers(picture: Image.Image) -> np.ndarray | None:
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Give a picture's colours without its alpha."""
+    """Drop a picture's alpha channel."""
     if picture.mode in ("RGBA", "RGBX"):  # without a copy of all of it for each step
         return Image.merge("RGB", picture.split()[:3])
     try:
@@ -227,7 +227,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _palette_numbers(picture: Image.Image) -> np.ndarray | None:
-    """Give the indices of a palette picture, or its grey values; None if it has colours."""
+    """Indices of a palette picture, or its grey values; None if it has colours."""
     table = np.array(picture.getpalette("RGB") or [], dtype=np.int64).reshape(-1, 3)
     used = np.array([index for _, index in picture.getcolors() or []])
     table = np.pad(table, ((0, max(0, used.max() + 1 - len(table))), (0, 0)))
@@ -251,7 +251,7 @@ def _palette_numbers(picture: Image.Image) -> np.ndarray | None:
 
 
 def _few_greys(picture: Image.Image, values: np.ndarray, format_: LabelFormat) -> list[str]:
-    """Say that a palette of 2, 4, 8 or 16 greys, made for this picture, may have merged classes."""
+    """Remark on a palette of 2, 4, 8 or 16 greys: it may have merged classes."""
     if picture.mode != "P" or (values == np.array(picture)).all():
         return []
     used = np.unique(values)
@@ -268,7 +268,7 @@ _OPAQUE = 128  # alpha from which a pixel is seen
 
 
 def _hidden(picture: Image.Image, name: str) -> np.ndarray | None:
-    """Say which pixels are transparent, bool [H, W]; None if none can be."""
+    """Transparent pixels, bool [H, W]; None if the picture has no alpha."""
     if not picture.has_transparency_data:
         return None
     alpha = picture if "A" in picture.getbands() else picture.convert("RGBA")
@@ -288,10 +288,10 @@ _ODD_ANATOMY, _CLEAR_MARGIN = 0.9, 0.2  # upright faces have 0.96 or more, mirro
 
 
 def _stray_runs(values: np.ndarray) -> float:
-    """Give the share of a map's runs, along its rows and columns, that interpolation makes.
+    """Fraction of runs, along rows and columns, that look like a product of interpolation.
 
-    They are short, and their number lies between those of the runs at both ends: an edge from
-    hair (13) to background (0) that was made soft passes 9 and 4.
+    Such runs are short, with a value between those of their neighbours: a softened edge from hair
+    (13) to background (0) passes through 9 and 4.
     """
     stray, count = 0, 0
     for lines in (values, values.T):
@@ -309,7 +309,7 @@ def _stray_runs(values: np.ndarray) -> float:
 
 
 def _oddities(values: np.ndarray, format_: LabelFormat, name: str) -> list[str]:
-    """Refuse an index map that is none of this format; else say what is odd about it."""
+    """Refuse an index map in another format or interpolated; else remark on what is odd."""
     stray = _stray_runs(values)
     if stray > _STRAY:
         raise ValueError(
@@ -355,10 +355,10 @@ def _odd_anatomy(values: np.ndarray, format_: LabelFormat) -> list[str]:
 def released_mask_rgb(
     source: Picture, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Read a mask, in `celebamask_hq`'s colours or as indices, as the released weights saw it.
+    """Read a mask in `celebamask_hq` format the way the released weights were trained on it.
 
-    Their masks were resized as colour pictures, whole and with LANCZOS, to height and width `size`,
-    so that edges have colours of no class. `load_mask` keeps classes apart.
+    It is resized as a colour picture, uncropped, by LANCZOS to height and width `size`: edges get
+    colours of no class, which `load_mask` avoids.
     """
     picture = open_picture(source)
     labels = class_indices(picture, picture_name(source))
@@ -374,7 +374,7 @@ MAX_SNAPPED_PIXELS = 1_500_000
 def _fit_to_snap(
     picture: Image.Image, size: tuple[int, int], palette: tuple[Color, ...]
 ) -> Image.Image:
-    """Reduce a colour picture as far as that costs nothing, or as its size demands."""
+    """Shrink a colour picture if its colours are exact, or if it is too large."""
     if picture.mode == "P":
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     colors = picture.getcolors(256) if picture.mode in ("RGB", "RGBA") else None
@@ -394,7 +394,7 @@ _ENOUGH_COLORS = 64  # a palette of fewer merges classes of a picture with soft 
 
 
 def _palette_oddities(picture: Image.Image, format_: LabelFormat, name: str) -> list[str]:
-    """Refuse a palette that was too small for its picture; say if it may have been."""
+    """Refuse a palette too small for its picture; remark on one that may be too small."""
     if picture.mode != "P":
         return []
     table = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(1, -1, 3)
@@ -415,7 +415,7 @@ def _palette_oddities(picture: Image.Image, format_: LabelFormat, name: str) -> 
 def _decode_colors(
     picture: Image.Image, format_: LabelFormat, name: str
 ) -> tuple[np.ndarray, float, list[str]]:
-    """Snap a colour picture to classes; also give the share of its pixels off the palette."""
+    """Snap a colour picture to classes; also return the fraction of pixels off the palette."""
     rgb, palette, said = flat_rgb(picture, "black"), format_.label_palette, list[str]()
     labels, distance, packed = nearest_colors(rgb, palette)
     if not distance.any():  # exact colours have no soft edges: each pixel is what it says
@@ -442,7 +442,7 @@ _REDRAW = " Redraw it in mmface.conditions.PALETTE, or save the class indices 0.
 
 
 def _is_foreign(distance: np.ndarray) -> bool:
-    """Say whether colours of no class fill areas, rather than soft edges alone."""
+    """Whether colours of no class fill areas, not only soft edges."""
     off_palette = distance > COLOR_TOLERANCE
     foreign = ~_grown(~off_palette, _EDGE_WIDTH_PX)
     too_many = off_palette.mean() > _MAX_OFF_PALETTE_FRACTION
@@ -468,10 +468,9 @@ def _written(packed: int) -> str:
 def _moved_colors(
     distance: np.ndarray, packed: np.ndarray, palette: tuple[Color, ...]
 ) -> dict[int, int]:
-    """Find colours that a coarse palette, such as the web's, moved away from those of classes.
+    """Map colours that a coarse palette, such as the web's, has moved back to their classes.
 
-    Only in pictures of few colours, and if each class keeps one colour. Gives the classes by
-    packed colour; none where that is not sure.
+    Keys are packed colours. Empty unless the picture has few colours and each class keeps one.
     """
     colors, counts = np.unique(packed, return_counts=True)
     if len(colors) > 256:
@@ -493,7 +492,7 @@ _MAX_MOVED = 45.0  # in RGB; the web's palette moves each channel by 25 at most
 
 
 def _other_format(picture: Image.Image, own: LabelFormat) -> str:
-    """Say which other format has a picture's colours, if one has."""
+    """Name another format that has a picture's colours, if there is one."""
     found = guess_by_color([flat_rgb(picture, "black")]).format
     if found is None or found is own:
         return ""
@@ -516,7 +515,7 @@ def _grown(area: np.ndarray, radius: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _mixtures(palette: tuple[Color, ...]) -> tuple[tuple[int, int, int], ...]:
-    """List (a, b, c) where a mixture of the colours of a and b looks like c."""
+    """List triples (a, b, c) of classes where mixing the colours of a and b looks like c."""
     colors = np.array(palette, dtype=np.float64)
     found = []
     for a, b, c in permutations(range(len(LABELS)), 3):
@@ -529,10 +528,10 @@ def _mixtures(palette: tuple[Color, ...]) -> tuple[tuple[int, int, int], ...]:
 
 
 def _fringes(labels: np.ndarray, distance: np.ndarray, palette: tuple[Color, ...]) -> np.ndarray:
-    """Find pixels that look like a class but are the mixture of two others; bool [H, W].
+    """Find pixels that look like a class but are a mixture of two others; bool [H, W].
 
-    The lower lip (0, 0, 153), for example, lies between hair (0, 0, 204) and background. Fringes
-    are thin and between their two classes, or are specks on a soft edge.
+    The lower lip's colour (0, 0, 153), for example, lies between hair (0, 0, 204) and background.
+    Fringes are thin and lie between their two classes, or are specks on a soft edge.
     """
     present = set(np.unique(labels).tolist()) - {_UNKNOWN}
     area = {index: labels == index for index in present}
@@ -551,7 +550,7 @@ def _fringes(labels: np.ndarray, distance: np.ndarray, palette: tuple[Color, ...
 def _filled(
     labels: np.ndarray, known: np.ndarray, rgb: np.ndarray, palette: tuple[Color, ...]
 ) -> np.ndarray:
-    """Give unknown pixels the class of the nearest known one, of equally near ones the likest."""
+    """Give unknown pixels the class of the nearest known one, at ties the closest colour."""
     padded = np.pad(np.where(known, labels, _UNKNOWN), 1, constant_values=_UNKNOWN)
     colors_of = np.vstack([palette, np.full((237, 3), 1e6)])  # an unknown one is never nearest
     places = np.argwhere(~known)
@@ -610,12 +609,12 @@ class MaskKind(ConditionKind):
     def read_back(
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], parser: Parser | None
     ) -> list[np.ndarray]:
-        """Read label maps by the face parser."""
+        """Read label maps with the face parser."""
         assert parser is not None
         return parser(pictures)
 
     def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
-        """Give the mean IoU, the share of right pixels and the IoU of each class of the mask."""
+        """Return mean IoU, pixel accuracy and the IoU of each class in the mask."""
         confusion = confusion_matrix(values, read)
         ious = zip(LABELS, class_iou(confusion).tolist(), strict=True)
         return {

@@ -21,31 +21,23 @@ from mmface.conditions.kind import (
 from mmface.conditions.mask import MASK
 
 SKETCH_POLARITIES = ("dark_on_white", "white_on_dark")
-"""The two ways in which sketches are found; the first is the model's."""
+"""How sketches are drawn; the model uses the first."""
 
 
 def load_sketch(
     source: Picture, size: tuple[int, int], polarity: str = "dark_on_white"
 ) -> UInt8[np.ndarray, "height width"]:
-    """Read a sketch, crop its middle to the aspect ratio and resize.
-
-    Args:
-        source: A picture; colour becomes grey, transparent pixels become paper.
-        size: Height and width of the result in pixels.
-        polarity: What the source is, one of `SKETCH_POLARITIES`.
-
-    Returns:
-        The sketch, dark lines on white always.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture, is in colour, blank, or of the other polarity.
-    """
+    """Read a sketch as `read_sketch` does, without the remarks."""
     return read_sketch(source, size, polarity).values
 
 
 def read_sketch(source: Picture, size: tuple[int, int], polarity: str) -> LoadedCondition:
-    """Read a sketch by `load_sketch`, and say what was done about its paper, light and ink."""
+    """Read a sketch, crop its middle to the aspect ratio of height and width `size`, and resize it.
+
+    The result is dark lines on white; `polarity`, one of `SKETCH_POLARITIES`, is the source's.
+    Colour becomes grey, and transparent pixels become paper; remarks tell what else was changed.
+    ValueError if it is no picture, is in colour, blank, or of the other polarity.
+    """
     if polarity not in SKETCH_POLARITIES:
         known = " and ".join(SKETCH_POLARITIES)
         raise ValueError(f"There is no sketch polarity {polarity!r}; known are {known}.")
@@ -95,7 +87,7 @@ def read_sketch(source: Picture, size: tuple[int, int], polarity: str) -> Loaded
 
 
 class InvertedError(ValueError):
-    """A sketch of the other polarity."""
+    """A sketch has the other polarity."""
 
 
 _MIN_CONTRAST = 32
@@ -109,7 +101,7 @@ def _middle(sketch: np.ndarray) -> np.ndarray:
 
 
 def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
-    """Bring grey pictures of 16 bits and of floats to eight; others are left as they are."""
+    """Convert grey pictures of 16 bits or floats to 8 bits; leave others alone."""
     if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
         return picture
     values = np.array(picture).astype(np.float64)
@@ -128,7 +120,7 @@ def _colorful(rgb: np.ndarray) -> bool:
 
 
 def _paper_color(rgb: np.ndarray) -> np.ndarray | None:
-    """Give the colour that most of a picture has, uint8 [3]; None if there is none."""
+    """The colour of most of a picture, uint8 [3]; None if there is none."""
     bins, counts = np.unique((rgb >> 4).reshape(-1, 3), axis=0, return_counts=True)
     first = bins[counts.argmax()].astype(np.int16) * 16 + 8
     near = np.abs(rgb.astype(np.int16) - first).max(axis=2) <= 24
@@ -138,13 +130,13 @@ def _paper_color(rgb: np.ndarray) -> np.ndarray | None:
 
 
 def _ink(darkness: np.ndarray) -> float:
-    """Give how dark the lines are, from the darkness [0, 255] of each pixel."""
+    """Darkness of the lines, from the darkness [0, 255] of each pixel."""
     lines = darkness[darkness > max(4.0, float(darkness.max()) / 4)]
     return float(np.percentile(lines, 90)) if lines.size else 0.0
 
 
 def _ink_kept(source: np.ndarray, reduced: np.ndarray) -> np.ndarray:
-    """Make lines that became fainter when a sketch was reduced as dark as they were."""
+    """Restore the darkness that lines lost when a sketch was shrunk."""
     paper = float(np.median(_middle(source)))
     exact = Image.fromarray(source.astype(np.float32)).resize(
         reduced.shape[::-1], Image.Resampling.BOX
@@ -160,11 +152,11 @@ _FAINTER = 1.3
 
 
 def _evened(sketch: np.ndarray) -> np.ndarray | None:
-    """Divide a sketch by the light on its paper, and make faint lines dark.
+    """Divide a sketch by the light on its paper, and darken faint lines.
 
-    The light is a quadratic surface through the brightest parts of a grid of cells. All white
-    where there are no lines; None where the paper is white and even already, is no such surface,
-    is too dark to tell, or has light lines on it.
+    The light is a quadratic surface through the brightest parts of a grid of cells. White if there
+    are no lines; None if the paper is white and even already, fits no such surface, is too dark, or
+    has light lines.
     """
     height, width = sketch.shape
     if min(height, width) < _CELLS:
@@ -205,9 +197,9 @@ def _evened(sketch: np.ndarray) -> np.ndarray | None:
 def edge_agreement(image: np.ndarray, sketch: np.ndarray, tolerance_px: int = 1) -> float:
     """F-score of a picture's strongest edges against a sketch's lines, in [0, 1].
 
-    As many edge pixels are taken as the sketch has line pixels, so that contrast does not count; an
-    edge and a line meet when they are at most `tolerance_px` apart in each direction. ValueError
-    for a sketch without a line darker than mid-grey.
+    As many edge pixels count as the sketch has line pixels, so contrast does not matter. An edge
+    and a line match if at most `tolerance_px` apart in each direction. ValueError if no line of the
+    sketch is darker than mid-grey.
     """
     lines = sketch < 128
     if not lines.any():
@@ -231,14 +223,9 @@ _FIT_SIDE, _NEAR_MOVE, _FAR_MOVE, _FIT_MARGIN = 128, 12, 24, 3
 
 
 def outline_fit(outlines: np.ndarray, sketch: np.ndarray) -> float:
-    """How much better a sketch's lines lie on outlines than on the same ones moved away.
+    """How well a sketch [H, W] follows a mask's outlines [128, 128]; 0 is chance.
 
-    Args:
-        outlines: float32 [128, 128], of a mask.
-        sketch: uint8 [H, W], dark lines on white.
-
-    Returns:
-        The difference, in deviations over moves by 9% to 19% of the side; 0 is chance.
+    In standard deviations of the fit to outlines that are shifted by 9% to 19% of the side.
     """
     size = (_FIT_SIDE, _FIT_SIDE)
     ink = ImageOps.invert(Image.fromarray(sketch)).resize(size, Image.Resampling.BOX)
@@ -273,7 +260,7 @@ class SketchKind(ConditionKind):
     def load(
         self, source: Picture, size: tuple[int, int], reading: str | None = None
     ) -> LoadedCondition:
-        """Read a sketch by `read_sketch`; of unsaid polarity, light lines on dark are inverted."""
+        """Read a sketch; if no polarity is given, light lines on dark are inverted."""
         if reading is not None:
             return read_sketch(source, size, reading)
         dark, light = SKETCH_POLARITIES
@@ -291,18 +278,18 @@ class SketchKind(ConditionKind):
     def outlines(
         self, values: np.ndarray, size: tuple[int, int]
     ) -> Float32[np.ndarray, "height width"]:
-        """Its dark lines."""
+        """Return the sketch's dark lines."""
         drawn = Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
         return (255 - np.array(drawn, dtype=np.float32)) / 255
 
     def agreement(self, values: np.ndarray, read: np.ndarray) -> Mapping[str, float]:
-        """Give `edge_agreement`."""
+        """Return the `edge_agreement`."""
         return {"edges": edge_agreement(read, values)}
 
     def doubts(
         self, values: np.ndarray, prompt: str, others: Mapping[str, np.ndarray]
     ) -> list[str]:
-        """Say that the mask beside it cannot be of the same face."""
+        """Doubt that a mask given beside the sketch is of the same face."""
         if MASK.name not in others:
             return []
         outlines = MASK.outlines(others[MASK.name], (_FIT_SIDE, _FIT_SIDE))

@@ -1,8 +1,8 @@
-"""A command: how it starts light, how what a person typed is checked, and how it ends.
+"""Command lines: a quick start, checks of what a user typed, and how a command ends.
 
-A mistake of the user's is a ValueError or an OSError that says what, where, and what to do. A
-command ends with it as one line on stderr and status 2. A `RunError`, such as a lost process, is
-one line and status 1; anything else is a fault of the program and shows its stack.
+A user's mistake is a ValueError or an OSError that says what, where, and what to do. It ends the
+command with one line on stderr and status 2. A `RunError`, such as a lost process, ends it with one
+line and status 1; anything else is a bug and shows its stack.
 """
 
 import math
@@ -25,11 +25,11 @@ _stacks_shown: list[bool] = []  # of each `ending` that is entered
 
 
 class RunError(RuntimeError):
-    """What ends a run through no mistake of its settings; its message is the whole report."""
+    """A run failed, and not because of its settings; the message is all that the user is told."""
 
 
 class ElsewhereError(RuntimeError):
-    """Another process of this run failed and reports it; this one ends in silence."""
+    """Another process of this run failed and reports the error; this one prints nothing."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -41,11 +41,10 @@ _FOUND_BY_TRANSFORMERS = ("scipy", "sklearn", "torchvision")
 
 
 def hide_optional_libraries() -> None:
-    """Hide the optional libraries that diffusers and transformers load unasked.
+    """Keep diffusers and transformers from importing optional libraries that sampling does not use.
 
-    They take three of the seven seconds before a picture that needs none of them. For a process
-    that has imported neither yet, and will ask for no LoRA and no quantized weights; elsewhere it
-    changes nothing.
+    This saves three of the seven seconds before the first picture. LoRA and quantized weights need
+    those libraries. Nothing changes if diffusers or transformers is imported already.
     """
     if {"diffusers", "transformers"} & sys.modules.keys():
         return
@@ -58,7 +57,7 @@ def hide_optional_libraries() -> None:
 
 
 def check_whole(name: str, value: Any, lowest: int, highest: int | None = None) -> None:
-    """Raise ValueError unless `value` is a whole number in this range; True and False are none."""
+    """Raise ValueError unless `value` is a whole number in this range; bools are refused."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or int(value) < lowest or (highest is not None and int(value) > highest):
         wanted = f"from {lowest} up" if highest is None else f"in {lowest}..{highest}"
@@ -170,7 +169,7 @@ def ending(keys: Mapping[str, str] | None = None) -> Iterator[None]:
 
 
 def _line_of(error: Exception, keys: Mapping[str, str]) -> str | None:
-    """What a mistake's line says, or None if the error is none."""
+    """The line that reports a user's mistake; None if the error is a bug."""
     kind = type(error)
     if kind.__name__ == "MissingMandatoryValue":
         full = str(getattr(error, "full_key", ""))
@@ -190,7 +189,7 @@ def _line_of(error: Exception, keys: Mapping[str, str]) -> str | None:
 
 
 def typed(key: str, keys: Mapping[str, str]) -> str:
-    """A config's key as it is typed; the longest of `keys` that it lies under decides."""
+    """A config's key as the user types it: its longest prefix in `keys` is replaced."""
     for built in sorted(keys, key=len, reverse=True):
         if key == built or key.startswith(f"{built}."):
             return (keys[built] + key.removeprefix(built)).lstrip(".")

@@ -1,15 +1,14 @@
-"""Files and folders that are complete or absent, and folders that one writer works in at a time.
+"""Files and folders that are complete or absent, locks on folders, and SHA-256 digests.
 
-Whatever is written goes under another name first, an aside, and is renamed when it is complete.
-Its content is synced to the disk before the rename: after a power cut a name stands for all of its
-content, and no restart takes an empty file for finished work. For a folder the rename is synced
-too, because older checkpoints are deleted on the strength of the new one.
+Everything is written under a temporary name first, the aside, synced to the disk, and then renamed:
+after a power cut a file has all of its content or does not exist. For a folder the rename is synced
+too, because older checkpoints are deleted once the new one is there.
 
-An aside of `NAME` is `.NAME.aside-HOST-PID`, so that no pattern such as `*.png` finds it and
-`sweep` can tell whether its writer is still alive.
+The aside of `NAME` is `.NAME.aside-HOST-PID`. No pattern such as `*.png` finds it, and `sweep` can
+tell whether its writer is still alive.
 
-The SHA-256 digests, in hexadecimal, stand in stores, in the provenance inside pictures and in
-journals, so their values never change.
+Digests, in hexadecimal, are stored in data sets, in pictures and in journals, so how they are
+computed must never change.
 """
 
 import errno
@@ -47,20 +46,11 @@ def _aside_of(path: Path) -> Path:
 
 @contextmanager
 def written_aside(path: str | Path, num_bytes: int = 0) -> Iterator[Path]:
-    """Give the name to write a file or a folder under; at the end of the block it gets its own.
+    """Yield a temporary path to write a file or a folder to; it is renamed to `path` afterwards.
 
-    The folder above is made. A folder replaces the one that is there. If the block raises, what it
-    wrote is deleted and what was there stays.
-
-    Args:
-        path: the file or folder to write.
-        num_bytes: its size, as far as it is known; a full disk's message says it.
-
-    Yields:
-        The path to write to; nothing is there yet.
-
-    Raises:
-        OSError: if it cannot be written; the message names `path`.
+    Parent folders are made; an existing file or folder is replaced. If the block raises, what it
+    wrote is deleted and what was there stays. An OSError names `path` and, if the disk is full, the
+    size `num_bytes` as far as it is known.
     """
     path = Path(path)
     aside = _aside_of(path)
@@ -96,12 +86,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, its line ends as they are, that is complete or absent."""
+    """Write a UTF-8 text file that is complete or absent; line ends are kept."""
     write_bytes(path, text.encode())
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, if it is there, so that a kill does not leave half of it in its place."""
+    """Delete a folder, if it exists, by renaming it first: a kill leaves no half of it."""
     _delete(_put_away(folder))
 
 
@@ -114,10 +104,9 @@ def _put_away(folder: Path) -> Path:
 
 
 def sweep(folder: Path, alone: bool = False) -> None:
-    """Delete what dead writers left half written in a folder, not in those inside it.
+    """Delete unfinished files of dead processes in a folder, not in its subfolders.
 
-    A caller that is `alone` holds the folder's lock: then what writers on other hosts left is
-    deleted too, since nobody can tell whether those are alive.
+    Pass `alone` only while holding the folder's lock: unfinished files of other hosts go too.
     """
     for path in folder.glob(".*.aside-*"):
         found = _ASIDE.fullmatch(path.name)
@@ -127,20 +116,11 @@ def sweep(folder: Path, alone: bool = False) -> None:
 
 @contextmanager
 def locked(folder: str | Path, work: str = "") -> Iterator[None]:
-    """Hold a folder for one run; a second one fails at once instead of mixing its files in.
+    """Lock a folder for one run: a second run gets a BlockingIOError that names process and host.
 
-    Of the processes of one run, only the main one calls this. The lock ends with the process,
-    however it dies, and is not inherited by its children.
-
-    Args:
-        folder: the folder; made if it is missing, and taken away again if nothing was put into it.
-        work: the part of the folder that is held, where several runs may share it; a file's name.
-
-    Yields:
-        Nothing; the folder is held within the block.
-
-    Raises:
-        BlockingIOError: if another run holds it; the message names its process and host.
+    Only the main process of a run calls this. The lock ends with the process, however it dies;
+    child processes do not inherit it. A missing folder is made, and removed again if it stays
+    empty. `work`, a file's name, locks that part of the folder only.
     """
     folder = Path(folder)
     path, was_there = _lock_of(folder, work), folder.exists()
@@ -166,7 +146,7 @@ def locked(folder: str | Path, work: str = "") -> Iterator[None]:
 
 
 def check_free(folder: str | Path) -> None:
-    """Raise BlockingIOError if another run holds a folder now; unlike `locked`, make nothing."""
+    """Raise BlockingIOError if another run has locked a folder; makes no folder and no lock."""
     path = _lock_of(Path(folder), "")
     if path.exists() and path not in _held:
         os.close(_acquire(path, Path(folder)))
@@ -177,11 +157,7 @@ def _lock_of(folder: Path, work: str) -> Path:
 
 
 def _acquire(path: Path, folder: Path) -> int:
-    """Open and lock a file.
-
-    It is a record lock, which children do not inherit: a loader's worker that outlives a killed
-    run for a moment does not keep the next start out.
-    """
+    """Lock a file by a record lock, which the workers of a killed run do not keep alive."""
     while path not in _held:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -209,7 +185,7 @@ def _this_process() -> str:
 
 
 def naming(path: Path, error: OSError, num_bytes: int = 0) -> OSError:
-    """Say of an error in writing where it was and, of a full disk, how much room is needed."""
+    """Make an OSError that names the path and, if the disk is full, the space that is needed."""
     words = f"{path} cannot be written: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         words += f"; {_megabytes(num_bytes)} or more are needed, {_megabytes(_free(path))} are free"
@@ -219,7 +195,7 @@ def naming(path: Path, error: OSError, num_bytes: int = 0) -> OSError:
 
 
 def check_room(folder: str | Path, num_bytes: int) -> None:
-    """Raise OSError unless the disk of a folder, which need not be there, has room for so much."""
+    """Raise OSError unless the disk has room; the folder itself need not exist."""
     free = _free(Path(folder))
     if free < num_bytes:
         full = OSError(
@@ -272,7 +248,7 @@ def _delete(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the operating system put a file, or all that is in a folder, on the disk."""
+    """Sync a file, or all files of a folder, to the disk."""
     for inner in path.rglob("*") if path.is_dir() else ():
         _sync_one(inner)
     _sync_one(path)
@@ -290,7 +266,7 @@ def _sync_one(path: Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Digest a file; a file that did not change is read once."""
+    """Digest a file; cached by path, size and time of change."""
     stat = Path(path).stat()
     return _sha256_of(str(path), stat.st_mtime_ns, stat.st_size)
 
@@ -334,9 +310,9 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
 
 
 def values_sha256(state: Mapping[str, Any]) -> str:
-    """Digest a network's `state_dict` whatever its dtype: names, shapes and values in float32.
+    """Digest a network's `state_dict`: names, shapes and values in float32.
 
-    The network must not have been cast to fewer bits than its file has.
+    The dtype does not count, as long as the network was not cast to fewer bits than its file has.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):

@@ -1,10 +1,9 @@
-"""Resumable work: what made a folder's files, lines that outlive a kill, and numbered parts.
+"""Resumable work: numbered parts, files of JSON lines, and a record of the settings behind them.
 
-`agree_on` keeps the work of two makers apart. `Lines` appends to a file of JSON lines. `PartedWork`
-divides numbered items into parts, whatever the number of processes; a part's file is complete or
-absent, and whoever comes later does what is absent. Batches, and so all bytes, are therefore the
-same in one process, in two, and after an interruption. No item is done twice to fill a batch, which
-would bias a distance between sets. A part that a loss of power left broken counts as absent.
+`PartedWork` divides numbered items into parts of fixed size, each with a file that is complete or
+absent; a later run computes what is absent. So all bytes are the same in one process, in two, and
+after an interruption, and no item is done twice, which would bias a distance between sets.
+`agree_on` refuses to mix files that were made with different settings.
 """
 
 import json
@@ -25,12 +24,12 @@ KEY_FILE = "made_by.json"
 
 
 def as_json(value: Any) -> str:
-    """Write plain values as one line of JSON, keys in order."""
+    """Write plain values as one line of JSON, keys sorted."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def count_rows(content: bytes) -> int:
-    """Number of lines of JSON in a part; 0 if one is broken or has no end."""
+    """Number of lines of JSON in a part; 0 if one of them is broken or cut off."""
     try:
         rows = [json.loads(line) for line in content.splitlines()]
     except ValueError:
@@ -39,19 +38,14 @@ def count_rows(content: bytes) -> int:
 
 
 def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write rows as JSON lines, keys as they come."""
+    """Write rows as JSON lines, keys in their own order."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def agree_on(path: Path, made_by: Mapping[str, Any]) -> None:
-    """Write down what makes the files of a folder, or check that it is the same as before.
+    """Record the settings behind a folder's files at `path`, or check that they are the same.
 
-    Args:
-        path: the file that says it, in that folder.
-        made_by: whatever decides the files, in plain values.
-
-    Raises:
-        ValueError: if the folder holds what was made otherwise; names each setting that differs.
+    `made_by` holds plain values. ValueError names each setting that differs.
     """
     found, wanted = read_made_by(path), json.loads(json.dumps(made_by))
     if found is None:
@@ -66,17 +60,7 @@ def agree_on(path: Path, made_by: Mapping[str, Any]) -> None:
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:
-    """Read what `agree_on` wrote; None if there is no such file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        What made the folder.
-
-    Raises:
-        ValueError: if it is broken.
-    """
+    """Read what `agree_on` wrote; None if there is no such file, ValueError if it is broken."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
@@ -92,7 +76,7 @@ def read_made_by(path: Path) -> dict[str, Any] | None:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name the settings inside settings by their path, with dots."""
+    """Flatten nested settings; keys are joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = isinstance(value, Mapping)
@@ -101,10 +85,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Lines:
-    """A file of JSON lines that one process appends to; a line that a kill tore off is dropped."""
+    """A file of JSON lines that one process appends to; a line that a kill cut off is dropped."""
 
     def __init__(self, path: Path) -> None:
-        """Take the file, which need not be there, for appending."""
+        """Drop a cut-off last line of the file, if it exists."""
         self.path = path
         if path.exists():
             content = path.read_bytes()
@@ -113,7 +97,7 @@ class Lines:
                 os.truncate(path, complete)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows, all of which then are in the file; an OSError names it."""
+        """Append rows; an OSError names the file."""
         content = as_lines(rows).encode()
         try:
             with self.path.open("ab") as file:
@@ -123,23 +107,23 @@ class Lines:
 
 
 def complete_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number the lines of a file from 1, without one that is being written or was torn off."""
+    """Number the complete lines of a file from 1; one still being written is left out."""
     complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
     yield from enumerate(complete.split("\n") if complete else (), start=1)
 
 
 @dataclass(frozen=True)
 class PartedWork:
-    """A stage's division into parts.
+    """Work on numbered items, divided into parts.
 
     Attributes:
-        folder: where the parts are kept.
-        made_by: what decides the result, in plain values.
-        num_items: how many items.
-        part_size: items in a part, the last one aside.
-        suffix: of the parts' files.
-        replaces: whether parts of another make are thrown away; if not, they are refused.
-        count: number of sound items in a part's content.
+        folder: Where the parts are kept.
+        made_by: The settings that decide the result, in plain values.
+        num_items: How many items.
+        part_size: Items in each part but the last.
+        suffix: Of the parts' files.
+        replaces: Whether parts made with other settings are deleted; if not, they are refused.
+        count: Gives the number of sound items in a part's content.
     """
 
     folder: Path
@@ -162,11 +146,11 @@ class PartedWork:
         ]
 
     def is_complete(self) -> bool:
-        """Whether all parts are there, whole, and made by this."""
+        """Whether all parts exist, are whole, and were made with these settings."""
         return self._found() == self._key() and all(starmap(self._is_whole, self.parts()))
 
     def run(self, work: Callable[[range], bytes], processes: Processes, title: str) -> None:
-        """Do this process's part of what is absent; all processes call this."""
+        """Do this process's share of the absent parts; all processes call this."""
         with ExitStack() as held:
             processes.on_main(lambda: self._take_folder(held))
             self._do_share(work, processes, title)
@@ -188,7 +172,7 @@ class PartedWork:
         return [path.read_bytes() for path, _ in self.parts()]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of all parts, where they are JSON lines, in the order of the items."""
+        """The JSON lines of all parts, in the order of the items."""
         return [json.loads(line) for part in self.contents() for line in part.splitlines()]
 
     def _key(self) -> dict[str, Any]:
@@ -208,7 +192,7 @@ class PartedWork:
             raise
 
     def _prepare(self) -> None:
-        """Leave only parts that were made by this; a ValueError if others are to stay."""
+        """Delete parts made with other settings, or raise ValueError if they are to stay."""
         sweep(self.folder)
         path, found, key = self.folder / KEY_FILE, self._found(), self._key()
         if found != key and (self.replaces or found is None):

@@ -1,4 +1,4 @@
-"""How the processes of a run act as one: sums, votes, one doer, and a common stop."""
+"""Several processes acting as one run: sums, votes, work on the main one, and a common stop."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from torch import Tensor
 from mmface.core.command_line import MISTAKE_STATUS, ElsewhereError, RunError
 
 STOPPED_STATUS = 75
-"""Exit status of a run that a signal stopped (EX_TEMPFAIL): start it again and it goes on."""
+"""Exit status of a run that a signal stopped (EX_TEMPFAIL): the same command resumes it."""
 
 _REPORT_S = 5.0
 _BROKEN = re.compile(r"gloo|nccl|TCPStore|timed? ?out|clos(ed|ure)|reset by peer", re.IGNORECASE)
@@ -27,54 +27,42 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def computes_on_cpu() -> bool:
-    """Whether there is no accelerator; accelerate joins processes on CPUs only if it is told so."""
+    """Whether there is no GPU; accelerate must be told to join processes on CPUs."""
     return not torch.accelerator.is_available()
 
 
 def joined_processes() -> PartialState:
-    """Join the processes that a launcher started, or stand alone.
-
-    Returns:
-        accelerate's state, with the device, this process's number and how many there are. One that
-        is ready waits for the others up to a week, where torch's own limit is ten minutes.
-    """
+    """Join the processes that a launcher started, if any; wait for them up to a week."""
     return PartialState(cpu=computes_on_cpu(), timeout=timedelta(days=7))
 
 
 class Processes:
-    """The processes that accelerate started, seen from one of them."""
+    """The processes of a run that accelerate joined, seen from one of them."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """Stand among the accelerator's processes."""
+        """Take the accelerator that joined them."""
         self.accelerator = accelerator
         self._stop_requested = False
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor over the processes; all of them call this."""
+        """Sum a tensor over the processes; all of them call this."""
         return self.accelerator.reduce(tensor, "sum")
 
     def gathered(self, thing: Any) -> list[Any]:
-        """Give each process's picklable object, in their order; all of them call this."""
+        """Return every process's picklable object, by rank; all of them call this."""
         return gather_object([thing])
 
     def vote(self, finite: Tensor) -> tuple[bool, bool]:
-        """Whether every process has finite numbers, and whether any was asked to stop."""
+        """Return whether all processes have finite numbers, and whether any was asked to stop."""
         stop = torch.full_like(finite, self._stop_requested)
         votes = self.summed(torch.stack((~finite, stop)).float())
         any_bad, any_stop = (votes > 0).tolist()
         return not any_bad, any_stop
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do something on the main process, and have all return its result or fail with it.
+        """Do something on the main process, and return its picklable result on all.
 
-        Args:
-            work: what to do; its result must be picklable.
-
-        Returns:
-            The main process's result.
-
-        Raises:
-            ElsewhereError: on the other processes, if it failed; the main one raises the failure.
+        If it fails, the main process raises the failure, the others ElsewhereError.
         """
         outcome: list[Any] = [None, "", 1]
         failure: Exception | None = None
@@ -94,17 +82,11 @@ class Processes:
         return outcome[0]
 
     @contextlib.contextmanager
-    def told_of_lost_ones(self, timeout_s: float) -> Iterator[None]:
-        """Turn a broken connection within the block into a `RunError` that names who is lost.
+    def naming_lost_processes(self, timeout_s: float) -> Iterator[None]:
+        """Turn a broken connection into a `RunError` that names the lost processes.
 
-        Every process that still runs reports in a store beside the connections; those that do not
-        within some seconds are lost.
-
-        Args:
-            timeout_s: how long the connections wait for a process, for the message.
-
-        Yields:
-            Nothing.
+        Lost is who does not report within some seconds in a store beside the connections.
+        `timeout_s`, for the message, is how long the connections waited.
         """
         try:
             yield
@@ -127,7 +109,7 @@ class Processes:
             ) from error
 
     def _lost_processes(self) -> list[int]:
-        """Which processes do not report, after this one has."""
+        """Report, and list the processes that do not."""
         numbers = range(self.accelerator.num_processes)
         wait = timedelta(seconds=_REPORT_S)
         try:
@@ -146,19 +128,16 @@ class Processes:
         except (RuntimeError, OSError):  # the store is process 0's
             return [0]
 
-    def part(self) -> None:
-        """Close the trackers and the group of processes; all of them call this.
-
-        torch's gloo group joins its threads when it is destroyed, which Python does while it holds
-        its lock; a thread that still waits for that lock, to let go of the last message, would
-        never end. A moment without the lock lets it through.
-        """
+    def end(self) -> None:
+        """Close the trackers and leave the group of processes; all of them call this."""
+        # Destroying a gloo group joins its threads while Python's lock is held: a thread that waits
+        # for that lock would never end. A moment without the lock lets it through.
         time.sleep(0.1)
         self.accelerator.end_training()
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Note a stop signal instead of dying of it; a second SIGINT interrupts at once."""
+        """Remember a stop signal instead of dying from it; a second SIGINT interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python leaves signals to the main thread
             return

@@ -1,7 +1,7 @@
-"""Models that somebody names: a folder, a built-in name or a hub id, and what is loaded from it.
+"""Finding and loading models by folder, built-in name or hub id.
 
-Weights and configs are whole, finite and of the right shapes, or refused. Nothing here imports
-torch before weights are read.
+Weights and configs that are incomplete, not finite or of wrong shapes are refused. torch is
+imported only when weights are read.
 """
 
 import json
@@ -26,18 +26,18 @@ ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _COUNTERS = ("position_ids", "num_batches_tracked")
-"""Ends of the names of whole numbers in weights files, which nothing is computed from."""
+"""Ends of the names of integer tensors that weights files may hold and nothing uses."""
 
 _NUM_NAMED = 3
 _NONE: Mapping[str, Path] = {}
 
 
 class UnusableModelError(OSError, ValueError):
-    """A model that is there cannot be loaded; the message names it, the cause and the remedy."""
+    """A model exists but cannot be loaded; the message names it, the cause and the remedy."""
 
 
 class BrokenModelError(ValueError):
-    """What was brought cannot be used; the message says what, why and what to do."""
+    """A file or folder cannot be used; the message says which, why and what to do."""
 
 
 def builtin_pipelines() -> dict[str, Path]:
@@ -137,20 +137,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def load_network(
     network: type[Network], source: str, subfolder: str = "", **options: Any
 ) -> Network:
-    """Load a network of diffusers or transformers from safetensors; nothing is left at random.
+    """Load a network of diffusers or transformers from safetensors, in eval mode.
 
-    Args:
-        network: Its class.
-        source: A folder or a hub id.
-        subfolder: The folder inside it.
-        **options: For `from_pretrained`.
-
-    Returns:
-        The network, in eval mode.
-
-    Raises:
-        BrokenModelError: If tensors are missing, unknown, of other shapes, of whole numbers or not
-            finite, or if the config is no JSON object.
+    `source` is a folder or a hub id; `options` are those of `from_pretrained`. BrokenModelError if
+    tensors are missing, unknown, of wrong shapes, integers or not finite, or if the config is no
+    JSON object.
     """
     folder = Path(source, subfolder)
     is_local = Path(source).is_dir()
@@ -175,9 +166,9 @@ def load_network(
 
 
 def read_weights(path: str | Path) -> "dict[str, Tensor]":
-    """Read a state dict from safetensors, or from a .pth without running what is pickled in it.
+    """Read a state dict from safetensors, or from a .pth without running its pickled code.
 
-    BrokenModelError if it cannot be read so, or has values that are not finite.
+    BrokenModelError if that fails, or if values are not finite.
     """
     import torch
 

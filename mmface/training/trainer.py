@@ -188,7 +188,7 @@ class Trainer:
         BlockingIOError if another run trains in the same folder; RunError if another process is
         lost, or too many steps in a row are not finite; OSError if the disk is too small.
         """
-        lost = self.processes.told_of_lost_ones(self.hardware.timeout_s)
+        lost = self.processes.naming_lost_processes(self.hardware.timeout_s)
         with lost, contextlib.ExitStack() as held:
             self.processes.on_main(lambda: self._take_output(held))
             return self._train()
@@ -211,7 +211,7 @@ class Trainer:
                 self.processes.on_main(self._draw_losses)
                 return self.export() if self.finished else checkpoint
             finally:
-                self.processes.part()
+                self.processes.end()
 
     def _run_steps(self) -> None:
         recipe, cadence = self.recipe, self.cadence

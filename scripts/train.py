@@ -17,6 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from mmface.core.command_line import ending
 from mmface.core.files import check_free
 from mmface.training.recipe import CONFIG_KEYS, flattened, typed_name
+from mmface.training.starting_points import setting_of
+
+# ${start:INIT_FROM,NAME,DEFAULT}: a setting as the pipeline has it that a task starts from.
+OmegaConf.register_new_resolver("start", setting_of, replace=True)
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
@@ -61,6 +65,8 @@ def run(config: DictConfig) -> int:
         trainer.accelerator.print(f"stopped at {done:,} of {total:,}; the same command goes on")
         return STOPPED_STATUS
     trainer.accelerator.print(f"result: {result}")
+    if usage := trainer.task.usage(result):
+        trainer.accelerator.print(f"sample: {usage}")
     return 0
 
 

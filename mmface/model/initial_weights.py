@@ -14,8 +14,12 @@ from mmface.objectives.objective import objective_named
 from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
 
 
-def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
+def load_initial_weights(
+    transformer: MMFaceDiT, source: str | Path, translated: bool = True
+) -> None:
     """Put saved weights into a model, translated if they were trained with another objective.
+
+    Without leave to be `translated`, weights of another objective raise ValueError.
 
     `source` is the folder of a saved MMFaceDiT, or a safetensors file of the authors' layout, which
     is assumed to have the model's objective. The model keeps its objective and text positions.
@@ -34,6 +38,11 @@ def load_initial_weights(transformer: MMFaceDiT, source: str | Path) -> None:
             )
     else:
         saved = MMFaceDiT.from_released(path, own.num_heads, objective=own.objective)
+    if not translated and saved.config.objective != own.objective:
+        raise ValueError(
+            f"init_from: {path} was trained with {saved.config.objective}, and its adapter must "
+            f"be, too: objective={saved.config.objective}."
+        )
     translate_objective(saved, own.objective)
     try:
         transformer.load_state_dict(saved.state_dict())

@@ -8,7 +8,7 @@ keep less than eager ones, it is an upper bound.
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from mmface.encoders import Encoder, LatentCodec, TextEncoder, meta_text_model, 
 from mmface.model.recomputation import SELECTIVE, KeptResults, num_recomputed, recompute_blocks
 from mmface.training.face_diffusion import FaceDiffusion
 from mmface.training.metering import training_flops
-from mmface.training.task import TrainingTask
+from mmface.training.task import Companions, TrainingTask, frozen_dtype_named
 
 TRAINING_IMAGES = 94_000
 """Training pictures of the paper's data: CelebA-HQ's 24,000 and FFHQ's 70,000."""
@@ -106,16 +106,23 @@ class Activations:
 
     @classmethod
     def counted(
-        cls, network: Any, image_size: int, bf16: bool, setting: float | str
+        cls,
+        network: Any,
+        image_size: int,
+        bf16: bool,
+        setting: float | str,
+        prepare: Callable[[Any], object] = id,
     ) -> "Activations":
         """Count at depths 2 and 3 and batches 2 and 3; a batch of 1 skips some copies.
 
-        `setting`: 1 recomputes every block, 0 none; or "selective".
+        `setting`: 1 recomputes every block, 0 none; or "selective". `prepare` does to a shallow
+        network what the task did to this one.
         """
         count = {}
         for depth in (2, 3):
             with torch.device("meta"):
                 shallow = type(network).from_config(network.config, depth=depth)
+                prepare(shallow)
             recompute_blocks(shallow, setting)
             for batch in (2, 3):
                 inputs = meta_inputs(network.config, image_size, batch)
@@ -143,7 +150,12 @@ def meta_inputs(config: Any, image_size: int, batch: int) -> tuple[Tensor, ...]:
 
 
 def activation_peak(
-    network: Any, image_size: int, batch: int, bf16: bool, setting: float | str
+    network: Any,
+    image_size: int,
+    batch: int,
+    bf16: bool,
+    setting: float | str,
+    prepare: Callable[[Any], object] = id,
 ) -> tuple[int, int]:
     """Give bytes of activations and of bf16 weight copies at the peak of a micro-batch's step.
 
@@ -154,8 +166,10 @@ def activation_peak(
     depth = len(network.blocks)
     recomputed = num_recomputed(depth, setting)
     kind: float | str = setting if setting == SELECTIVE else 1
-    whole = Activations.counted(network, image_size, bf16, 0)
-    lessened = Activations.counted(network, image_size, bf16, kind) if recomputed else whole
+    whole = Activations.counted(network, image_size, bf16, 0, prepare)
+    lessened = whole
+    if recomputed:
+        lessened = Activations.counted(network, image_size, bf16, kind, prepare)
     outside = (lessened if recomputed == depth else whole).sample * batch
     kept_first = recomputed * lessened.block * batch
     at_end = kept_first + (depth - recomputed) * whole.block * batch
@@ -181,6 +195,20 @@ def parameter_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
+def stored_bytes(network: nn.Module, bits: int | None) -> int:
+    """Count a network's parameters, those of its frozen linear layers in so many bits.
+
+    bitsandbytes has a float32 scale for each row with 8 bits, and for each 64 values with 4.
+    """
+    if bits is None:
+        return parameter_bytes(network)
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    packed = [m.weight for m in layers if not m.weight.requires_grad]
+    scales = sum(4 * (len(w) if bits == 8 else math.ceil(w.numel() / 64)) for w in packed)
+    saved = sum(w.numel() * (w.element_size() - bits / 8) for w in packed)
+    return int(parameter_bytes(network) - saved + scales)
+
+
 def trainable_bytes(module: nn.Module) -> int:
     """Count those of its trainable parameters: its gradients, and their average over the steps."""
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
@@ -189,10 +217,11 @@ def trainable_bytes(module: nn.Module) -> int:
 def frozen_encoders(network: Any, task: Mapping[str, Any]) -> dict[str, Encoder]:
     """Give the encoders that stand beside the network in a run, without weights."""
     text, config = meta_text_model(network.config.text_dim), network.config
-    return {
-        "text encoder": TextEncoder(text, CLIPTokenizer()),
-        "VAE": LatentCodec(meta_vae(str(task["vae"]), config.latent_channels)),
-    }
+    vae: Any = meta_vae(str(task["vae"]), config.latent_channels)
+    dtype = frozen_dtype_named(task.get("frozen_dtype", "float32"))
+    for module in (text, vae):
+        nn.Module.to(module, dtype)
+    return {"text encoder": TextEncoder(text, CLIPTokenizer()), "VAE": LatentCodec(vae)}
 
 
 @dataclass(frozen=True)
@@ -250,24 +279,28 @@ class Plan:
 
 
 def memory_by_part(
-    network: Any, settings: Mapping[str, Any], trained: int, beside: Mapping[str, int]
+    network: Any,
+    settings: Mapping[str, Any],
+    task_class: type[TrainingTask],
+    companions: Companions,
 ) -> dict[str, int]:
-    """Count bytes on one device at the peak of a step of `trained` networks; see `plan`.
-
-    `beside` is bytes by part of what the task has beside them.
-    """
+    """Count bytes on one device at the peak of a step of a task with its companions; see `plan`."""
     hardware, task = settings["hardware"], settings["task"]
     encoders = frozen_encoders(network, task)
     devices, sharded = hardware.get("num_devices", 1), hardware.get("sharded", False)
     bf16 = hardware["mixed_precision"] == "bf16"
+    trained = 1 + companions.trained
+    parameters = sum(p.numel() for p in network.parameters())
+    beside = {name: width * parameters for name, width in companions.frozen.items()}
     activations, copies = activation_peak(
         network,
         task["image_size"],
         settings["trainer"]["recipe"]["micro_batch_size"],
         bf16,
         hardware["gradient_checkpointing"],
+        lambda shallow: task_class.planned(shallow, task),
     )
-    weights = parameter_bytes(network)
+    weights = stored_bytes(network, companions.base_bits)
     gradients = trainable_bytes(network)
     eight_bit = "8bit" in settings["optimizer"]["_target_"].lower()
     moments = optimizer_bytes(network, eight_bit)
@@ -318,9 +351,10 @@ def plan(
     eight_bit = "8bit" in settings["optimizer"]["_target_"].lower()
     weights, average = parameter_bytes(network), trainable_bytes(network)
     trained = 1 + companions.trained
-    checkpoint = trained * (weights + optimizer_bytes(network, eight_bit)) + average
-    beside = {name: width * parameters for name, width in companions.frozen.items()}
-    memory = memory_by_part(network, settings, trained, beside)
+    saved = average if companions.is_adapter else weights
+    checkpoint = trained * (saved + optimizer_bytes(network, eight_bit)) + average
+    memory = memory_by_part(network, settings, task, companions)
+    neighbours = sum(memory[name] for name in frozen_encoders(network, settings["task"]))
     # Forward is a third of the step.
     step_flops = model_flops * (companions.passes + trained * recomputed / 3)
     peak_flops, total_steps = hardware.get("peak_flops"), recipe["total_steps"]
@@ -336,8 +370,7 @@ def plan(
         accumulation=batch // in_one_pass,
         checkpoint=checkpoint,
         disk=(trainer["cadence"]["checkpoint_limit"] + 1) * checkpoint
-        + weights
-        + sum(memory[name] for name in frozen_encoders(network, settings["task"])),
+        + (saved if companions.is_adapter else saved + neighbours),
         step_flops=step_flops,
         seconds=total_steps * step_flops / rate if rate else None,
     )

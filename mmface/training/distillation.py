@@ -22,6 +22,7 @@ from mmface.data.latents import LATENT_DTYPES
 from mmface.data.mixed import MixedSamples
 from mmface.data.samples import LatentSamples, PairSamples
 from mmface.encoders import TextFeatures
+from mmface.model.adapters import add_lora
 from mmface.model.initial_weights import load_initial_weights
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.losses import Corrupted, summed
@@ -386,23 +387,6 @@ def network_folder(pipeline: str | Path) -> Path:
             "mmface/assets/tiny-flow, or train it first."
         )
     return folder
-
-
-def add_lora(network: MMFaceDiT, rank: int, alpha: int | None = None) -> None:
-    """Freeze a network, and put a LoRA under training beside its blocks' linear layers."""
-    from peft import LoraConfig  # takes a second, and most trainings never ask for it
-
-    check_whole("lora.rank", rank, 1)
-    names = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.startswith("blocks.")
-        and module.weight.requires_grad  # what the loss does not depend on is frozen already
-    ]
-    network.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=names)
-    network.add_adapter(config)
 
 
 def merged(network: MMFaceDiT) -> MMFaceDiT:

@@ -25,8 +25,15 @@ from mmface.objectives.solvers import translation_named
 from mmface.rendered.examples import EXAMPLES, read_examples
 from mmface.sampling.pipeline import MMFacePipeline
 from mmface.training.metering import time_buckets, training_flops
-from mmface.training.model_card import model_card
-from mmface.training.task import RunFacts, TrainingTask, cast_copy, export_dtype_named
+from mmface.training.model_card import PIPELINE_USAGE, model_card
+from mmface.training.starting_points import starting_point
+from mmface.training.task import (
+    RunFacts,
+    TrainingTask,
+    cast_copy,
+    export_dtype_named,
+    frozen_dtype_named,
+)
 
 PREVIEW_SEEDS = (0, 1)
 PREVIEW_STEPS = 25
@@ -50,6 +57,7 @@ class FaceDiffusion(TrainingTask):
         compile_blocks: bool = False,
         export_dtype: str = "float32",
         push_to_hub: str | None = None,
+        frozen_dtype: str = "float32",
     ) -> None:
         """Set up the model and its neighbours.
 
@@ -62,8 +70,8 @@ class FaceDiffusion(TrainingTask):
             image_size: edge of the pictures in pixels, the exported pipeline's default.
             objective: times and loss; None takes the defaults of the one that the model's config
                 names.
-            init_from: weights to start from instead of random ones: the folder of a saved
-                MMFaceDiT of the same sizes (an exported pipeline's `transformer/`), or a file of
+            init_from: weights to start from instead of random ones: a built-in pipeline's name,
+                the folder of a pipeline or of a saved MMFaceDiT of the same sizes, or a file of
                 the authors' layout. Its objective may be another one. A resumed run does not
                 read it.
             guidance_scale: the exported pipeline's default scale of guidance.
@@ -77,6 +85,7 @@ class FaceDiffusion(TrainingTask):
             export_dtype: torch dtype name that exported weights are stored in.
             push_to_hub: hub repository that the exported pipeline is uploaded to, with the
                 credentials of `hf auth login`; None keeps it here.
+            frozen_dtype: torch dtype name of the VAE and the text encoder.
 
         Raises:
             ValueError: if the model's config names another objective.
@@ -89,8 +98,9 @@ class FaceDiffusion(TrainingTask):
         self.trained = transformer
         self.init_from = init_from
         self.push_to_hub = push_to_hub
-        self.vae = LatentCodec.from_pretrained(str(vae)).vae
-        self.text = TextEncoder.from_pretrained(text)
+        frozen = frozen_dtype_named(frozen_dtype)
+        self.vae = LatentCodec.from_pretrained(str(vae), dtype=frozen).vae
+        self.text = TextEncoder.from_pretrained(text, dtype=frozen)
         # A sub-module, so that it moves to the run's device with the task.
         self.text_model = self.text.text_model
         self.image_size = image_size
@@ -107,10 +117,15 @@ class FaceDiffusion(TrainingTask):
         self.export_dtype = export_dtype_named(export_dtype)
         prepare_blocks(transformer, gradient_checkpointing, compile_blocks)
 
+    @property
+    def network(self) -> Any:
+        """The MMFaceDiT that predicts: the product, or what has the product inside."""
+        return self.product
+
     def check_samples(self, samples: Samples) -> None:
         """Refuse latents of another VAE or size, and conditions that the model has no row for."""
         parts = samples.streams.values() if isinstance(samples, MixedSamples) else [samples]
-        known = self.product.config.get("num_modalities", math.inf)
+        known = self.network.config.get("num_modalities", math.inf)
         for part in parts:
             for kind in getattr(part, "kinds", ()):
                 if kind.index >= known:
@@ -125,7 +140,7 @@ class FaceDiffusion(TrainingTask):
     def initialize(self) -> None:
         """Load the weights to start from, if there are any; see `load_initial_weights`."""
         if self.init_from is not None:
-            load_initial_weights(self.product, self.init_from)
+            load_initial_weights(self.product, starting_point(self.init_from).weights)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, " batch"]]:
         """Corrupt the latents, predict, and compare (paper, the two objectives)."""
@@ -133,7 +148,8 @@ class FaceDiffusion(TrainingTask):
         corrupted = self.objective.corrupt(latents, batch["noise"], batch["uniform"])
         text = self.text(list(batch["caption"]))
         noisy_latents, timestep = corrupted.noisy_latents, corrupted.timestep
-        prediction = self.predict(self.product, noisy_latents, timestep, text, batch)
+        text = TextFeatures(*(each.float() for each in text))
+        prediction = self.predict(self.network, noisy_latents, timestep, text, batch)
         return self.objective.losses(prediction, corrupted)
 
     def predict(
@@ -155,12 +171,12 @@ class FaceDiffusion(TrainingTask):
 
     def flops_per_sample(self, batch: Mapping[str, Any]) -> float:
         """FLOPs of MMFace-DiT's forward and backward pass on latents of the batch's size."""
-        config: Any = self.product.config
+        config: Any = self.network.config
         latents = torch.empty(1, *batch["latents"].shape[1:], device="meta")
         tokens = torch.empty(1, self.text.max_length, config.text_dim, device="meta")
         time, modality = torch.empty(1, device="meta"), torch.zeros(1, device="meta").long()
         with torch.device("meta"):
-            network = type(self.product).from_config(config)
+            network = type(self.network).from_config(config)
         inputs = (latents, latents, time, tokens, tokens[:, 0], modality)
         return training_flops(network, inputs)
 
@@ -190,6 +206,10 @@ class FaceDiffusion(TrainingTask):
         pipeline.register_modules(**{n: cast_copy(m, self.export_dtype) for n, m in models.items()})
         pipeline.save_pretrained(folder)
 
+    def usage(self, folder: Path) -> str | None:
+        """The command that samples with the pipeline."""
+        return f"python scripts/sample.py --pipeline {folder}"
+
     def describe(self, folder: Path, facts: RunFacts) -> None:
         """Write the pipeline's README."""
         (folder / "README.md").write_text(self._card(facts), encoding="utf-8")
@@ -204,11 +224,18 @@ class FaceDiffusion(TrainingTask):
             api.upload_folder(repo_id=self.push_to_hub, folder_path=folder)
 
     def _card(self, facts: RunFacts) -> str:
-        title = self.push_to_hub or "MMFace-DiT pipeline"
         scale, steps = self.guidance_scale, self.num_inference_steps
         sampling = f"guidance scale {scale:g}, {steps} steps"
-        config = self.product.config
-        return model_card(title, config, self.objective, self.image_size, sampling, facts)
+        sizes, usage = self.network.config, self._usage_in_python()
+        return model_card(
+            self._title(), sizes, self.objective, self.image_size, sampling, facts, usage
+        )
+
+    def _title(self) -> str:
+        return self.push_to_hub or "MMFace-DiT pipeline"
+
+    def _usage_in_python(self) -> str:
+        return PIPELINE_USAGE
 
     def _pipeline(self, transformer: MMFaceDiT) -> MMFacePipeline:
         return MMFacePipeline(

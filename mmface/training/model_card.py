@@ -20,9 +20,7 @@ MMFace-DiT ([arXiv 2603.29029](https://arxiv.org/abs/2603.29029)): faces from a 
 or a sketch plus a prompt, trained with mmface.
 
 ```python
-from mmface import MMFacePipeline
-
-pipe = MMFacePipeline.from_pretrained("PATH_OR_HUB_ID_OF_THIS_FOLDER")
+{usage}
 face = pipe("a man with black hair", mask="mask.png", seed=0).images[0]
 ```
 
@@ -38,6 +36,21 @@ CelebA-HQ and FFHQ, the data sets of the paper, are for non-commercial use; the 
 and the Stable Diffusion text encoder carry licences of their own. Made faces are synthetic: say so
 where you show them, and do not use them to deceive.
 """
+
+
+PIPELINE_USAGE = """\
+from mmface import MMFacePipeline
+
+pipe = MMFacePipeline.from_pretrained("PATH_OR_HUB_ID_OF_THIS_FOLDER")"""
+
+
+def adapter_usage(base: str) -> str:
+    """How an adapter is loaded in Python."""
+    return f"""\
+from mmface import MMFacePipeline
+
+pipe = MMFacePipeline.from_pretrained("{base}")
+pipe.load_lora_weights("PATH_OR_HUB_ID_OF_THIS_FOLDER")"""
 
 
 def _setting(facts: RunFacts, name: str) -> str:
@@ -56,6 +69,7 @@ def model_card(
     image_size: int,
     sampling: str,
     facts: RunFacts,
+    usage: str = PIPELINE_USAGE,
 ) -> str:
     """Write the card: Markdown with the front matter that the Hugging Face hub reads."""
     samples = facts.steps * facts.global_batch_size
@@ -85,4 +99,5 @@ def model_card(
         ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
     )
     made_with = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    return _CARD.format(title=title, table=table, versions=made_with or "versions not recorded")
+    versions = made_with or "versions not recorded"
+    return _CARD.format(title=title, table=table, versions=versions, usage=usage)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmface.data.keyed import Samples
+from mmface.training.optimization import num_bytes
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,21 @@ class Companions:
         frozen: bytes a weight of each frozen network by its name.
         trained: further networks under training.
         forwards: passes of a sample through a network without a gradient.
+        is_adapter: whether the network is frozen but for an adapter, which alone is saved.
+        base_bits: bits of a weight in that network's linear layers; None as they are.
     """
 
     frozen: Mapping[str, int] = field(default_factory=dict)
     trained: int = 0
     forwards: float = 0.0
+    is_adapter: bool = False
+    base_bits: int | None = None
 
     @property
     def passes(self) -> float:
         """The work of a step, as a multiple of the trained network's forward and backward pass."""
-        return 1 + self.trained + self.forwards / 3
+        own = 2 / 3 if self.is_adapter else 1  # no gradient of the weights
+        return own + self.trained + self.forwards / 3
 
 
 class TrainingTask(nn.Module, ABC):
@@ -116,6 +122,15 @@ class TrainingTask(nn.Module, ABC):
     def export(self, product: Any, folder: Path) -> None:
         """Write a copy of the product, with its averaged weights, into a folder."""
 
+    @property
+    def exported_bytes(self) -> int:
+        """About how much `export` writes."""
+        return num_bytes(self)
+
+    def usage(self, folder: Path) -> str | None:
+        """A command that uses the product in a folder; the default knows none."""
+        return None
+
     def describe(self, folder: Path, facts: RunFacts) -> None:
         """Add a model card to the product in a folder; the default adds none."""
 
@@ -132,9 +147,18 @@ class TrainingTask(nn.Module, ABC):
 
 def export_dtype_named(name: str) -> torch.dtype:
     """The floating-point dtype of torch with this name; ValueError if there is none."""
+    return _dtype_named("export_dtype", name)
+
+
+def frozen_dtype_named(name: str) -> torch.dtype:
+    """The same for what is not trained."""
+    return _dtype_named("frozen_dtype", name)
+
+
+def _dtype_named(setting: str, name: str) -> torch.dtype:
     dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"export_dtype must be float32, float16 or bfloat16, got {name!r}.")
+        raise ValueError(f"{setting} must be float32, float16 or bfloat16, got {name!r}.")
     return dtype
 
 

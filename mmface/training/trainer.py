@@ -352,7 +352,7 @@ class Trainer:
     def _check_output(self) -> None:
         weights = num_bytes(self.task.trained) + num_bytes(self.task.product)
         checkpoint = weights + optimizer_bytes(self.optimizer.optimizer)
-        self.checkpoints.check_room(checkpoint, export_bytes=num_bytes(self.task))
+        self.checkpoints.check_room(checkpoint, export_bytes=self.task.exported_bytes)
         self.task.check_export(self.product)
 
     def _draw_losses(self) -> None:
@@ -447,9 +447,11 @@ class Trainer:
             if self.cadence.gradients_every:
                 raise ValueError("gradients_every needs whole weights: set it to 0 under FSDP.")
             trained = {id(parameter) for parameter in self.task.trained.parameters()}
-            frozen = [
-                part
-                for part in self.task.children()
-                if trained.isdisjoint(map(id, part.parameters()))
-            ]
+            others = [part for part in self.task.children() if part is not self.task.trained]
+            frozen = [part for part in others if trained.isdisjoint(map(id, part.parameters()))]
+            if len(frozen) < len(others):
+                raise ValueError(
+                    "an adapter inside a frozen network cannot be sharded: start it without FSDP, "
+                    "for instance with configs/accelerate/one_gpu.yaml."
+                )
             plugin.ignored_modules = frozen or None

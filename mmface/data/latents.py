@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmface.conditions import ConditionKind
+from mmface.core.precision import dtype_name, dtype_named
 from mmface.core.processes import joined_processes
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
@@ -128,6 +129,7 @@ class LatentEncoding:
         for value, known in ((self.posterior, POSTERIORS), (self.dtype, LATENT_DTYPES)):
             if value not in known:
                 raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+        dtype_name(self.vae_dtype)
 
     def write(self, folder: str | Path, process_index: int = 0, num_processes: int = 1) -> None:
         """Write this process's shards of the latent store (see `write_store`).
@@ -137,7 +139,7 @@ class LatentEncoding:
         """
         with held_store(folder, process_index):  # before the VAE is loaded
             spec = self._spec(LatentCodec.from_pretrained(str(self.vae)))
-            dtype = getattr(torch, self.vae_dtype)
+            dtype = dtype_named(self.vae_dtype)
             codec = LatentCodec.from_pretrained(str(self.vae), dtype=dtype)
             for encoder in (codec, *self.encoders.values()):
                 encoder.module.to(joined_processes().device)
@@ -172,7 +174,7 @@ class LatentEncoding:
             "kind": LATENTS,
             "vae": str(self.vae),
             **codec.identity(),
-            "vae_dtype": self.vae_dtype,
+            "vae_dtype": dtype_name(self.vae_dtype),
             "resolution": list(self.pictures.size()),
             "posterior": self.posterior,
             "seed": self.seed,
@@ -252,8 +254,8 @@ class LatentEncoding:
             if bad.any():
                 raise ValueError(
                     f"the latents of {words[int(bad.nonzero()[0])].id} ({name}) are not finite in "
-                    f"{self.dtype}; the VAE {self.vae} computes in {self.vae_dtype}. Set "
-                    "job.vae_dtype=float32, or job.dtype=bfloat16."
+                    f"{self.dtype}; the VAE {self.vae} computes in {dtype_name(self.vae_dtype)}. "
+                    "Set job.vae_dtype=float32, or job.dtype=bfloat16."
                 )
         photos = there.sum(1).cumsum(0) - there.sum(1)  # each face's pictures begin with its photo
         for name, encoder in self.encoders.items():

@@ -23,6 +23,7 @@ from mmface.conditions import LABELS
 from mmface.core.command_line import check_whole
 from mmface.core.files import locked, write_bytes, write_text
 from mmface.core.journal import as_json
+from mmface.core.precision import default_device
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import to_uint8
@@ -235,7 +236,7 @@ class FewStepsEvaluation:
         given: dict[str, Any] = {
             modality: [face.labels if modality == "mask" else face.sketch for face in faces]
         }
-        output = method.pipeline(
+        output = method.pipeline.to(default_device())(
             [face.captions[0] for face in faces],
             **given,
             num_inference_steps=method.num_inference_steps,
@@ -244,7 +245,7 @@ class FewStepsEvaluation:
             seed=list(seeds),
             output_type="latent",
         )
-        return torch.as_tensor(output.images), output.evaluations
+        return torch.as_tensor(output.images).cpu(), output.evaluations
 
     @torch.no_grad()
     def _decoded(self, method: PipelineMethod, latents: Tensor) -> np.ndarray:

@@ -25,6 +25,7 @@ from mmface.conditions import (
 )
 from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import locked, write_text
+from mmface.core.precision import AUTO, default_device, dtype_name, dtype_named, tf32_allowed
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels, to_uint8
@@ -126,6 +127,7 @@ class HeldOutEvaluation:
         modalities: conditions to sample from.
         num_inference_steps: sampling steps.
         batch_size: faces sampled at once.
+        dtype: of the pipeline's weights, see `core.precision.dtype_name`.
     """
 
     pipeline: str | Path
@@ -137,6 +139,7 @@ class HeldOutEvaluation:
     modalities: Sequence[str] = ("mask", "sketch")
     num_inference_steps: int = 25
     batch_size: int = 16
+    dtype: str = AUTO
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before the first picture is made."""
@@ -152,17 +155,21 @@ class HeldOutEvaluation:
         check_different("guidance_scales", self.guidance_scales, int | float, "[1,3,5]")
         if not self.guidance_scales:
             raise ValueError("guidance_scales is empty; give at least one, such as [3]")
+        dtype_name(self.dtype)
         if Path(self.output).is_dir():
             raise ValueError(f"{self.output} is a folder; give a file with output=FILE")
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write the results, and return them."""
         output = Path(self.output)
-        with locked(output.parent, work=output.name):
+        lax = tf32_allowed(dtype_name(self.dtype) != "float32")
+        with locked(output.parent, work=output.name), lax:
             return self._run()
 
     def _run(self) -> dict[str, Any]:
-        pipeline = MMFacePipeline.from_pretrained(self.pipeline)
+        dtype = dtype_name(self.dtype)
+        pipeline = MMFacePipeline.from_pretrained(self.pipeline, dtype=dtype_named(dtype))
+        pipeline.to(default_device())
         pipeline.set_progress_bar_config(disable=True)
         parser = FaceParser.from_pretrained(self.parser)
         size = pipeline.config.image_size
@@ -177,7 +184,8 @@ class HeldOutEvaluation:
                 pictures = self._sample(pipeline, faces, modality, scale)
                 name = f"{modality}, guidance {scale:g}"
                 results[name] = self._tally(parser, faces, pictures)
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        values = asdict(self) | {"dtype": dtype}
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
         write_text(self.output, json.dumps({"settings": settings, "results": results}, indent=1))
         return results
 

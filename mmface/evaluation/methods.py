@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmface.core.files import PICTURE_SUFFIXES, file_sha256, folder_sha256
+from mmface.core.precision import AUTO, dtype_name, dtype_named, tf32_allowed
 from mmface.core.sources import load_network, opened
 from mmface.evaluation.references import References
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
@@ -85,12 +86,13 @@ class PipelineMethod(GeneratingMethod):
         solver: str | None = None,
         guidance_interval: Sequence[float] = ALL_STEPS,
         cache: StepCache | None = None,
+        dtype: str = AUTO,
     ) -> None:
         """Name a pipeline's folder; it is loaded when the first picture is asked for.
 
         None for `guidance_scale` or `solver` takes the pipeline's own. `guidance_interval` is the
         fractions of the schedule between which there is guidance. `how` is the command that makes
-        the folder.
+        the folder; `dtype` is that of its weights, see `core.precision.dtype_name`.
         """
         super().__init__(name)
         self.folder = Path(folder)
@@ -99,6 +101,7 @@ class PipelineMethod(GeneratingMethod):
         self.how = how
         self.solver = solver
         self.cache = cache
+        self.dtype = dtype_name(dtype)
         self.averaged_weights: Path | None = None
         """A file of the network's weights in place of the folder's."""
         self.evaluations: float | None = None
@@ -128,6 +131,7 @@ class PipelineMethod(GeneratingMethod):
             "guidance_interval": None if interval == ALL_STEPS else interval,
             "cache": None if self.cache is None else self.cache.made_by(),
             "averaged_weights": self.averaged_weights and file_sha256(self.averaged_weights),
+            "dtype": None if self.dtype == "float32" else self.dtype,
         }
         return {
             "method": type(self).__name__,
@@ -157,7 +161,7 @@ class PipelineMethod(GeneratingMethod):
         return other
 
     def _load(self) -> MMFacePipeline:
-        return MMFacePipeline.from_pretrained(self.folder)
+        return MMFacePipeline.from_pretrained(self.folder, dtype=dtype_named(self.dtype))
 
     @cached_property
     def pipeline(self) -> MMFacePipeline:
@@ -185,15 +189,16 @@ class PipelineMethod(GeneratingMethod):
                 "choose another method or protocol"
             )
         conditions = {orders[0].kind.name: [order.condition for order in orders]}
-        output = self.pipeline.to(device)(
-            [order.prompt for order in orders],
-            **conditions,
-            num_inference_steps=self.num_inference_steps,
-            guidance=self.guidance,
-            seed=[order.seed for order in orders],
-            solver=self.solver,
-            cache=self.cache,
-        )
+        with tf32_allowed(self.dtype != "float32"):
+            output = self.pipeline.to(device)(
+                [order.prompt for order in orders],
+                **conditions,
+                num_inference_steps=self.num_inference_steps,
+                guidance=self.guidance,
+                seed=[order.seed for order in orders],
+                solver=self.solver,
+                cache=self.cache,
+            )
         self.evaluations = output.evaluations
         return [np.array(image) for image in output.images]
 
@@ -211,10 +216,11 @@ class ReleasedMethod(PipelineMethod):
         solver: str | None = None,
         guidance_interval: Sequence[float] = ALL_STEPS,
         cache: StepCache | None = None,
+        dtype: str = AUTO,
     ) -> None:
         """Name the copy of the repository and the checkpoint's folder in it."""
         how = f"hf download BharathK333/MMFace-DiT-Models --local-dir {folder}"
-        sampler = (solver, guidance_interval, cache)
+        sampler = (solver, guidance_interval, cache, dtype)
         super().__init__(name, folder, num_inference_steps, guidance_scale, how, *sampler)
         self.checkpoint = checkpoint
 
@@ -223,7 +229,8 @@ class ReleasedMethod(PipelineMethod):
         return folder_sha256(self.folder / self.checkpoint)
 
     def _load(self) -> MMFacePipeline:
-        return MMFacePipeline.from_released(self.folder, checkpoint=self.checkpoint)
+        dtype = dtype_named(self.dtype)
+        return MMFacePipeline.from_released(self.folder, self.checkpoint, dtype=dtype)
 
 
 class FolderMethod(Method):

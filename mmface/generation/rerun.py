@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmface.conditions import condition_kinds
 from mmface.core.files import check_output, check_unused, file_sha256, unused
+from mmface.core.precision import default_device
 from mmface.generation.requests import (
     Locate,
     PreparedRequest,
@@ -24,7 +25,7 @@ from mmface.generation.requests import (
     sample_requests,
     say,
 )
-from mmface.generation.sample import default_device, grid_of, open_model
+from mmface.generation.sample import grid_of, open_model
 from mmface.generation.settings import (
     Computation,
     Draws,

@@ -26,6 +26,14 @@ from mmface.core.files import (
     unused,
     write_text,
 )
+from mmface.core.precision import (
+    AUTO,
+    allow_tf32,
+    default_device,
+    dtype_name,
+    dtype_named,
+    has_bfloat16,
+)
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.generation.adherence import Adherence, check_measurable, measure_adherence
 from mmface.generation.grid import GridRow, labelled_grid
@@ -74,7 +82,7 @@ class OpenedModel(NamedTuple):
 
     Attributes:
         pipeline: Ready to sample.
-        choice: What it was opened by.
+        choice: What it was opened by, with the dtype that was decided.
         weights: Digest of its files.
     """
 
@@ -92,7 +100,7 @@ def open_model(
     """Load a pipeline as it was chosen, on the GPU if there is one.
 
     Args:
-        choice: Which weights, in which arithmetic.
+        choice: Which weights, in which arithmetic; what it leaves open is decided.
         offload: Whether to keep on the GPU only the component that computes.
         device: Where to compute; None takes the GPU if there is one.
         weights: What the digest of its files must be; None takes any.
@@ -113,6 +121,12 @@ def open_model(
             "those lie (--pipeline or --released)."
         )
     device = device or default_device()
+    is_auto = choice.dtype == AUTO
+    choice = replace(choice, dtype=dtype_name(choice.dtype, device))
+    if device.type == "cuda":
+        allow_tf32(is_auto or choice.dtype != "float32")
+    elif choice.dtype == "bfloat16" and not has_bfloat16(device):
+        say("--dtype bfloat16: this processor emulates it, which is slower than float32")
     if choice.fast:
         check_compiler(device)
         say("--fast: the first faces of each batch size and picture size take longer, to compile")
@@ -132,11 +146,6 @@ def open_model(
     if choice.fast:
         accelerate_pipeline(pipeline)
     return OpenedModel(pipeline, choice, digest)
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_gpu(choice: ModelChoice, offload: bool) -> None:
@@ -175,7 +184,7 @@ def _locate(choice: ModelChoice) -> tuple[Path, str]:
 
 def _load(choice: ModelChoice, folder: Path) -> MMFacePipeline:
     """Load the components from where they lie."""
-    dtype = getattr(torch, choice.dtype)
+    dtype = dtype_named(choice.dtype)
     if choice.released is not None:
         return MMFacePipeline.from_released(folder, choice.checkpoint, dtype=dtype)
     options = {}

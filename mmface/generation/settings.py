@@ -39,7 +39,7 @@ Fields = TypeVar("Fields")
 ALL_STEPS = (0.0, 1.0)
 """The window of a guidance or a condition that is never left out."""
 FROM_PHOTO = ("both", "mask", "sketch")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("8bit", "4bit")
 MAX_LORAS = 100
 CACHES = ("first-block", "taylor-seer")
@@ -139,7 +139,7 @@ class ModelChoice:
     checkpoint: str | None = option(None, "Model", "Checkpoint folder in it.")
     lora: tuple[str, ...] = option((), "Model", "LoRA, FILE or FILE:WEIGHT; may be repeated.")
     lora_scale: float = option(1.0, "Model", "Weight of each LoRA that names none.")
-    dtype: str = option("float32", "Model", "float32, bfloat16 or float16.", DTYPES)
+    dtype: str = option("auto", "Model", "auto, float32, bfloat16 or float16.", DTYPES)
     quantize: str | None = option(None, "Model", "8bit or 4bit, on a GPU.", QUANTIZATIONS)
     vae_tiling: bool = option(False, "Model", "Decode large pictures in tiles.")
     fast: bool = option(False, "Model", "Compile first: for many faces, on a GPU.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmface.core.precision import dtype_named
 from mmface.core.processes import joined_processes
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import PictureSource
@@ -114,7 +115,7 @@ def plan_encoding(job: LatentEncoding, folder: str | Path, num_processes: int = 
     """Count what encoding would take; what is there is measured, what is not is assumed."""
     pictures, batch_size = job.pictures, job.batch_size
     codec, encoders = LatentCodec(meta_vae(str(job.vae)), str(job.vae)), list(job.encoders.values())
-    vae_dtype = getattr(torch, job.vae_dtype)
+    vae_dtype = dtype_named(job.vae_dtype)
     bytes_per_face = sum(array.num_bytes for array in job.arrays(codec).values())
     size = pictures.size()
     encoded = " and ".join(["of a face: its photo", *(kind.name for kind in pictures.kinds())])

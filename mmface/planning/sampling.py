@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.conditions import condition_kinds
 from mmface.core.command_line import check_number
+from mmface.core.precision import dtype_named
 from mmface.core.sources import builtin_pipelines, opened
 from mmface.encoders import VAES, Vae
 from mmface.generation.requests import PreparedRequest, call_arguments, prepare_request
@@ -265,7 +266,7 @@ def _of_saved(choice: ModelChoice) -> MMFacePipeline:
         index = MMFacePipeline.load_config(source)
     transformer = MMFaceDiT.load_config(source, subfolder="transformer")
     vae = AutoencoderKL.load_config(source, subfolder="vae")
-    dtype = getattr(torch, choice.dtype)
+    dtype = dtype_named(choice.dtype)
     with torch.device("meta"):
         network = NETWORKS[transformer["_class_name"]].from_config(transformer)
         codec = _VAES[vae["_class_name"]].from_config(vae)
@@ -286,7 +287,7 @@ def _of_released(choice: ModelChoice) -> MMFacePipeline:
     folder = Path(str(choice.released))
     text_folder = folder / RELEASED_TEXT
     found = released_checkpoint(folder, choice.checkpoint, None, None)
-    dtype = getattr(torch, choice.dtype)
+    dtype = dtype_named(choice.dtype)
     with torch.device("meta"), safe_open(found.weights, framework="pt") as file:
         names = file.keys()
         shapes = {name: torch.empty(file.get_slice(name).get_shape()) for name in names}

@@ -16,9 +16,9 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from mmface.core.command_line import check_number, check_whole
+from mmface.core.precision import dtype_name, dtype_named
 from mmface.core.sources import load_network, opened
 from mmface.data.keyed import Samples, keyed_generator
-from mmface.data.latents import LATENT_DTYPES
 from mmface.data.mixed import MixedSamples
 from mmface.data.samples import LatentSamples, PairSamples
 from mmface.encoders import TextFeatures
@@ -138,17 +138,16 @@ class TaughtDistillation(Distillation, ABC):
             transformer: the student.
             teacher: folder of the teacher's pipeline.
             teacher_guidance_scale: the guidance that the student learns.
-            teacher_dtype: of the teacher's weights.
+            teacher_dtype: of the teacher's weights; see `core.precision.dtype_name`.
             compile_blocks: as in `FaceDiffusion`, the teacher's as well.
             **options: further arguments of `Distillation`.
 
         Raises:
             ValueError: if the dtype is unknown.
         """
-        if teacher_dtype not in LATENT_DTYPES:
-            raise ValueError(f"teacher_dtype is one of {', '.join(LATENT_DTYPES)}")
+        dtype = dtype_named(teacher_dtype)
         super().__init__(transformer, teacher, compile_blocks=compile_blocks, **options)
-        folder, dtype = str(network_folder(teacher)), getattr(torch, teacher_dtype)
+        folder = str(network_folder(teacher))
         with opened("teacher", folder) as source:
             network = load_network(type(transformer), source, dtype=dtype)
         if compile_blocks:
@@ -161,8 +160,8 @@ class TaughtDistillation(Distillation, ABC):
     def planned(cls, network: Any, settings: Mapping[str, Any]) -> Companions:
         """Add the frozen teacher, and one velocity of it a step."""
         super().planned(network, settings)
-        name = settings.get("teacher_dtype", "float32")
-        width = torch.empty((), dtype=getattr(torch, name)).element_size()
+        name = dtype_name(settings.get("teacher_dtype", "float32"))
+        width = dtype_named(name).itemsize
         forwards = 1 if settings.get("teacher_guidance_scale", 3.0) == 1 else 2
         return Companions(frozen={f"teacher, {name}": width}, forwards=forwards)
 

@@ -15,6 +15,7 @@ import torch
 from mmface.conditions import condition_kinds
 from mmface.core.command_line import check_interval, check_number, check_whole
 from mmface.core.files import folder_sha256
+from mmface.core.precision import dtype_name, dtype_named
 from mmface.core.processes import joined_processes
 from mmface.data.keyed import keyed_generator
 from mmface.data.latents import (
@@ -70,9 +71,9 @@ class GuidedPairs:
         if len(self.guidance_interval) != 2:
             raise ValueError(f"guidance_interval is two numbers, got {self.guidance_interval}")
         check_interval("guidance", *self.guidance_interval)
-        for value in (self.dtype, self.teacher_dtype):
-            if value not in LATENT_DTYPES:
-                raise ValueError(f"{value!r} is not one of {', '.join(LATENT_DTYPES)}")
+        if self.dtype not in LATENT_DTYPES:
+            raise ValueError(f"{self.dtype!r} is not one of {', '.join(LATENT_DTYPES)}")
+        dtype_name(self.teacher_dtype)
 
     def write(self, folder: str | Path, process_index: int = 0, num_processes: int = 1) -> None:
         """Write this process's shards of the store (see `write_store`).
@@ -80,7 +81,7 @@ class GuidedPairs:
         ValueError if the folder holds a store that was made otherwise, or the latents are not those
         of the teacher's VAE and size.
         """
-        dtype = getattr(torch, self.teacher_dtype)
+        dtype = dtype_named(self.teacher_dtype)
         pipeline = MMFacePipeline.from_pretrained(self.teacher, dtype=dtype)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(joined_processes().device)
@@ -154,7 +155,7 @@ class GuidedPairs:
             "resolution": of_latents.get("resolution"),
             "latents": dict(of_latents),
             "teacher": folder_sha256(Path(self.teacher) / "transformer"),
-            "teacher_dtype": self.teacher_dtype,
+            "teacher_dtype": dtype_name(self.teacher_dtype),
             "solver": self.solver,
             "num_inference_steps": self._steps(pipeline),
             "guidance": [guidance.scale, guidance.start, guidance.end],

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from mmface.core.command_line import RunError, check_names
 from mmface.core.files import locked, sweep, written_aside
+from mmface.core.precision import allow_tf32
 from mmface.core.processes import Processes, computes_on_cpu
 from mmface.data.keyed import Samples, keyed_generator
 from mmface.data.mixed import keyed_loader
@@ -126,6 +127,8 @@ class Trainer:
                 InitProcessGroupKwargs(timeout=wait),
             ],
         )
+        if hardware.mixed_precision != "no":
+            allow_tf32()
         self.processes = Processes(self.accelerator)
         self._loader()  # refuses batches that do not divide
         if start is not None:

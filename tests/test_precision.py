@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmface.core import precision
-from mmface.core.precision import dtype_name, dtype_named, has_bfloat16, tf32_allowed
+from mmface.core import sources as precision
+from mmface.core.sources import dtype_name, dtype_named, has_bfloat16, tf32_allowed
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import RenderedPictures, StoredPictures
 from mmface.encoders import LatentCodec

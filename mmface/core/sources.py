@@ -1,7 +1,11 @@
-"""Finding and loading models by folder, built-in name or hub id.
+"""Finding and loading models by folder, built-in name or hub id, and in which precision.
 
 Weights and configs that are incomplete, not finite or of wrong shapes are refused. torch is
 imported only when weights are read.
+
+The precision `auto` is what is fastest at equal quality: bfloat16 on a GPU that has it, float16 on
+any other GPU, float32 on a CPU. A CPU with bfloat16 units computes in it only if asked to; one
+without them emulates it, which is slower than float32.
 """
 
 import json
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Network = TypeVar("Network")
@@ -24,6 +29,10 @@ ASSETS = Path(__file__).parent.parent / "assets"
 """Holds the built-in models, each a folder."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+AUTO = "auto"
+FLOATS = ("float32", "bfloat16", "float16")
+"""Precisions by name: one that is decided, and those that may be asked for."""
+
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _COUNTERS = ("position_ids", "num_batches_tracked")
 """Ends of the names of integer tensors that weights files may hold and nothing uses."""
@@ -231,3 +240,69 @@ def _listed(names: list[str]) -> str:
 
 def _again(network: type) -> str:
     return f"these are not the weights of the {network.__name__} in config.json, get both again"
+
+
+def default_device() -> "torch.device":
+    """The GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16(device: "torch.device") -> bool:
+    """Whether a device has units for bfloat16, and does not emulate it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def dtype_name(name: str, device: "torch.device | None" = None) -> str:
+    """Give the name of a dtype, `auto` decided for a device: None is the default one.
+
+    ValueError for a name that is neither `auto` nor one of `FLOATS`.
+    """
+    if name != AUTO:
+        if name not in FLOATS:
+            raise ValueError(f"{name!r} is not one of {', '.join((AUTO, *FLOATS))}")
+        return name
+    device = device or default_device()
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if has_bfloat16(device) else "float16"
+
+
+def dtype_named(name: str, device: "torch.device | None" = None) -> "torch.dtype":
+    """Give the dtype of a name, as `dtype_name` decides it."""
+    import torch
+
+    found: torch.dtype = getattr(torch, dtype_name(name, device))
+    return found
+
+
+def allow_tf32(allowed: bool = True) -> None:
+    """Let a GPU round the factors of float32 products to 10 bits of mantissa, or forbid it.
+
+    For runs whose precision is not asked to be float32: what stays float32 beside half precision
+    is then as fast. A CPU is not touched.
+    """
+    import torch
+
+    # The older of torch's two interfaces, which its compiler still reads.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def tf32_allowed(allowed: bool = True) -> Iterator[None]:
+    """Allow or forbid TF32 inside, and restore what held before."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmface.conditions import ConditionKind
-from mmface.core.precision import dtype_name, dtype_named
 from mmface.core.processes import joined_processes
+from mmface.core.sources import dtype_name, dtype_named
 from mmface.data.keyed import keyed_generator
 from mmface.data.pictures import FacePictures, PictureSource
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, held_store, write_share

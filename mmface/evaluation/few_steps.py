@@ -23,7 +23,7 @@ from mmface.conditions import LABELS
 from mmface.core.command_line import check_whole
 from mmface.core.files import locked, write_bytes, write_text
 from mmface.core.journal import as_json
-from mmface.core.precision import default_device
+from mmface.core.sources import default_device
 from mmface.data.pictures import HELD_OUT_SEED
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import to_uint8

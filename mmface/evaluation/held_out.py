@@ -25,7 +25,7 @@ from mmface.conditions import (
 )
 from mmface.core.command_line import check_different, check_whole
 from mmface.core.files import locked, write_text
-from mmface.core.precision import AUTO, default_device, dtype_name, dtype_named, tf32_allowed
+from mmface.core.sources import AUTO, default_device, dtype_name, dtype_named, tf32_allowed
 from mmface.encoders import LatentCodec
 from mmface.encoders.face_parser import FaceParser
 from mmface.encoders.vae import image_pixels, to_uint8
@@ -127,7 +127,7 @@ class HeldOutEvaluation:
         modalities: conditions to sample from.
         num_inference_steps: sampling steps.
         batch_size: faces sampled at once.
-        dtype: of the pipeline's weights, see `core.precision.dtype_name`.
+        dtype: of the pipeline's weights, see `core.sources.dtype_name`.
     """
 
     pipeline: str | Path

@@ -20,8 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmface.core.files import PICTURE_SUFFIXES, file_sha256, folder_sha256
-from mmface.core.precision import AUTO, dtype_name, dtype_named, tf32_allowed
-from mmface.core.sources import load_network, opened
+from mmface.core.sources import AUTO, dtype_name, dtype_named, load_network, opened, tf32_allowed
 from mmface.evaluation.references import References
 from mmface.metrics.metric import PictureOrder, Skipped, or_skipped
 from mmface.sampling.guidance import Guidance
@@ -92,7 +91,7 @@ class PipelineMethod(GeneratingMethod):
 
         None for `guidance_scale` or `solver` takes the pipeline's own. `guidance_interval` is the
         fractions of the schedule between which there is guidance. `how` is the command that makes
-        the folder; `dtype` is that of its weights, see `core.precision.dtype_name`.
+        the folder; `dtype` is that of its weights, see `core.sources.dtype_name`.
         """
         super().__init__(name)
         self.folder = Path(folder)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmface.conditions import condition_kinds
 from mmface.core.files import check_output, check_unused, file_sha256, unused
-from mmface.core.precision import default_device
+from mmface.core.sources import default_device
 from mmface.generation.requests import (
     Locate,
     PreparedRequest,

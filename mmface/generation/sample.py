@@ -26,15 +26,16 @@ from mmface.core.files import (
     unused,
     write_text,
 )
-from mmface.core.precision import (
+from mmface.core.sources import (
     AUTO,
     allow_tf32,
+    builtin_pipelines,
     default_device,
     dtype_name,
     dtype_named,
     has_bfloat16,
+    opened,
 )
-from mmface.core.sources import builtin_pipelines, opened
 from mmface.generation.adherence import Adherence, check_measurable, measure_adherence
 from mmface.generation.grid import GridRow, labelled_grid
 from mmface.generation.requests import (

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mmface.core.precision import dtype_named
 from mmface.core.processes import joined_processes
+from mmface.core.sources import dtype_named
 from mmface.data.latents import LatentEncoding
 from mmface.data.pictures import PictureSource
 from mmface.encoders import LatentCodec, meta_vae

@@ -18,8 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.conditions import condition_kinds
 from mmface.core.command_line import check_number
-from mmface.core.precision import dtype_named
-from mmface.core.sources import builtin_pipelines, opened
+from mmface.core.sources import builtin_pipelines, dtype_named, opened
 from mmface.encoders import VAES, Vae
 from mmface.generation.requests import PreparedRequest, call_arguments, prepare_request
 from mmface.generation.sample import asked_of, locate_here

@@ -16,8 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from mmface.core.command_line import check_number, check_whole
-from mmface.core.precision import dtype_name, dtype_named
-from mmface.core.sources import load_network, opened
+from mmface.core.sources import dtype_name, dtype_named, load_network, opened
 from mmface.data.keyed import Samples, keyed_generator
 from mmface.data.mixed import MixedSamples
 from mmface.data.samples import LatentSamples, PairSamples
@@ -138,7 +137,7 @@ class TaughtDistillation(Distillation, ABC):
             transformer: the student.
             teacher: folder of the teacher's pipeline.
             teacher_guidance_scale: the guidance that the student learns.
-            teacher_dtype: of the teacher's weights; see `core.precision.dtype_name`.
+            teacher_dtype: of the teacher's weights; see `core.sources.dtype_name`.
             compile_blocks: as in `FaceDiffusion`, the teacher's as well.
             **options: further arguments of `Distillation`.
 

@@ -15,8 +15,8 @@ import torch
 from mmface.conditions import condition_kinds
 from mmface.core.command_line import check_interval, check_number, check_whole
 from mmface.core.files import folder_sha256
-from mmface.core.precision import dtype_name, dtype_named
 from mmface.core.processes import joined_processes
+from mmface.core.sources import dtype_name, dtype_named
 from mmface.data.keyed import keyed_generator
 from mmface.data.latents import (
     CONDITION,

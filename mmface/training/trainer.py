@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from mmface.core.command_line import RunError, check_names
 from mmface.core.files import locked, sweep, written_aside
-from mmface.core.precision import allow_tf32
 from mmface.core.processes import Processes, computes_on_cpu
+from mmface.core.sources import allow_tf32
 from mmface.data.keyed import Samples, keyed_generator
 from mmface.data.mixed import keyed_loader
 from mmface.training import checkpoints

@@ -16,7 +16,8 @@ from transformers import CLIPTokenizer
 
 from mmface.app.running import FaceRequest, StoppedRunError
 from mmface.app.turns import Turns
-from mmface.sampling.guidance import CONTROL_SUFFIX, ConditionControl, Guidance
+from mmface.conditions import CONTROL_SUFFIX
+from mmface.sampling.guidance import ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline
 from mmface.sampling.remembering import RememberingPipeline
 

@@ -5,23 +5,28 @@ loads torch; `mmface.encoders.vae` turns pictures into the pixels of a VAE.
 """
 
 from mmface.conditions.kind import (
+    CONTROL_SUFFIX,
     MAX_PIXELS,
     READER,
+    AnyPicture,
     ConditionKind,
     LoadedCondition,
     Parser,
     Picture,
     Reading,
+    as_pictures,
     condition_kind,
     condition_kinds,
     doubts_of,
     draw_conditions,
     flat_rgb,
     kinds_in_words,
+    one_each,
     open_picture,
     picture_name,
     register,
     registered,
+    split_keywords,
 )
 from mmface.conditions.label_formats import (
     COLOR_TOLERANCE,
@@ -62,6 +67,7 @@ from mmface.conditions.sketch import (
 
 __all__ = [
     "COLOR_TOLERANCE",
+    "CONTROL_SUFFIX",
     "LABELS",
     "LABEL_FORMATS",
     "LABEL_INDEX",
@@ -73,6 +79,7 @@ __all__ = [
     "READER",
     "SKETCH",
     "SKETCH_POLARITIES",
+    "AnyPicture",
     "ConditionKind",
     "ForeignOrderError",
     "LabelFormat",
@@ -82,6 +89,7 @@ __all__ = [
     "Parser",
     "Picture",
     "Reading",
+    "as_pictures",
     "class_indices",
     "class_iou",
     "colorize",
@@ -100,10 +108,12 @@ __all__ = [
     "load_mask",
     "load_sketch",
     "mean_iou",
+    "one_each",
     "open_picture",
     "picture_name",
     "pixel_accuracy",
     "register",
     "registered",
     "released_mask_rgb",
+    "split_keywords",
 ]

@@ -12,15 +12,42 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib.metadata import entry_points
+from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageChops, ImageOps
 
 Picture = Image.Image | np.ndarray | str | Path
-"""A PIL picture, an array, or the path of a file."""
+"""A picture as this room reads it: a PIL picture, an array, or the path of a file."""
+
+
+@runtime_checkable
+class TensorLike(Protocol):
+    """A torch tensor, which this room does not import."""
+
+    def detach(self) -> Any:
+        """Give the values without their history."""
+
+    def cpu(self) -> Any:
+        """Give the values on the CPU."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An open file of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Give the next bytes."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a place in the file."""
+
+
+AnyPicture = Picture | TensorLike | Readable | bytes | bytearray
+"""A picture as programs have it: also a torch tensor, an encoded file's bytes, or an open file."""
 
 READER = 2
 """Version of how files are read; stores record the one that they were made with."""
@@ -29,8 +56,52 @@ MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decompressed."""
 
 
-def open_picture(source: Picture) -> Image.Image:
-    """Open a picture or wrap an array [H, W] or [H, W, 3 or 4] of integers 0..255.
+def as_picture(source: AnyPicture) -> Picture:
+    """Turn what programs have into a picture that can be read twice.
+
+    Tensors are [3, H, W] and the like, and become arrays [H, W, 3]; of one picture, both may have a
+    batch axis. Values that are no whole numbers go from 0 to 1. ValueError for others.
+    """
+    if isinstance(source, bytes | bytearray):
+        source = BytesIO(source)
+    if isinstance(source, Readable) and not isinstance(source, Image.Image):
+        source.seek(0)
+        return open_picture(source)
+    if isinstance(source, np.ndarray):
+        array = source[0] if source.ndim == 4 and len(source) == 1 else source
+    elif isinstance(source, TensorLike):
+        values = source.detach().cpu()
+        array = np.asarray(values.float() if values.is_floating_point() else values)
+        array = array[0] if array.ndim == 4 and len(array) == 1 else array
+        if array.ndim == 3 and len(array) in (1, 3, 4):
+            array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+        elif array.ndim != 2:
+            raise ValueError(
+                f"{picture_name(source)} has the shape {list(values.shape)}; give [H, W], or one, "
+                "three or four channels as [3, H, W]."
+            )
+    else:
+        return source
+    if array.dtype.kind != "f":
+        return array
+    if not (array.size and 0 <= array.min() <= array.max() <= 1):  # NaN is not either
+        raise ValueError(
+            f"{picture_name(source)} has the shape {list(array.shape)} and values that are not "
+            "in 0..1; give fractions in 0..1, or integers 0..255."
+        )
+    return np.rint(array * 255).astype(np.uint8)
+
+
+def as_pictures(source: Any) -> Any:
+    """Turn a picture, or each of a list or batch of them, as `as_picture` does; None stays."""
+    is_batch = isinstance(source, np.ndarray | TensorLike) and getattr(source, "ndim", 0) == 4
+    if isinstance(source, list | tuple) or (is_batch and len(source) > 1):
+        return [as_pictures(each) for each in source]
+    return None if source is None else as_picture(source)
+
+
+def open_picture(source: Picture | Readable) -> Image.Image:
+    """Open a picture or a file, or wrap an array [H, W] or [H, W, 3 or 4] of integers 0..255.
 
     The result is upright and in its own mode; `format` is the file's. ValueError if it is no
     picture, is broken, or has more than `MAX_PIXELS` pixels.
@@ -44,13 +115,13 @@ def open_picture(source: Picture) -> Image.Image:
                 "as [H, W], [H, W, 3] or [H, W, 4]."
             )
         return Image.fromarray(np.ascontiguousarray(source.astype(np.uint8)))
-    if not isinstance(source, Image.Image) and not Path(source).exists():
+    if isinstance(source, str | Path) and not Path(source).exists():
         raise FileNotFoundError(f"{name} does not exist.")
     try:
         with warnings.catch_warnings():
             # Pillow warns of a decompression bomb; the limit below refuses it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = nullcontext(source) if isinstance(source, Image.Image) else Image.open(source)
+            opened = nullcontext(source) if isinstance(source, Image.Image) else _opened(source)
         with opened as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -69,11 +140,17 @@ def open_picture(source: Picture) -> Image.Image:
     return upright
 
 
-def picture_name(source: Picture) -> str:
+def _opened(source: Any) -> Image.Image:
+    return Image.open(source)
+
+
+def picture_name(source: AnyPicture) -> str:
     """Name a source in an error message."""
     if isinstance(source, str | Path):
         return str(source)
-    return "The array" if isinstance(source, np.ndarray) else "The picture"
+    if isinstance(source, np.ndarray):
+        return "The array"
+    return "The tensor" if isinstance(source, TensorLike) else "The picture"
 
 
 def flat_rgb(picture: Image.Image, backdrop: str) -> np.ndarray:
@@ -296,3 +373,35 @@ def draw_conditions(conditions: Mapping[str, np.ndarray]) -> Image.Image:
     """Draw a face's conditions on top of each other in RGB; white is transparent."""
     given = [kind for kind in condition_kinds() if kind.name in conditions]
     return reduce(ImageChops.multiply, [kind.draw(conditions[kind.name]) for kind in given])
+
+
+CONTROL_SUFFIX = "_control"
+"""What follows a kind's name in the keyword that says how its conditions bind."""
+
+
+def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort keywords into conditions and their controls, both by kind, without those of None.
+
+    A control's keyword is the kind's name and `CONTROL_SUFFIX`; TypeError if it is neither.
+    """
+    names = [kind.name for kind in condition_kinds()]
+    given = {key: value for key, value in keywords.items() if value is not None}
+    for key in keywords:
+        if key.removesuffix(CONTROL_SUFFIX) not in names:
+            raise TypeError(
+                f"The pipeline has no argument {key!r}; the conditions are {', '.join(names)}, and "
+                f"what says how one binds is called as in {names[0]}{CONTROL_SUFFIX}."
+            )
+    controls = {name: given.pop(key) for name in names if (key := name + CONTROL_SUFFIX) in given}
+    return given, controls
+
+
+def one_each(name: str, value: Any, count: int) -> list[Any]:
+    """Give each of `count` prompts its own of a list, or all of them the same value."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{name} is a list of {len(value)} for {count} prompts; give one for all, or one each."
+        )
+    return list(value)

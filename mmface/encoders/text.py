@@ -1,6 +1,7 @@
 """CLIP's text tower: prompts to the features that the model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from mmface.core.files import values_sha256
 from mmface.core.sources import load_network, opened, read_object
 from mmface.encoders.encoder import Feature, count_flops
 from mmface.encoders.vae import execution_device
+
+_logger = getLogger(__name__)
 
 
 class TextFeatures(NamedTuple):
@@ -79,6 +82,17 @@ class TextEncoder:
         if len(encoded.input_ids) <= room:
             return ""
         return prompt[encoded.offset_mapping[room][0] :]
+
+    def warn_of_cuts(self, prompts: Iterable[Any]) -> None:
+        """Warn once of each prompt of words that is longer than what is read."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt and isinstance(prompt, str) and (cut := self.truncated(prompt)):
+                _logger.warning(
+                    "A prompt is longer than the %d tokens that the text encoder reads; this is "
+                    "cut: %r",
+                    self.max_length,
+                    cut,
+                )
 
     @property
     def module(self) -> CLIPTextModel:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from jaxtyping import Float, Float32, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from mmface.core.files import values_sha256
@@ -330,3 +331,16 @@ def to_uint8(
     """Turn pixels in [-1, 1] into RGB pictures, rounded; what lies outside is clamped."""
     scaled = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def as_output_type(
+    pixels: Float32[Tensor, "batch 3 height width"], output_type: str
+) -> list[Image.Image] | np.ndarray | Tensor:
+    """Turn pixels in [-1, 1] into an output of type "pil", "np" or "pt"."""
+    if output_type == "pil":
+        return [Image.fromarray(picture) for picture in to_uint8(pixels)]
+    pixels = (pixels + 1) / 2
+    return pixels if output_type == "pt" else pixels.movedim(1, -1).cpu().numpy()

@@ -17,6 +17,7 @@ import mmface
 from mmface.annotation.rewriting import cap_to_tokens
 from mmface.annotation.sketches import PencilSketch
 from mmface.conditions import (
+    CONTROL_SUFFIX,
     condition_kinds,
     doubts_of,
     flat_rgb,
@@ -29,7 +30,7 @@ from mmface.core.files import file_sha256
 from mmface.encoders.face_parser import FaceParser
 from mmface.generation.settings import ALL_STEPS, MAX_PICTURES, Settings
 from mmface.sampling.blending import load_image, load_region
-from mmface.sampling.guidance import CONTROL_SUFFIX, ConditionControl, Guidance
+from mmface.sampling.guidance import ConditionControl, Guidance
 from mmface.sampling.pipeline import MMFacePipeline
 from mmface.sampling.step_cache import cache_named
 

@@ -12,29 +12,40 @@ whole condition or none. Terms whose factor is 0 are not computed: without any o
 prediction a step; with guidance on the text alone, two.
 """
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from mmface.conditions import Picture, condition_kind, condition_kinds, kinds_in_words
-from mmface.core.command_line import check_interval, check_number
+from mmface.conditions import (
+    CONTROL_SUFFIX,
+    AnyPicture,
+    Picture,
+    as_pictures,
+    condition_kind,
+    condition_kinds,
+    kinds_in_words,
+    one_each,
+)
+from mmface.core.command_line import check_interval, check_number, check_whole
 from mmface.encoders import TextFeatures
 from mmface.encoders.vae import image_pixels
 from mmface.model.transformer import MMFaceDiT
-from mmface.sampling.blending import covered, load_region
+from mmface.objectives.solvers import NUM_TRAIN_TIMESTEPS
+from mmface.sampling.blending import VARIATION_STRENGTH, covered, load_region
 from mmface.sampling.step_cache import ComputedBlocks, StepCache
 
 Weights = Float32[Tensor, "rows 1 _ _"]
 Predictions = Float32[Tensor, "rows channels height width"]
-CONTROL_SUFFIX = "_control"
-"""What follows a kind's name in the keyword for its control."""
 _NEGLIGIBLE = 1e-9  # what is left of 1 - s + s in floating point
 
 
@@ -88,7 +99,7 @@ class ConditionControl:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
-    region: Picture | None = None
+    region: AnyPicture | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError unless these are numbers that can be sampled with."""
@@ -96,27 +107,39 @@ class ConditionControl:
         check_interval("condition", self.start, self.end)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class EncodedPrompt:
+    """A prompt that a caller encoded: the text encoder's features stand for the words."""
+
+    pooled: Float[Tensor, " text_dim"]
+    tokens: Float[Tensor, "length text_dim"]
+
+
+Prompt = str | EncodedPrompt
+
+
 class ConditionedPrompt(NamedTuple):
     """One prompt of a call with its negative prompt, and conditions in the registry's order."""
 
-    prompt: str
-    negative_prompt: str
+    prompt: Prompt
+    negative_prompt: Prompt
     conditions: Mapping[str, Picture]
 
 
 def conditioned_prompts(
-    prompts: Sequence[str],
-    negative_prompt: str | Sequence[str],
-    conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
+    prompts: Sequence[Prompt],
+    negative_prompt: Prompt | Sequence[Prompt | None] | None,
+    conditions: Mapping[str, Any],
 ) -> list[ConditionedPrompt]:
     """Give each prompt of a call its own negative prompt and conditions.
 
-    `conditions` are by kind; in lists, None marks the prompts without. ValueError if a list has
-    another length, or a prompt has no condition.
+    `conditions` are by kind, a picture for all prompts or one each; in lists, None marks the
+    prompts without. A negative prompt of None is the empty one. ValueError if a list has another
+    length, or a prompt has no condition.
     """
     count = len(prompts)
     negatives = one_each("negative_prompt", negative_prompt, count)
-    columns = {name: one_each(name, each, count) for name, each in conditions.items()}
+    columns = {name: one_each(name, as_pictures(x), count) for name, x in conditions.items()}
     found = []
     for place, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
         own = {
@@ -126,39 +149,11 @@ def conditioned_prompts(
         }
         if not own:
             raise ValueError(
-                f"The prompt {prompt!r} has neither {kinds_in_words(' nor ')}; give each "
+                f"The prompt {prompt!r:.200} has neither {kinds_in_words(' nor ')}; give each "
                 "prompt one at least."
             )
-        found.append(ConditionedPrompt(prompt, negative, own))
+        found.append(ConditionedPrompt(prompt, "" if negative is None else negative, own))
     return found
-
-
-def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort keywords into conditions and their controls, both by kind, without those of None.
-
-    A control's keyword is the kind's name and `CONTROL_SUFFIX`; TypeError if it is neither.
-    """
-    names = [kind.name for kind in condition_kinds()]
-    given = {key: value for key, value in keywords.items() if value is not None}
-    for key in keywords:
-        if key.removesuffix(CONTROL_SUFFIX) not in names:
-            raise TypeError(
-                f"The pipeline has no argument {key!r}; the conditions are {', '.join(names)}, and "
-                f"what says how one binds is called as in {names[0]}{CONTROL_SUFFIX}."
-            )
-    controls = {name: given.pop(key) for name in names if (key := name + CONTROL_SUFFIX) in given}
-    return given, controls
-
-
-def one_each(name: str, value: Any, count: int) -> list[Any]:
-    """Give each of `count` prompts its own of a list, or all of them the same value."""
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"{name} is a list of {len(value)} for {count} prompts; give one for all, or one each."
-        )
-    return list(value)
 
 
 def distinct_pixels(
@@ -179,10 +174,101 @@ def distinct_pixels(
     return torch.stack(list(pixels.values())), [[order.index(key) for key in own] for own in keys]
 
 
+def check_numbers(
+    num_inference_steps: SupportsIndex,
+    num_images_per_prompt: SupportsIndex,
+    max_batch: SupportsIndex | None,
+) -> None:
+    """Raise ValueError unless the whole numbers of a call are ones that can be sampled with."""
+    check_whole("num_inference_steps", num_inference_steps, 1, NUM_TRAIN_TIMESTEPS)
+    check_whole("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
+    if max_batch is not None:
+        check_whole("max_batch", max_batch, 1, 1_000_000)
+
+
+def checked_strength(image: object | None, strength: float | None, region: object | None) -> float:
+    """Give the fraction of the steps that a call runs, in (0, 1]; ValueError if it does not fit.
+
+    Without a picture to start from it is 1, and neither a strength nor a region may be given.
+    """
+    if image is None:
+        for name, value in (("strength", strength), ("region", region)):
+            if value is not None:
+                raise ValueError(f"{name} is given without an image; give the image too.")
+        return 1.0
+    if strength is None:
+        return VARIATION_STRENGTH if region is None else 1.0
+    check_number("strength", strength, 0, 1)
+    if strength == 0:
+        raise ValueError("strength must be above 0: at 0 the image would come back as it is.")
+    return strength
+
+
+def check_latents(
+    latents: Tensor, shape: tuple[int, ...]
+) -> Float32[Tensor, "batch channels height width"]:
+    """Give the latents that stand in for a call's noise in float32; ValueError if unfit."""
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents must be {list(shape)}, got {list(latents.shape)}.")
+    if not torch.isfinite(latents).all():
+        raise ValueError("latents hold values that are not finite.")
+    return latents.float()
+
+
+def picture_generators(
+    seed: SupportsIndex | Sequence[SupportsIndex] | np.ndarray | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    count: int,
+    latents: Tensor | None = None,
+) -> tuple[list[torch.Generator], list[int] | None]:
+    """Give each picture its generator, and its seed where it has one.
+
+    Only one of `seed` (the first picture's, or one a picture; None draws one at random),
+    `generator` (one for all, or one a picture) and `latents` may be given; with latents, the
+    generators are unused. ValueError if numbers do not fit `count`, or a seed is out of range.
+    """
+    if latents is not None:
+        if seed is not None or generator is not None:
+            raise ValueError("latents are the noise itself: drop them, or the seed or generator.")
+        return [torch.Generator() for _ in range(count)], None
+    if generator is not None:
+        if seed is not None:
+            raise ValueError("Both seed and generator are given; give one of them.")
+        own = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+        if len(own) != count:
+            raise ValueError(f"{len(own)} generators are given for {count} pictures.")
+        return own, None
+    if seed is None:
+        seed = torch.Generator().seed() % 2**32
+    given = seed.tolist() if isinstance(seed, np.ndarray | Tensor) else seed
+    if not isinstance(given, Sequence):
+        check_whole("seed", given, 0, 2**63 - 1)
+        given = range(operator.index(given), operator.index(given) + count)
+    for each in given:
+        check_whole("seed", each, 0, 2**63 - 1)
+    seeds = [operator.index(each) for each in given]
+    if len(seeds) != count:
+        raise ValueError(
+            f"{len(seeds)} seeds are given for {count} pictures; give one a picture, or the first."
+        )
+    return [torch.Generator().manual_seed(each) for each in seeds], seeds
+
+
+def check_finite(name: str, values: Tensor, module: torch.nn.Module) -> None:
+    """Raise ValueError if what a module computed is not finite; on the meta device nothing is."""
+    if not values.is_meta and not torch.isfinite(values).all():
+        dtype = str(getattr(module, "dtype", "")).removeprefix("torch.")
+        remedy = "" if dtype == "float32" else f", or {dtype} is too narrow for them: take float32"
+        raise ValueError(
+            f"{name} are not finite (NaN or infinite): the weights are broken{remedy}. "
+            "No picture is made."
+        )
+
+
 class Term(NamedTuple):
     """One of a picture's predictions: a text, and the condition that it is heard with."""
 
-    prompt: str
+    prompt: Prompt
     modality: int  # index of the condition's kind
     condition: int  # row of the table of conditions; row 0 is none
 
@@ -250,7 +336,7 @@ class Composition:
             if name not in given:
                 raise ValueError(f"{title} is given, but no {name}; give the {name} too.")
             if control.region is not None:
-                region = load_region(control.region, size, f"The region of {title}")
+                region = load_region(as_pictures(control.region), size, f"The region of {title}")
                 regions[name] = covered(region, downscale_factor)
         self.prompts = prompts
         self.num_images_per_prompt = num_images_per_prompt
@@ -258,9 +344,23 @@ class Composition:
         self.controls = {**given, **controls}
         self.regions = regions
         self.conditions = conditions
-        self.texts: dict[tuple[str, int], int] = {}
+        self.texts: dict[tuple[Prompt, int], int] = {}
         """Place of each prompt and modality's index that some row has; filled as rows are made."""
         self._rows: dict[tuple[bool, ...], Rows] = {}
+
+    def changed(self, scale: float, texts: Sequence[tuple[Prompt, Prompt]] = ()) -> "Composition":
+        """Give the same with another scale, and with a prompt and a negative one a picture."""
+        made, each = copy(self), self.num_images_per_prompt
+        made.guidance = replace(self.guidance, scale=scale)
+        if texts:
+            made.num_images_per_prompt = 1
+            made.conditions = [self.conditions[number // each] for number in range(len(texts))]
+            made.prompts = [
+                self.prompts[number // each]._replace(prompt=text, negative_prompt=negative)
+                for number, (text, negative) in enumerate(texts)
+            ]
+        made.texts, made._rows = {}, {}
+        return made
 
     def rows(self, share: float, device: torch.device) -> Rows:
         """Make the rows of a step, after a fraction of the steps; equal steps share theirs."""
@@ -318,7 +418,7 @@ class Composition:
         plain = self._of_text(asked.prompt, number, active) if guidance.rescale else {}
         return {term: each for term, each in total.items() if _matters(each) or term in plain}
 
-    def _of_text(self, text: str, number: int, active: Mapping[str, bool]) -> dict[Term, Tensor]:
+    def _of_text(self, text: Prompt, number: int, active: Mapping[str, bool]) -> dict[Term, Tensor]:
         """Give the terms of E(x) for the text x of a prompt, with their factors."""
         asked = self.prompts[number]
         rest, terms = torch.ones(1, 1), {}
@@ -361,29 +461,43 @@ class Denoiser:
         it. Row 0 of `conditions` is none. At most `max_batch` rows are computed at once. `cache`
         skips blocks of the calls inside `caching`.
         """
+        # Offloading waits for `forward`, which is not called here.
         if hasattr(transformer, "_hf_hook"):
-            # Model offloading waits for `forward`, which is not called here.
             transformer._hf_hook.pre_forward(transformer)
-        dtype, sizes = transformer.dtype, (len(timesteps), len(modalities))
-        modality = torch.tensor(list(modalities), device=timesteps.device)
-        global_condition = transformer.global_condition(
-            timesteps.repeat_interleave(sizes[1]),
-            text.pooled.to(dtype).repeat(sizes[0], 1),
-            modality.repeat(sizes[0]),
-        )
+        hooks = getattr(transformer, "_diffusers_hook", None)
+        self._group = hooks and hooks.get_hook("group_offloading")
+        if self._group is not None:
+            self._group.pre_forward(transformer)
         self.transformer = transformer
+        self.timesteps = timesteps
         self.max_batch = max_batch
         self.shares = shares
         self.cache = cache
-        self.conditions = conditions.to(dtype)
-        self.text = transformer.text_embedder(text.tokens.to(dtype))  # [texts, L, D]
-        tables = transformer.modulations(global_condition)
-        self.widths = [table.shape[-1] for table in tables]
-        # One table, from which a step takes its rows in one kernel: [calls, texts, 12 D of all].
-        self.modulations = torch.cat(tables, dim=-1).unflatten(0, sizes)
+        self.conditions = conditions.to(transformer.dtype)
+        self.read(text, modalities)
         self._num_rows = 0
         self._cached: Rows | None = None  # what the cache's memory is of
         self._computed: ComputedBlocks | None = None
+
+    def release(self) -> None:
+        """Send back what group offloading brought for the calls."""
+        if self._group is not None:
+            self._group.post_forward(self.transformer, None)
+
+    def read(self, text: TextFeatures, modalities: Sequence[int]) -> None:
+        """Take the texts and kinds' indices of the calls to come."""
+        dtype, sizes = self.transformer.dtype, (len(self.timesteps), len(modalities))
+        modality = torch.tensor(list(modalities), device=self.timesteps.device)
+        global_condition = self.transformer.global_condition(
+            self.timesteps.repeat_interleave(sizes[1]),
+            text.pooled.to(dtype).repeat(sizes[0], 1),
+            modality.repeat(sizes[0]),
+        )
+        self.text = self.transformer.text_embedder(text.tokens.to(dtype))  # [texts, L, D]
+        tables = self.transformer.modulations(global_condition)
+        self.widths = [table.shape[-1] for table in tables]
+        # One table, from which a step takes its rows in one kernel: [calls, texts, 12 D of all].
+        self.modulations = torch.cat(tables, dim=-1).unflatten(0, sizes)
 
     @property
     def evaluations(self) -> float:

@@ -6,15 +6,15 @@ the predictions of a step and how they add up.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float32
 from PIL import Image
@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 # diffusers loads the classes that a folder names only from modules that are imported already.
 import mmface.ablations
 import mmface.transformer  # noqa: F401
-from mmface.conditions import Picture, condition_kind
+from mmface.conditions import AnyPicture, as_pictures, condition_kind, one_each, split_keywords
 from mmface.core.command_line import check_number, check_whole
 from mmface.core.sources import (
     BrokenModelError,
@@ -34,7 +34,7 @@ from mmface.core.sources import (
     read_object,
 )
 from mmface.encoders import LatentCodec, TextEncoder, TextFeatures, Vae
-from mmface.encoders.vae import to_uint8
+from mmface.encoders.vae import OUTPUT_TYPES, as_output_type
 from mmface.model.ablations import NETWORKS
 from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.solvers import (
@@ -44,60 +44,50 @@ from mmface.objectives.solvers import (
     load_scheduler,
     translation_named,
 )
-from mmface.sampling.blending import VARIATION_STRENGTH, KeptPicture
+from mmface.sampling.blending import KeptPicture
+from mmface.sampling.diffusers_members import (
+    CLASS_NAME,
+    CODE,
+    TEXT_TENSORS,
+    DiffusersMembers,
+    MMFacePipelineOutput,
+    Output,
+)
 from mmface.sampling.guidance import (
     Composition,
     ConditionedPrompt,
     Denoiser,
     Guidance,
+    Prompt,
+    check_finite,
+    check_latents,
+    check_numbers,
+    checked_strength,
     conditioned_prompts,
     distinct_pixels,
-    one_each,
-    split_keywords,
+    picture_generators,
 )
 from mmface.sampling.released_folder import released_checkpoint, released_components
 from mmface.sampling.step_cache import StepCache
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+AfterCall = Callable[[int, Tensor, Composition], tuple[Tensor, Composition]]
 
 
-@dataclass
-class MMFacePipelineOutput(BaseOutput):
-    """What a call of the pipeline returns.
+class MMFacePipeline(DiffusersMembers):
+    """Sample faces from a mask, a sketch or both plus a prompt (MMFace-DiT, arXiv 2603.29029).
 
-    Images are for "pil" a list of pictures, for "np" float32 [N, H, W, 3] in [0, 1], for "pt"
-    float32 [N, 3, H, W] in [0, 1], and for "latent" normalised float32 latents [N, C, h, w]. Seeds
-    are None where generators were given. `evaluations` is how often the network was evaluated for a
-    picture, on average; where a cache skipped blocks, the computed fraction counts.
+    What every pipeline of diffusers has beside that is in `DiffusersMembers`.
     """
 
-    images: list[Image.Image] | np.ndarray | Tensor
-    seeds: list[int] | None
-    evaluations: float
-
-
-def as_output_type(
-    pixels: Float32[Tensor, "batch 3 height width"], output_type: str
-) -> list[Image.Image] | np.ndarray | Tensor:
-    """Turn pixels in [-1, 1] into an output of type "pil", "np" or "pt"."""
-    if output_type == "pil":
-        return [Image.fromarray(picture) for picture in to_uint8(pixels)]
-    pixels = (pixels + 1) / 2
-    return pixels if output_type == "pt" else pixels.movedim(1, -1).cpu().numpy()
-
-
-class MMFacePipeline(DiffusionPipeline):
-    """Sample faces from a mask, a sketch or both plus a prompt (MMFace-DiT, arXiv 2603.29029)."""
-
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", *TEXT_TENSORS]
 
     def __init__(
         self,
-        vae: Vae,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        transformer: MMFaceDiT,
+        vae: Vae | None,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        transformer: MMFaceDiT | None,
         scheduler: SchedulerMixin | None,
         image_size: int = 256,
         guidance_scale: float = 7.5,
@@ -108,19 +98,22 @@ class MMFacePipeline(DiffusionPipeline):
         The VAE's config carries the normalisation of its latents, the transformer's the objective,
         whose own scheduler None takes. `image_size` is the side in pixels of the square pictures
         that the model was trained on; `guidance_scale` and `num_inference_steps` are a call's
-        defaults. ValueError if the components do not fit together.
+        defaults. Without the text encoder, calls take encoded prompts; with it and the tokenizer
+        alone, `encode_prompt` makes them. ValueError if the components do not fit together.
         """
         super().__init__()
-        codec_channels, text_dim = LatentCodec(vae).channels, text_encoder.config.hidden_size
-        config = transformer.config
-        if (config.latent_channels, config.text_dim) != (codec_channels, text_dim):
-            raise ValueError(
-                f"The transformer was built for {config.latent_channels} latent channels and text "
-                f"of width {config.text_dim}, but the VAE has {codec_channels} channels and the "
-                f"text encoder width {text_dim}; use the ones that it was trained with."
-            )
-        if scheduler is None:
-            scheduler = translation_named(config.objective).scheduler()
+        if transformer is not None:
+            built = transformer.config.latent_channels, transformer.config.text_dim
+            channels = built[0] if vae is None else LatentCodec(vae).channels
+            width = built[1] if text_encoder is None else text_encoder.config.hidden_size
+            if built != (channels, width):
+                raise ValueError(
+                    f"The transformer was built for {built[0]} latent channels and text of width "
+                    f"{built[1]}, but the VAE has {channels} channels and the text encoder width "
+                    f"{width}; use the ones that it was trained with."
+                )
+            if scheduler is None:
+                scheduler = translation_named(transformer.config.objective).scheduler()
         if isinstance(vae, AutoencoderKL) and vae.tile_sample_min_size < image_size:
             # Tiles smaller than what the VAE was trained on would each have colours of their own.
             vae.tile_sample_min_size = image_size
@@ -144,19 +137,31 @@ class MMFacePipeline(DiffusionPipeline):
     ) -> "MMFacePipeline":
         """Load a saved pipeline from a folder or by its hub id; weights as safetensors only.
 
-        Its arguments are those of `DiffusionPipeline.from_pretrained`; `dtype` is float32 if not
-        given, whatever the files hold.
+        Its arguments are those of `DiffusionPipeline.from_pretrained`; `dtype`, also a dict by
+        components, is float32 if not given, whatever the files hold. Code in the folder is not run.
         """
+        for name in ("device_map", "quantization_config"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} is not followed here: give a component that was loaded with it "
+                    "(transformer=MMFaceDiT.from_pretrained(...))."
+                )
+        if None not in (kwargs.get("dtype"), old := kwargs.pop("torch_dtype", None)):
+            raise ValueError("Both dtype and torch_dtype are given; give dtype.")
         # Said in so many words, or each component comes in the dtype of its own file.
-        dtype = kwargs.pop("torch_dtype", torch.float32)
+        dtype = kwargs.pop("dtype", None) or old or torch.float32
         options = {"dtype": dtype} | kwargs | {"use_safetensors": True}
         with opened("pipeline", pretrained_model_name_or_path, builtin_pipelines()) as source:
             if not Path(source).is_dir():
                 source = cls.download(source, **options)
-            options |= saved_components(
-                Path(source), options["dtype"], options, options.get("variant")
-            )
+            options |= saved_components(Path(source), dtype, options, kwargs.get("variant"))
             return super().from_pretrained(source, **options)
+
+    @classmethod
+    def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read an index without the file of code that it names for other classes than ours."""
+        found = super()._dict_from_json_file(*args, **kwargs)
+        return found | {"_class_name": CLASS_NAME} if "_class_name" in found else found
 
     @classmethod
     def from_released(
@@ -186,6 +191,11 @@ class MMFacePipeline(DiffusionPipeline):
     @property
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer."""
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(
+                "The pipeline has no text_encoder or no tokenizer: give encoded prompts "
+                f"({', '.join(TEXT_TENSORS)})."
+            )
         return TextEncoder(self.text_encoder, self.tokenizer)
 
     @property
@@ -195,9 +205,9 @@ class MMFacePipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
-        prompt: str | Sequence[str],
-        conditions: Mapping[str, Picture | Sequence[Picture | None] | None],
-        negative_prompt: str | Sequence[str],
+        prompt: Prompt | Sequence[Prompt] | None,
+        conditions: Mapping[str, Any],
+        negative_prompt: Prompt | Sequence[Prompt | None] | None,
         size: tuple[int, int],
         output_type: str,
     ) -> list[ConditionedPrompt]:
@@ -205,9 +215,12 @@ class MMFacePipeline(DiffusionPipeline):
 
         ValueError names what does not fit and the remedy.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(text, str) for text in prompts):
-            raise ValueError("prompt must be a string or a non-empty list of strings.")
+        prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt or [])
+        if not prompts or not all(isinstance(text, Prompt) for text in prompts):
+            raise ValueError(
+                "prompt must be a string or a non-empty list of strings, unless prompt_embeds is "
+                "given."
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be in {OUTPUT_TYPES}, got {output_type!r}.")
         multiple = self.codec.downscale_factor * self.transformer.config.patch_size
@@ -224,12 +237,21 @@ class MMFacePipeline(DiffusionPipeline):
                 )
         return conditioned_prompts(prompts, negative_prompt, conditions)
 
-    def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
+    def encode_texts(self, prompts: Sequence[Prompt]) -> TextFeatures:
         """Encode prompts, each distinct one once; the empty one is the unconditional one."""
         distinct = list(dict.fromkeys(prompts))
+        words = [text for text in distinct if isinstance(text, str)]
+        read = dict(zip(words, zip(*self._read(words), strict=True), strict=True)) if words else {}
+        found = [
+            read[text] if isinstance(text, str) else (text.pooled, text.tokens) for text in distinct
+        ]
+        if len({len(tokens) for _, tokens in found}) > 1:
+            raise ValueError("Encoded prompts must have equally many tokens; pad the shorter ones.")
         index = [distinct.index(text) for text in prompts]
-        pooled, tokens = self.text(distinct)
-        return TextFeatures(pooled[index], tokens[index])
+        return TextFeatures(*(torch.stack(parts)[index] for parts in zip(*found, strict=True)))
+
+    def _read(self, words: Sequence[str]) -> TextFeatures:
+        return self.text(words)
 
     def encode_condition(
         self,
@@ -268,30 +290,37 @@ class MMFacePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        mask: Picture | Sequence[Picture | None] | None = None,
-        sketch: Picture | Sequence[Picture | None] | None = None,
-        negative_prompt: str | Sequence[str] = "",
-        num_inference_steps: int | None = None,
+        prompt: str | Sequence[str] | None = None,
+        mask: AnyPicture | Sequence[AnyPicture | None] | None = None,
+        sketch: AnyPicture | Sequence[AnyPicture | None] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        num_inference_steps: SupportsIndex | None = None,
         guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1,
-        height: int | None = None,
-        width: int | None = None,
-        seed: int | Sequence[int] | None = None,
+        num_images_per_prompt: SupportsIndex = 1,
+        height: SupportsIndex | None = None,
+        width: SupportsIndex | None = None,
+        seed: SupportsIndex | Sequence[SupportsIndex] | np.ndarray | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
-        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance: Guidance | None = None,
-        image: Picture | Sequence[Picture] | None = None,
+        image: AnyPicture | Sequence[AnyPicture] | None = None,
         strength: float | None = None,
-        region: Picture | Sequence[Picture] | None = None,
+        region: AnyPicture | Sequence[AnyPicture] | None = None,
         latents: Tensor | None = None,
         solver: str | None = None,
         max_batch: int | None = None,
         cache: StepCache | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        joint_attention_kwargs: Mapping[str, Any] | None = None,
+        return_dict: bool = True,
         **conditions: Any,
-    ) -> MMFacePipelineOutput:
+    ) -> Output:
         """Sample faces; all of a call's pictures are one batch.
 
         Picture k of the call, counted through all pictures of the first prompt, then those of the
@@ -300,10 +329,12 @@ class MMFacePipeline(DiffusionPipeline):
 
         Args:
             prompt: One prompt or several.
-            mask: One mask for all prompts or one a prompt, as `load_mask` takes it. Each prompt has
-                one condition at least: in lists, None marks the places without.
+            mask: One mask for all prompts or one a prompt, as `load_mask` takes it, or as a tensor,
+                bytes or an open file. Each prompt has one condition at least: in lists, None marks
+                the places without.
             sketch: The same for sketches, as `load_sketch` takes them.
             negative_prompt: What guidance leads away from; one for all prompts or one a prompt.
+                None is the empty one.
             num_inference_steps: Steps of the solver, at least 1; None takes the model's.
             guidance_scale: Scale of guidance on the text, 1 for none; None takes the model's.
             num_images_per_prompt: Pictures of each prompt.
@@ -313,7 +344,10 @@ class MMFacePipeline(DiffusionPipeline):
             generator: Instead of a seed: one generator for all pictures, or one a picture.
             output_type: "pil", "np", "pt" or "latent"; see `MMFacePipelineOutput`.
             callback_on_step_end: Called after each step with the pipeline, the step's index, its
-                timestep and `{"latents": ...}`; returns a dict that may hold other latents.
+                timestep and the tensors that it asks for; returns a dict of those that it replaces,
+                or None. It may set the pipeline's `_guidance_scale`, and `_interrupt` to True.
+            callback_on_step_end_tensor_inputs: The tensors that it asks for, as in Stable Diffusion
+                3: while text guides, `prompt_embeds` has the negative ones first.
             guidance: More of guidance than its scale.
             image: A picture to start from; one for all prompts or one a prompt.
             strength: Fraction of the steps that are taken from the picture on, in (0, 1]; 1 starts
@@ -327,6 +361,12 @@ class MMFacePipeline(DiffusionPipeline):
                 pictures by rounding only.
             cache: Skips blocks whose result has changed little since an earlier step; a picture
                 then depends on the batch that it is in. None computes all.
+            prompt_embeds: Instead of prompts: their tokens as `encode_prompt` gives them.
+            negative_prompt_embeds: The same of negative prompts; None encodes `negative_prompt`.
+            pooled_prompt_embeds: What belongs to `prompt_embeds`.
+            negative_pooled_prompt_embeds: What belongs to `negative_prompt_embeds`.
+            joint_attention_kwargs: `{"scale": 0.5}` scales loaded LoRAs in this call.
+            return_dict: False gives the output's three values as a tuple.
             **conditions: Conditions of other registered kinds by the kind's name; and by
                 `mask_control`, `sketch_control` and so on a `ConditionControl`: how strongly the
                 conditions of a kind bind, when and where.
@@ -335,45 +375,72 @@ class MMFacePipeline(DiffusionPipeline):
             The pictures, their seeds, and how often the network was evaluated.
         """
         side = self.config.image_size
-        size = (side if height is None else height, side if width is None else width)
+        height, width = (side if each is None else each for each in (height, width))
+        size = operator.index(height), operator.index(width)
         if num_inference_steps is None:
             num_inference_steps = self.config.num_inference_steps
         check_numbers(num_inference_steps, num_images_per_prompt, max_batch)
+        steps, each = operator.index(num_inference_steps), operator.index(num_images_per_prompt)
+        embeds = prompt_embeds, negative_prompt_embeds
+        pooled = pooled_prompt_embeds, negative_pooled_prompt_embeds
+        asked: tuple[Any, Any] = (prompt, negative_prompt)
+        if any(tensor is not None for tensor in embeds + pooled):
+            asked = self.given_prompts(*asked, *embeds, *pooled)
         given, controls = split_keywords({"mask": mask, "sketch": sketch, **conditions})
-        prompts = self.check_inputs(prompt, given, negative_prompt, size, output_type)
+        prompts = self.check_inputs(asked[0], given, asked[1], size, output_type)
+        if self.text_encoder is not None:
+            self.text.warn_of_cuts(text for given in prompts for text in given[:2])
         strength = checked_strength(image, strength, region)
         scheduler = self.translation.fitting(solver, self.scheduler)
         guidance = Guidance.merged(guidance_scale, guidance, self.config.guidance_scale)
-        count = len(prompts) * num_images_per_prompt
+        count = len(prompts) * each
         generators, seeds = picture_generators(seed, generator, count, latents)
         noise = self.prepare_latents(generators, size, latents)
         table, owned = self.encode_condition(prompts, size, max_batch)
-        each, factor = num_images_per_prompt, self.codec.downscale_factor
+        factor = self.codec.downscale_factor
         composition = Composition(prompts, each, guidance, controls, owned, size, factor)
         kept, original = None, None
         if image is not None:
+            image, region = as_pictures(image), as_pictures(region)
             own = None if region is None else one_each("region", region, len(prompts))
             kept = KeptPicture.load(one_each("image", image, len(prompts)), own, size)
             original = self._encode(kept.pixels, max_batch).repeat_interleave(each, dim=0)
 
-        way = Trajectory(self.translation, scheduler, num_inference_steps, strength, noise.device)
+        way = Trajectory(self.translation, scheduler, steps, strength, noise.device)
+        self._guidance_scale, self._num_timesteps = guidance.scale, len(way.timesteps)
+        self._interrupt, self._joint_attention_kwargs = False, joint_attention_kwargs
+        names = callback_on_step_end_tensor_inputs
+        if list(names) != ["latents"] or hasattr(callback_on_step_end, "tensor_inputs"):
+            names = self.callback_tensors(callback_on_step_end, names)
+        texts = self.callback_texts() if set(names) - {"latents"} else None
 
-        def after_call(index: int, latents: Tensor) -> Tensor:
+        def after_call(
+            index: int, latents: Tensor, composition: Composition
+        ) -> tuple[Tensor, Composition]:
             if kept is not None and original is not None:
                 latents = kept.blend(latents, way.noisy(original, noise, index + 1))
-            if callback_on_step_end is not None:
-                timestep = way.timesteps[index]
-                changed = callback_on_step_end(self, index, timestep, {"latents": latents})
-                latents = changed.get("latents", latents)
-            return latents
+            if callback_on_step_end is None:
+                return latents, composition
+            given = {} if texts is None else dict(texts.shown(composition))
+            given = {name: ({"latents": latents} | given)[name] for name in names}
+            timestep = way.timesteps[index]
+            changed = callback_on_step_end(self, index, timestep, dict(given)) or {}
+            new = [] if texts is None else texts.changed(changed, composition)
+            scale = self._guidance_scale or 1.0  # diffusers' callbacks set 0 for no guidance
+            if new or scale != composition.guidance.scale:
+                composition = composition.changed(scale, new)
+            return changed.get("latents", latents), composition
 
         start = way.start(noise, original)
-        latents, evaluations = self.follow(
-            way, start, composition, table, max_batch, cache, after_call
-        )
+        keywords = joint_attention_kwargs
+        with self.lora_scaled(keywords) if keywords else nullcontext():
+            latents, evaluations = self.follow(
+                way, start, composition, table, max_batch, cache, after_call
+            )
         images = self._finish(latents, output_type, kept, max_batch)
         self.maybe_free_model_hooks()
-        return MMFacePipelineOutput(images, seeds, evaluations / count)
+        output = MMFacePipelineOutput(images, seeds, evaluations / count)
+        return output if return_dict else (images, seeds, output.evaluations)
 
     @torch.no_grad()
     def follow(
@@ -384,17 +451,19 @@ class MMFacePipeline(DiffusionPipeline):
         table: Float32[Tensor, "conditions channels height width"],
         max_batch: int | None = None,
         cache: StepCache | None = None,
-        after_call: Callable[[int, Tensor], Tensor] | None = None,
+        after_call: AfterCall | None = None,
     ) -> tuple[Float32[Tensor, "pictures channels height width"], float]:
         """Bring latents to the end of a trajectory whose conditions are latents already.
 
         Row 0 of `table` is no condition. `after_call` may change the latents after each call of the
-        model. Gives the last latents, and how many evaluations they took in all.
+        model, and what the calls to come ask. Gives the last latents, and how many evaluations they
+        took in all.
         """
-        rows = [composition.rows(share, latents.device) for share in way.shares]
+        device = latents.device
+        rows = [composition.rows(share, device) for share in way.shares]
         denoiser = Denoiser(
             self.transformer,
-            self.encode_prompt([text for text, _ in composition.texts]),
+            self.encode_texts([text for text, _ in composition.texts]),
             [modality for _, modality in composition.texts],
             way.model_timesteps,
             table,
@@ -404,10 +473,21 @@ class MMFacePipeline(DiffusionPipeline):
         )
         with denoiser.caching(), self.progress_bar(total=len(rows)) as progress:
             for index in range(len(rows)):
+                if self._interrupt:
+                    break
                 prediction = denoiser(index, rows[index], way.model_input(latents, index))
                 latents = way.step(prediction, latents, index)
-                latents = latents if after_call is None else after_call(index, latents)
                 progress.update()
+                if after_call is None:
+                    continue
+                latents, changed = after_call(index, latents, composition)
+                if changed is not composition and index + 1 < len(rows):
+                    composition = changed
+                    left = [composition.rows(share, device) for share in way.shares[index + 1 :]]
+                    rows[index + 1 :] = left
+                    texts = self.encode_texts([text for text, _ in composition.texts])
+                    denoiser.read(texts, [modality for _, modality in composition.texts])
+        denoiser.release()
         return latents, denoiser.evaluations
 
     def _encode(
@@ -436,91 +516,6 @@ class MMFacePipeline(DiffusionPipeline):
         return as_output_type(pixels, output_type)
 
 
-def check_numbers(
-    num_inference_steps: int, num_images_per_prompt: int, max_batch: int | None
-) -> None:
-    """Raise ValueError unless the whole numbers of a call are ones that can be sampled with."""
-    check_whole("num_inference_steps", num_inference_steps, 1, NUM_TRAIN_TIMESTEPS)
-    check_whole("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
-    if max_batch is not None:
-        check_whole("max_batch", max_batch, 1, 1_000_000)
-
-
-def checked_strength(image: object | None, strength: float | None, region: object | None) -> float:
-    """Give the fraction of the steps that a call runs, in (0, 1]; ValueError if it does not fit.
-
-    Without a picture to start from it is 1, and neither a strength nor a region may be given.
-    """
-    if image is None:
-        for name, value in (("strength", strength), ("region", region)):
-            if value is not None:
-                raise ValueError(f"{name} is given without an image; give the image too.")
-        return 1.0
-    if strength is None:
-        return VARIATION_STRENGTH if region is None else 1.0
-    check_number("strength", strength, 0, 1)
-    if strength == 0:
-        raise ValueError("strength must be above 0: at 0 the image would come back as it is.")
-    return strength
-
-
-def check_latents(
-    latents: Tensor, shape: tuple[int, ...]
-) -> Float32[Tensor, "batch channels height width"]:
-    """Give the latents that stand in for a call's noise in float32; ValueError if unfit."""
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents must be {list(shape)}, got {list(latents.shape)}.")
-    if not torch.isfinite(latents).all():
-        raise ValueError("latents hold values that are not finite.")
-    return latents.float()
-
-
-def check_finite(name: str, values: Tensor, module: torch.nn.Module) -> None:
-    """Raise ValueError if what a module computed is not finite; on the meta device nothing is."""
-    if not values.is_meta and not torch.isfinite(values).all():
-        dtype = str(getattr(module, "dtype", "")).removeprefix("torch.")
-        remedy = "" if dtype == "float32" else f", or {dtype} is too narrow for them: take float32"
-        raise ValueError(
-            f"{name} are not finite (NaN or infinite): the weights are broken{remedy}. "
-            "No picture is made."
-        )
-
-
-def picture_generators(
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    count: int,
-    latents: Tensor | None = None,
-) -> tuple[list[torch.Generator], list[int] | None]:
-    """Give each picture its generator, and its seed where it has one.
-
-    Only one of `seed` (the first picture's, or one a picture; None draws one at random),
-    `generator` (one for all, or one a picture) and `latents` may be given; with latents, the
-    generators are unused. ValueError if numbers do not fit `count`, or a seed is out of range.
-    """
-    if latents is not None:
-        if seed is not None or generator is not None:
-            raise ValueError("latents are the noise itself: drop them, or the seed or generator.")
-        return [torch.Generator() for _ in range(count)], None
-    if generator is not None:
-        if seed is not None:
-            raise ValueError("Both seed and generator are given; give one of them.")
-        own = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
-        if len(own) != count:
-            raise ValueError(f"{len(own)} generators are given for {count} pictures.")
-        return own, None
-    if seed is None:
-        seed = torch.Generator().seed() % 2**32
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed + k for k in range(count)]
-    if len(seeds) != count:
-        raise ValueError(
-            f"{len(seeds)} seeds are given for {count} pictures; give one a picture, or the first."
-        )
-    for each in seeds:
-        check_whole("seed", each, 0, 2**63 - 1)
-    return [torch.Generator().manual_seed(each) for each in seeds], seeds
-
-
 _NETWORK_ROOM = ("mmface.model.transformer", "mmface.model.ablations")
 _LIBRARIES = {
     "vae": ("diffusers",),
@@ -533,12 +528,16 @@ _NONE = (None, [None, None])  # how a folder says that a pipeline was saved with
 
 
 def saved_components(
-    folder: Path, dtype: torch.dtype, given: dict[str, Any], variant: str | None = None
+    folder: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    given: dict[str, Any],
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """Load the components of a pipeline that `save_pretrained` wrote, by name.
 
-    Those `given` take the place of the folder's; `variant` is the word in the names of its weights
-    files, if they have one. ValueError if something in the folder cannot be used.
+    `dtype` may be one of each component and of the `default`. Those `given` take the place of the
+    folder's; `variant` is the word in the names of the weights files that are taken where they are
+    there. ValueError if something in the folder cannot be used.
     """
     index = read_object(folder / "model_index.json")
     _check_classes(index, folder)
@@ -546,19 +545,31 @@ def saved_components(
     check_number(f"{folder}/model_index.json: guidance_scale", index.get("guidance_scale", 1.0), 0)
     steps = index.get("num_inference_steps", 1)  # older pipelines have none
     check_whole(f"{folder}/model_index.json: num_inference_steps", steps, 1, NUM_TRAIN_TIMESTEPS)
-    where: dict[str, Any] = {"dtype": dtype} | ({"variant": variant} if variant else {})
+    dtypes = dtype if isinstance(dtype, Mapping) else {"default": dtype}
+    varied = {path.parent.name for path in folder.glob(f"*/*.{variant}*.safetensors")}
+    if variant is not None and not varied:
+        raise ValueError(
+            f"You are trying to load the model files of the `variant={variant}`, but no such "
+            f"modeling files are available in {folder}."
+        )
+
+    def where(name: str) -> dict[str, Any]:
+        own = dtypes.get(name, dtypes.get("default", torch.float32))
+        return {"dtype": own} | ({"variant": variant} if name in varied else {})
+
     parts = {name: given[name] for name in _LIBRARIES if name in given}
     if "vae" not in parts:
-        parts["vae"] = LatentCodec.from_pretrained(str(folder), "vae", **where).vae
+        parts["vae"] = LatentCodec.from_pretrained(str(folder), "vae", **where("vae")).vae
     if not {"text_encoder", "tokenizer"} <= set(parts):
-        text = TextEncoder.from_pretrained(folder, **where)
+        text = TextEncoder.from_pretrained(folder, **where("text_encoder"))
         parts = {"text_encoder": text.text_model, "tokenizer": text.tokenizer} | parts
     for name in ("vae", "text_encoder"):  # frozen by their rooms; as diffusers loads them, here
         if name not in given:
             parts[name].requires_grad_(True)
     if "transformer" not in parts:
         network = NETWORKS[index["transformer"][1]]
-        parts["transformer"] = load_network(network, str(folder), "transformer", **where)
+        options = where("transformer")
+        parts["transformer"] = load_network(network, str(folder), "transformer", **options)
     if "scheduler" not in parts and index.get("scheduler") not in _NONE:
         parts["scheduler"] = load_scheduler(index["scheduler"][1], folder)
     return parts
@@ -566,7 +577,7 @@ def saved_components(
 
 def _check_classes(index: dict[str, Any], folder: Path) -> None:
     """Check the classes that a pipeline names, none of which is imported by its name."""
-    if index.get("_class_name") != "MMFacePipeline":
+    if index.get("_class_name") not in (CLASS_NAME, [CODE, CLASS_NAME]):  # the first in older ones
         raise BrokenModelError(
             f"{folder} holds a {index.get('_class_name')!r:.60}, not an MMFacePipeline; give a "
             "folder that MMFacePipeline.save_pretrained wrote"

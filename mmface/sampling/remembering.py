@@ -62,9 +62,8 @@ class RememberingPipeline(MMFacePipeline):
     pictures: Remembered[bytes, Tensor]
     prompts: Remembered[str, TextFeatures]
 
-    def encode_prompt(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts, those that are new."""
-        found = [self.prompts.get(text, lambda: self.text([text])) for text in prompts]  # noqa: B023
+    def _read(self, words: Sequence[str]) -> TextFeatures:
+        found = [self.prompts.get(text, lambda: self.text([text])) for text in words]  # noqa: B023
         return TextFeatures(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _encode(

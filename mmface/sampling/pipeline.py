@@ -439,8 +439,8 @@ class MMFacePipeline(DiffusersMembers):
             )
         images = self._finish(latents, output_type, kept, max_batch)
         self.maybe_free_model_hooks()
-        output = MMFacePipelineOutput(images, seeds, evaluations / count)
-        return output if return_dict else (images, seeds, output.evaluations)
+        values: Any = images, seeds, evaluations / count
+        return MMFacePipelineOutput(*values) if return_dict else values
 
     @torch.no_grad()
     def follow(

@@ -283,7 +283,10 @@ class Page:
         return endpoint
 
     def _connect_live(self) -> None:
-        """Redraw the live face at each change; of several at once, the last is painted."""
+        """Redraw the live face at each change; of several at once, the last is painted.
+
+        The list of classes follows the face, which would wait for it otherwise.
+        """
         controls = [self.mode, *self.given.values(), self.prompt]
         inputs = [*controls, self.condition_strength, self.seed]
 
@@ -294,42 +297,38 @@ class Page:
             return self.handlers.live(mode, given, prompt, strength, seed, visitor)
 
         changes = [each.change for each in controls]
+        shown: dict[str, Any] = {
+            "queue": False,
+            "show_progress": "hidden",
+            "trigger_mode": "always_last",
+            **_PRIVATE,
+        }
         gr.on(
             [self.blocks.load, *changes, self.condition_strength.change, self.seed.input],
             live,
             inputs,
             [self.live, self.live_note],
-            queue=False,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            **_PRIVATE,
-        )
+            **shown,
+        ).then(self.handlers.show_classes, self.mask, self.classes, **shown)
 
     def _connect_conditions(self) -> None:
         handlers = self.handlers
         shown: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
-        see: dict[str, Any] = {
-            "fn": handlers.show_classes,
-            "inputs": self.mask,
-            "outputs": self.classes,
-            **shown,
-        }
         parts = [(name, part) for name, own in self.parts.items() for part in own]
 
         def switch(mode: str) -> list[Any]:
             return [gr.update(visible=name in kinds_of(mode)) for name, _ in parts]
 
         self.mode.change(switch, self.mode, [part for _, part in parts], **shown)
-        self.mask.input(**see, trigger_mode="always_last")
         self.examples.select(
             handlers.take_example,
             None,
             [self.mode, *self.given.values(), self.prompt],
             **shown,
-        ).then(**see)
+        )
         self.mask_file.upload(
             handlers.upload_mask, self.mask_file, [self.mask, self.mask_note], **shown
-        ).then(**see)
+        )
         self.sketch_file.upload(handlers.upload_sketch, self.sketch_file, self.sketch, **shown)
         self.photo.upload(
             handlers.upload_photo,
@@ -337,7 +336,7 @@ class Page:
             [self.mask, self.sketch, self.mask_note],
             **shown,
             **_MODEL,
-        ).then(**see)
+        )
 
     def _connect_start(self) -> None:
         handlers = self.handlers

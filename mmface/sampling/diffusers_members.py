@@ -5,6 +5,7 @@ Code that drives pipelines of diffusers finds these members by their names.
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from mmface.core.files import write_text
 from mmface.encoders import TextFeatures
+from mmface.model.packed_modulations import unfuse_modulations
 from mmface.sampling.guidance import EncodedPrompt, Prompt
 
 if TYPE_CHECKING:
@@ -153,14 +155,15 @@ class DiffusersMembers(AuraFlowLoraLoaderMixin, DiffusionPipeline):
                 "one for all, or one each."
             )
 
-        def encoded(texts: Sequence[str]) -> TextFeatures:
-            found = self.encode_texts(texts)
-            return TextFeatures(*(x.repeat_interleave(num_images_per_prompt, 0) for x in found))
-
-        pooled_prompt_embeds, prompt_embeds = encoded(prompts)
+        pooled_prompt_embeds, prompt_embeds = (
+            each.repeat_interleave(num_images_per_prompt, 0) for each in self.encode_texts(prompts)
+        )
         negative_pooled_prompt_embeds, negative_prompt_embeds = None, None
         if do_classifier_free_guidance:
-            negative_pooled_prompt_embeds, negative_prompt_embeds = encoded(negatives)
+            negative_pooled_prompt_embeds, negative_prompt_embeds = (
+                each.repeat_interleave(num_images_per_prompt, 0)
+                for each in self.encode_texts(negatives)
+            )
         return (
             prompt_embeds,
             negative_prompt_embeds,
@@ -233,6 +236,40 @@ class DiffusersMembers(AuraFlowLoraLoaderMixin, DiffusionPipeline):
         return CallbackTexts(self)
 
     # LoRA
+
+    @classmethod
+    def lora_state_dict(cls, source: Any, **options: Any) -> Any:
+        """Read a LoRA, whose tensors may be named as peft does or without `transformer.`."""
+        found = super().lora_state_dict(source, **options)
+        state, *rest = found if isinstance(found, tuple) else (found,)
+        named = {}
+        for name, tensor in state.items():
+            name = name.removeprefix("base_model.model.")
+            is_bare = ".lora_" in name and not name.startswith("transformer.")
+            named[f"transformer.{name}" if is_bare else name] = tensor
+        return (named, *rest) if rest else named
+
+    def load_lora_weights(
+        self, source: Any, adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Add a LoRA by a file, a folder, a hub id or a state dict, under a name of its own.
+
+        `set_adapters(["a", "b"], [0.7, 0.3])` chooses and weighs those that are loaded.
+        """
+        unfuse_modulations(self.transformer)  # a LoRA may be of each block's own
+        with warnings.catch_warnings():  # of a second one, which is what is asked for
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
+        self.transformer.eval()  # or the dropout of its training goes on
+
+    def unload_lora_weights(self) -> None:
+        """Remove all LoRAs: weights are as before to the bit, if none was fused.
+
+        `fuse_lora` adds to the weights and `unfuse_lora` subtracts, each with one rounding.
+        """
+        if self.num_fused_loras:
+            self.unfuse_lora(components=["transformer"])
+        super().unload_lora_weights()
 
     @contextmanager
     def lora_scaled(self, keywords: Mapping[str, Any] | None) -> Iterator[None]:

@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
@@ -70,14 +71,12 @@ from mmface.sampling.guidance import (
 from mmface.sampling.released_folder import released_checkpoint, released_components
 from mmface.sampling.step_cache import StepCache
 
+_logger = getLogger("diffusers.pipelines.pipeline_utils")
 AfterCall = Callable[[int, Tensor, Composition], tuple[Tensor, Composition]]
 
 
 class MMFacePipeline(DiffusersMembers):
-    """Sample faces from a mask, a sketch or both plus a prompt (MMFace-DiT, arXiv 2603.29029).
-
-    What every pipeline of diffusers has beside that is in `DiffusersMembers`.
-    """
+    """Sample faces from a mask, a sketch or both plus a prompt (MMFace-DiT, arXiv 2603.29029)."""
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", *TEXT_TENSORS]
@@ -155,6 +154,7 @@ class MMFacePipeline(DiffusersMembers):
             if not Path(source).is_dir():
                 source = cls.download(source, **options)
             options |= saved_components(Path(source), dtype, options, kwargs.get("variant"))
+            _logger.info("Loaded %s from %s.", ", ".join(_LIBRARIES), source)
             return super().from_pretrained(source, **options)
 
     @classmethod

@@ -1,8 +1,11 @@
 """The comparison of students of few steps with their teacher."""
 
+import json
+
 import numpy as np
 import pytest
 
+from mmface.evaluation import publishing
 from mmface.evaluation.few_steps import (
     COLOURS,
     STATISTICS,
@@ -73,6 +76,8 @@ def test_rows_are_measured_once(tmp_path, monkeypatch):
         modalities=("mask",),
     )
     report = job.report()
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert "| unguided | 1 |" in publishing.render(stored)
     assert "| unguided | 1 |" in report
     assert "| teacher | 4 |" in report
     monkeypatch.setattr(FewStepsEvaluation, "_sampled", None)

@@ -10,6 +10,8 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from mmface.encoders import meta_text_model, meta_vae
 from mmface.model import transformer
@@ -18,6 +20,8 @@ from mmface.model.recomputation import SELECTIVE, recompute_blocks
 from mmface.model.transformer import MMFaceDiT
 from mmface.planning import training as planner
 from mmface.planning.training import Activations, activation_peak, kept_bytes, meta_inputs, plan
+from mmface.training.distillation import DistributionMatching, Reflow, WindowedReflow
+from mmface.training.face_diffusion import FaceDiffusion
 
 ROOT = Path(__file__).parent.parent
 TINY = {"latent_channels": 4, "hidden_size": 64, "num_heads": 2, "text_dim": 64}
@@ -164,6 +168,50 @@ def test_recomputation_costs_a_third_and_time_follows_the_peak():
     selective = plan(on_meta(), settings(gradient_checkpointing=SELECTIVE))
     assert selective.step_flops == plain.step_flops  # no product runs twice
     assert plain.seconds == pytest.approx(500 * plain.step_flops / (1e12 * planner.ASSUMED_MFU))
+
+
+@pytest.mark.slow
+def test_students_are_planned_with_what_stands_beside_them():
+    def planned(task, **own):
+        given = settings()
+        return plan(on_meta(), given | {"task": given["task"] | own}, task)
+
+    plain, reflow = planned(FaceDiffusion), planned(Reflow)
+    assert reflow == plain  # pairs are stored: nothing stands beside the student
+    weights = 4 * plain.parameters
+    # The teacher's frozen weights, and two forward passes of it at each of its steps in a window.
+    windows = planned(WindowedReflow, teacher_dtype="bfloat16", solver_steps=3)
+    beside = {"teacher, bfloat16": 2 * plain.parameters}
+    assert windows.memory == plain.memory | beside
+    assert windows.step_flops == pytest.approx((1 + 3 * 2 / 3) * plain.step_flops)
+    assert windows.checkpoint == plain.checkpoint
+    unguided = planned(WindowedReflow, teacher_guidance_scale=1.0, solver_steps=3)
+    assert unguided.step_flops == pytest.approx((1 + 3 / 3) * plain.step_flops)
+    # The fake network is trained, too: its weights, gradients, moments and activations.
+    matching = planned(DistributionMatching, num_inference_steps=2)
+    for part in ("weights", "gradients", "AdamW, 8 bits", "activations"):
+        assert matching.memory[part] == 2 * plain.memory[part]
+    assert matching.memory["teacher, float32"] == weights
+    assert matching.step_flops == pytest.approx((2 + 3 / 3) * plain.step_flops)
+    assert matching.checkpoint - plain.checkpoint == weights + plain.memory["AdamW, 8 bits"]
+    # A LoRA alone has gradients and moments; the weights lie there all the same.
+    lora = planned(WindowedReflow, lora={"rank": 2, "alpha": 2})
+    assert lora.memory["weights"] > weights
+    assert lora.memory["gradients"] < plain.memory["gradients"] / 5
+
+
+def test_the_papers_model_is_distilled_on_32_gb():
+    folder = str(ROOT / "configs")
+    with initialize_config_dir(folder, version_base="1.3"):
+        config = compose("train", overrides=["experiment=distill_256"])
+    parts = ("task", "optimizer", "trainer", "hardware")
+    given = {name: OmegaConf.to_container(config[name], resolve=False) for name in parts}
+    given["trainer"]["recipe"]["micro_batch_size"] = config.trainer.recipe.micro_batch_size
+    with torch.device("meta"):
+        network = MMFaceDiT()
+    made = plan(network, given, WindowedReflow)
+    assert made.memory["teacher, bfloat16"] == 2 * 1_345_298_624
+    assert made.device_memory == 32e9 > made.peak > 20e9
 
 
 @pytest.mark.slow

@@ -194,15 +194,7 @@ def as_markdown(results: Mapping[str, Any]) -> str:
         own = [case for case in cases if case["kind"] == kind]
         means = {case["id"]: _means(case["pictures"]) for case in own}
         rows += [[name, *(_cell(each, key) for key in COLUMNS)] for name, each in means.items()]
-        cells = []
-        for key in COLUMNS:
-            values = [each[key] for each in means.values() if key in each]
-            interval = bootstrap_mean(np.array(values)) if values else None
-            cells.append(
-                f"**{interval.estimate:.3f}** [{interval.low:.3f}, {interval.high:.3f}]"
-                if interval
-                else ""
-            )
+        cells = [_mean([each[key] for each in means.values() if key in each]) for key in COLUMNS]
         rows.append([f"**all {len(own)} of a {kind}**", *cells])
     settings = ", ".join(f"{name}: {value}" for name, value in results["brought"].items())
     return f"{markdown_table(['condition', *COLUMNS.values()], rows)}\n\n- {settings}"
@@ -211,6 +203,13 @@ def as_markdown(results: Mapping[str, Any]) -> str:
 def _means(pictures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for picture in pictures for name in picture)
     return {name: float(np.mean([p[name] for p in pictures if name in p])) for name in names}
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"**{values[0]:.3f}**" if values else ""
+    interval = bootstrap_mean(np.array(values))
+    return f"**{interval.estimate:.3f}** [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _cell(means: Mapping[str, float], key: str) -> str:

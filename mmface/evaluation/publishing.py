@@ -1,6 +1,6 @@
 """`python -m mmface.evaluation.publishing runs/evaluation/NAME ...` writes this room's README.
 
-A NAME is the folder of a table or of a drift, or the JSON file of a held-out evaluation. Its
+A NAME is the folder of a table or of a drift, or the JSON file of another evaluation. Its
 numbers and notes are kept in `results/NAME.json`; the README needs a section of that name. Without
 a NAME the sections are written anew from what is kept.
 """
@@ -14,7 +14,8 @@ from typing import Any
 
 from mmface.core.published import filled, markdown_table, publish
 from mmface.core.sources import ASSETS
-from mmface.evaluation import drift
+from mmface.evaluation import brought, drift
+from mmface.evaluation.few_steps import as_table
 from mmface.evaluation.held_out import COLUMNS
 from mmface.metrics.metric import columns
 
@@ -42,6 +43,11 @@ def render(content: Mapping[str, Any]) -> str:
         return _held_out(content)
     if "recorded" in content:
         return _recorded(content)
+    if "brought" in content:
+        return brought.as_markdown(content)
+    if "students" in content:
+        said = ", ".join(f"{name}: {value}" for name, value in content["students"].items())
+        return _with_notes(as_table(content["conditions"]).rstrip(), [said])
     return drift.as_markdown(content) if "tables" in content else _table(content)
 
 

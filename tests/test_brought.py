@@ -65,7 +65,8 @@ def test_a_folder_is_measured_and_drawn(conditions, tmp_path):
     report = job.report()
     assert "| anna_mask | 0." in report
     assert "**all 1 of a sketch**" in report
-    assert Image.open(tmp_path / "sheet.png").width > 800
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
     results = json.loads((tmp_path / "results.json").read_text())
     assert publishing.render(results) in report
     eyes = results["cases"][0]["pictures"][0]

@@ -14,6 +14,7 @@ computed must never change.
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -277,24 +278,58 @@ def _sha256_of(path: str, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+SHARED = "shared.json"
+"""Names a saved model's components that lie in another one: `{"vae": "tiny-flow"}`."""
+
+
+def shared_parts(folder: str | Path) -> dict[str, Path]:
+    """Give the folders of the components that a saved model shares with one beside it, by name.
+
+    ValueError if one is not there, or is not beside it.
+    """
+    path = Path(folder) / SHARED
+    if not path.is_file():
+        return {}
+    found = {}
+    for part, other in json.loads(path.read_text(encoding="utf-8")).items():
+        place = Path(folder).absolute().parent / str(other) / part
+        if Path(str(other)).name != other or Path(part).name != part or not place.is_dir():
+            raise ValueError(
+                f"{path} says that {part} lies in {str(other)!r:.60}, a folder beside "
+                f"{Path(folder).name}, and it does not; copy both folders to one place"
+            )
+        found[part] = place
+    return found
+
+
 def model_sha256(folder: Path, parts: Sequence[str] = ("",)) -> str:
-    """Digest the names and digests of a saved model's `.safetensors` and `.json` files."""
+    """Digest the names and digests of a saved model's `.safetensors` and `.json` files.
+
+    Components that it shares with another one count as its own.
+    """
     digest, found = hashlib.sha256(), set[Path]()
     for part in parts:
         found |= {folder / part} if (folder / part).is_file() else set((folder / part).rglob("*"))
     for path in sorted(found):
         if path.suffix in (".safetensors", ".json") and path.is_file():
             digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+    for name, place in shared_parts(folder).items():
+        digest.update(f"{name} {model_sha256(place)}\n".encode())
     return digest.hexdigest()
 
 
 def folder_sha256(folder: str | Path) -> str:
-    """Digest the names and contents of all files of a folder, except hidden ones."""
+    """Digest the names and contents of all files of a folder, except hidden ones.
+
+    Components that a saved model shares with another one count as its own.
+    """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(bytes.fromhex(file_sha256(path)))
+    for name, place in shared_parts(folder).items():
+        digest.update(f"{name} {folder_sha256(place)}".encode())
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmface.conditions import condition_kinds
 from mmface.core.command_line import check_number
+from mmface.core.files import shared_parts
 from mmface.core.sources import builtin_pipelines, dtype_named, opened
 from mmface.encoders import VAES, Vae
 from mmface.generation.requests import PreparedRequest, call_arguments, prepare_request
@@ -264,16 +265,19 @@ def _of_saved(choice: ModelChoice) -> MMFacePipeline:
     with opened("pipeline", choice.pipeline, builtin_pipelines()) as source:
         index = MMFacePipeline.load_config(source)
     transformer = MMFaceDiT.load_config(source, subfolder="transformer")
-    vae = AutoencoderKL.load_config(source, subfolder="vae")
+    shared = shared_parts(source)
+    homes = {name: str(shared[name].parent) for name in shared}
+    vae = AutoencoderKL.load_config(homes.get("vae", source), subfolder="vae")
+    text_home = homes.get("text_encoder", source)
     dtype = dtype_named(choice.dtype)
     with torch.device("meta"):
         network = NETWORKS[transformer["_class_name"]].from_config(transformer)
         codec = _VAES[vae["_class_name"]].from_config(vae)
-        text = CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(text_home, subfolder="text_encoder"))
     return MMFacePipeline(
         vae=_frozen(codec, dtype),
         text_encoder=_frozen(text, dtype),
-        tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(text_home, subfolder="tokenizer"),
         transformer=_frozen(network, dtype),
         scheduler=None,
         image_size=index["image_size"],

@@ -27,6 +27,7 @@ import mmface.ablations
 import mmface.transformer  # noqa: F401
 from mmface.conditions import AnyPicture, as_pictures, condition_kind, one_each, split_keywords
 from mmface.core.command_line import check_number, check_whole
+from mmface.core.files import shared_parts
 from mmface.core.sources import (
     BrokenModelError,
     builtin_pipelines,
@@ -558,10 +559,13 @@ def saved_components(
         return {"dtype": own} | ({"variant": variant} if name in varied else {})
 
     parts = {name: given[name] for name in _LIBRARIES if name in given}
+    shared = shared_parts(folder)
     if "vae" not in parts:
-        parts["vae"] = LatentCodec.from_pretrained(str(folder), "vae", **where("vae")).vae
+        home = shared.get("vae", folder / "vae").parent
+        parts["vae"] = LatentCodec.from_pretrained(str(home), "vae", **where("vae")).vae
     if not {"text_encoder", "tokenizer"} <= set(parts):
-        text = TextEncoder.from_pretrained(folder, **where("text_encoder"))
+        home = shared.get("text_encoder", folder / "text_encoder").parent
+        text = TextEncoder.from_pretrained(home, **where("text_encoder"))
         parts = {"text_encoder": text.text_model, "tokenizer": text.tokenizer} | parts
     for name in ("vae", "text_encoder"):  # frozen by their rooms; as diffusers loads them, here
         if name not in given:

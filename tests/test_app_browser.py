@@ -117,6 +117,7 @@ def drag(page, name: str, start: tuple[float, float], end: tuple[float, float]) 
 def generate(page) -> None:
     page.click("#generate")
     page.wait_for_selector("#report .bar")
+    page.wait_for_selector("#cancel:disabled")
 
 
 def test_painting_has_hard_edges_and_can_be_taken_back(open_page):

@@ -271,6 +271,7 @@ class Handlers:
             "report": reporting.adherence_html(run, 0, self.parser.source),
             "runs": runs,
             "chosen": 0,
+            "cancel": gr.update(interactive=False),
             "seed": run.seeds[0],
             "download": gr.update(value=str(run.archive), interactive=True),
             "left": gr.update(choices=titles, value=max(0, len(runs) - 2)),

@@ -383,6 +383,10 @@ class Page:
             for each in told:
                 yield {parts[name]: value for name, value in each.items()}
 
+        on, off = (functools.partial(gr.update, interactive=each) for each in (True, False))
+        now: dict[str, Any] = {"queue": False, "show_progress": "hidden", **_PRIVATE}
+        # Before the run: the browser asks for a click's second event when the first has ended.
+        self.go.click(lambda: on(), None, self.cancel, **now)
         # Unwrapped: a type checker's wrapper would hide from gradio that this is a generator.
         run = self.go.click(
             inspect.unwrap(generate),
@@ -393,9 +397,6 @@ class Page:
             **_MODEL,
             **_PRIVATE,
         )
-        on, off = (functools.partial(gr.update, interactive=each) for each in (True, False))
-        now: dict[str, Any] = {"queue": False, "show_progress": "hidden", **_PRIVATE}
-        self.go.click(lambda: on(), None, self.cancel, **now)
         run.then(lambda: off(), None, self.cancel, **now)
         self.cancel.click(
             handlers.cancel, None, self.status, cancels=[run], queue=False, api_name="cancel"

@@ -155,9 +155,10 @@ class BroughtEvaluation:
         kind, side = condition_kind(case.kind), pipeline.config.image_size
         values = kind.load(case.path, (side, side)).values
         kind.check_measurable(values)
+        given: dict[str, Any] = {case.kind: values}
         output = pipeline(
             case.prompt,
-            **{case.kind: values},
+            **given,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             num_images_per_prompt=self.num_seeds,

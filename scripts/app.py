@@ -2,9 +2,11 @@
 
 python scripts/app.py
 python scripts/app.py --pipeline mmface-512-flow --port 7861 --password anna:rose-garden-7
+python scripts/app.py --pipeline mmface-512-flow --space my_space
 """
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,8 +28,17 @@ def main(
         ),
     ] = None,
     password: Annotated[str | None, typer.Option(help="USER:PASS to ask visitors for.")] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(help="Write a Space of the hub with --pipeline into this folder instead."),
+    ] = None,
 ) -> None:
     """Serve the web page to this machine, until Ctrl+C."""
+    if space is not None:
+        from mmface.app.space import write_space
+
+        typer.echo(write_space(space, pipeline))
+        return
     try:
         from mmface.app.server import serve  # seconds, which `--help` need not wait for
     except ModuleNotFoundError as error:

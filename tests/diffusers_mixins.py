@@ -15,7 +15,7 @@ from mmface.sampling.pipeline import MMFacePipeline
 
 sys.path.insert(0, os.environ["DIFFUSERS_SOURCE"])
 
-from tests.pipelines.testing_utils import common, lora, memory  # type: ignore
+from tests.pipelines.testing_utils import common, lora, memory
 
 # Where their test of `encode_prompt` looks for its source.
 diffusers.pipelines.MMFacePipeline = MMFacePipeline

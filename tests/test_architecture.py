@@ -36,6 +36,7 @@ ROOMS = {
         *("annotation", "conditions", "core", "encoders", "generation", "objectives", "rendered"),
         "sampling",
     },
+    "comfyui": {"conditions", "generation", "sampling"},
     "planning": {
         *("conditions", "core", "data", "encoders", "generation", "model", "sampling", "training"),
     },

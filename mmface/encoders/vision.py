@@ -111,7 +111,7 @@ class VisionTower:
     @torch.no_grad()
     def features(
         self, inputs: Float[Tensor, "batch 3 height width"]
-    ) -> dict[str, Float[Tensor, "batch states width"]]:
+    ) -> dict[str, Float[Tensor, "batch states dim"]]:
         """Encode pictures in [-1, 1]."""
         parameter = next(self.network.parameters())
         pixels = inputs.to(parameter.device, torch.float32)

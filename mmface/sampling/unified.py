@@ -127,7 +127,7 @@ class _Stop(StoppingCriteria):
     def __init__(self, is_wanted: Callable[[], bool]) -> None:
         self.is_wanted = is_wanted
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         return torch.full((len(input_ids),), self.is_wanted(), device=input_ids.device)
 
 

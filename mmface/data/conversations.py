@@ -1,13 +1,11 @@
 """Training samples of the unified model: pictures to draw from words, and to be asked about.
 
-Words of a face come from `FaceWords`: exact ones of rendered faces, or those of a manifest.
+Words of a face come from `FaceWords`; those of rendered faces are exact.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 
 from mmface.core.command_line import check_number, check_whole
 from mmface.data.attributes import Attributes, attributes_of_rendered
-from mmface.data.manifest import Manifest
 from mmface.data.pictures import PictureSource
 from mmface.data.questions import DESCRIBE, DESCRIPTION, Question, description, questions_of
 from mmface.encoders.vae import image_pixels
@@ -45,27 +42,6 @@ class RenderedWords:
     def questions(self, face_id: str) -> Sequence[Question]:
         """None, as templates ask for all attributes."""
         return ()
-
-
-@dataclass(frozen=True)
-class ManifestWords:
-    """What a manifest says of its faces."""
-
-    manifest: str | Path
-
-    @cached_property
-    def _records(self) -> dict[str, Any]:
-        return {record.id: record for record in Manifest.read(self.manifest).records}
-
-    def attributes(self, face_id: str) -> Attributes:
-        """The attributes of a record."""
-        known: Attributes = self._records[face_id].attributes
-        return known
-
-    def questions(self, face_id: str) -> Sequence[Question]:
-        """The questions of a record."""
-        found: Sequence[Question] = self._records[face_id].questions
-        return found
 
 
 def _chooser(generator: torch.Generator) -> Any:

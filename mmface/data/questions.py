@@ -264,7 +264,7 @@ def questions_of(
 ) -> list[Question]:
     """Questions about what is known, in drawn order; `names` restricts them, `num` cuts them."""
     asked = [name for name in known if not names or name in names]
-    order = []
+    order: list[str] = []
     while asked and (num is None or len(order) < num):
         order.append(asked.pop(choose(len(asked))))
     return [question_of(name, known[name], choose) for name in order]

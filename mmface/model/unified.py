@@ -24,7 +24,7 @@ from transformers import DynamicCache, PhiConfig, PhiForCausalLM
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from mmface.core.sources import BrokenModelError, load_network, opened, read_weights
-from mmface.model.experts import GroupedTokenMoE, Routing, SequenceMoE, States
+from mmface.model.experts import GroupedTokenMoE, Routing, SequenceMoE, States, Task
 
 SPECIAL = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
 """Special tokens in Show-o's order, after the words; the codes follow, and one mask token is last.
@@ -271,7 +271,7 @@ class UnifiedPhi(PhiForCausalLM):
             if lacking := self.config.feature_dims.keys() - given.keys():
                 raise ValueError(f"features of {', '.join(sorted(lacking))} are not given")
             found = {n: self.resamplers[n](given[n].to(self.dtype)) for n in given}
-        task = "understanding" if level is None else "generation"
+        task: Task = "understanding" if level is None else "generation"
         return Routing(task, layout.picture, found, layout.attended)
 
     def states(self, layout: Layout, routing: Routing, **options: Any) -> States:

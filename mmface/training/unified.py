@@ -243,7 +243,7 @@ class UnifiedTraining(TrainingTask):
     def export(self, product: UnifiedPhi, folder: Path) -> None:
         """Save a folder that `UnifiedPipeline.from_pretrained` loads."""
         own = self._pipeline_of(cast_copy(product, self.export_dtype))
-        networks = [own.image_tokenizer, *own.towers.values()]
+        networks: list[Any] = [own.image_tokenizer, *own.towers.values()]
         for each in networks:
             each.network = cast_copy(each.network, self.export_dtype)
         own.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What every frozen encoder says of itself, so that one code precomputes, plans and checks all."""
+"""The interface of frozen encoders, by which all are precomputed, planned and checked."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Feature:
-    """Shape and dtype of one thing that an encoder gives of one picture or prompt."""
+    """Shape and dtype of a feature of one picture or prompt."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -34,11 +34,11 @@ class Encoder(Protocol):
         ...
 
     def gives(self, size: tuple[int, int]) -> Mapping[str, Feature]:
-        """Name the features, with what one picture or prompt yields."""
+        """Describe the features of one picture or prompt, by name."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the features, as JSON: the weights' hash and parts of the config."""
+        """What decides the features, in plain values: the weights' hash and parts of the config."""
         ...
 
     def flops(self, size: tuple[int, int]) -> int:
@@ -63,7 +63,7 @@ def num_parameters(encoder: Encoder) -> int:
 
 
 def peak_bytes(encoder: Encoder, num_items: int, size: tuple[int, int], dtype: torch.dtype) -> int:
-    """Memory of an encoder in `dtype` that encodes a batch: its weights and its activations."""
+    """Bytes of an encoder's weights and activations in `dtype`, while it encodes a batch."""
     activations = num_items * encoder.activation_bytes(size, dtype)
     return num_parameters(encoder) * dtype.itemsize + activations
 

@@ -68,7 +68,7 @@ class FaceParser:
 
     @property
     def made_by(self) -> dict[str, float | str]:
-        """What decides the masks, for a record of it; the revision is the commit that was read."""
+        """What decides the masks, in plain values; the revision is the commit that was read."""
         revision = getattr(self.model.config, "_commit_hash", None) or ""
         return {"kind": "SegFormer", "model": self.source, "revision": revision}
 

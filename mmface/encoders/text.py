@@ -1,4 +1,4 @@
-"""CLIP's text tower: prompts to the features that the model reads."""
+"""The CLIP text tower, which turns prompts into the model's text features."""
 
 from collections.abc import Iterable, Sequence
 from logging import getLogger
@@ -36,7 +36,7 @@ class TextEncoder:
     def __init__(
         self, text_model: CLIPTextModel, tokenizer: CLIPTokenizer, source: str = ""
     ) -> None:
-        """Wrap a frozen tower and its tokenizer; `source` is where they came from."""
+        """Wrap a frozen tower and its tokenizer, loaded from `source`."""
         self.source = source
         self.text_model = text_model
         self.tokenizer = tokenizer
@@ -74,7 +74,7 @@ class TextEncoder:
         return TextFeatures(pooled=output.pooler_output, tokens=output.hidden_states[-2])
 
     def truncated(self, prompt: str) -> str:
-        """Return the end of the prompt that does not fit and is cut; empty if all of it fits."""
+        """Return the end of a prompt that is truncated to the token limit; empty if it fits."""
         encoded = self.tokenizer(
             prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -132,7 +132,7 @@ class TextEncoder:
 
 
 def load_tokenizer(source: str, subfolder: str = "") -> CLIPTokenizer:
-    """Load a tokenizer from a folder or hub id; transformers makes an empty one of no files."""
+    """Load a tokenizer from a folder or hub id; ValueError if its files are missing."""
     folder = Path(source, subfolder)
     if Path(source).is_dir():
         names = {path.name for path in folder.glob("*") if path.is_file()}
@@ -144,7 +144,7 @@ def load_tokenizer(source: str, subfolder: str = "") -> CLIPTokenizer:
 
 
 def _check_tokens(tokenizer: CLIPTokenizer, config: CLIPTextConfig) -> None:
-    """Raise ValueError unless a tokenizer's words are those of a tower."""
+    """Raise ValueError unless a tokenizer fits a tower's vocabulary."""
     limit, ends = tokenizer.model_max_length, (tokenizer.bos_token, tokenizer.eos_token)
     check_number("model_max_length", limit, 3)
     if not all(ends) or len(tokenizer) > config.vocab_size:

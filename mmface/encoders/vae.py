@@ -1,4 +1,4 @@
-"""VAEs: pictures to normalised latents and back; the one place that scales and shifts latents."""
+"""VAEs: pictures to normalised latents and back; only this file scales and shifts latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,7 +162,7 @@ def _vae_class(config: Any, name_or_path: str) -> Any:
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Return where a module computes, also while accelerate keeps its weights elsewhere."""
+    """Device that a module computes on, even if accelerate keeps its weights elsewhere."""
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return next(module.parameters()).device if device is None else torch.device(device)
@@ -177,7 +177,7 @@ class LatentCodec:
     """
 
     def __init__(self, vae: Vae, source: str = "") -> None:
-        """Wrap a frozen VAE; `source` is the name, folder or hub id that it was loaded from."""
+        """Wrap a frozen VAE, loaded from `source`."""
         self.vae = vae
         self.source = source
         config = vae.config
@@ -258,7 +258,7 @@ class LatentCodec:
     def features(
         self, inputs: Float[Tensor, "batch 3 height width"]
     ) -> dict[str, Float32[Tensor, "batch channels latent_height latent_width"]]:
-        """Give both moments of the posterior; mean + std * noise is what `encode` samples."""
+        """Return mean and std of the posterior; `encode` samples mean + std * noise."""
         pixels = inputs.to(device=execution_device(self.vae), dtype=self.vae.dtype)
         posterior = self.vae.encode(self._add_frame(pixels)).latent_dist
         mean = self._normalise(self._drop_frame(posterior.mean).float())
@@ -321,14 +321,14 @@ def _channel_vector(
 
 
 def image_pixels(rgb: UInt8[np.ndarray, "height width 3"]) -> Float32[Tensor, "3 height width"]:
-    """Turn an RGB picture into the pixels that a VAE reads, in [-1, 1]."""
+    """Convert an RGB picture to pixels in [-1, 1], as VAEs expect."""
     return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_uint8(
     pixels: Float[Tensor, "*batch 3 height width"],
 ) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """Turn pixels in [-1, 1] into RGB pictures, rounded; what lies outside is clamped."""
+    """Convert pixels in [-1, 1], clamped, to RGB pictures, rounded."""
     scaled = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
 

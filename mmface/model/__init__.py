@@ -1,4 +1,4 @@
-"""The network, and what changes it: read `transformer.py` first, which shows all of a forward pass.
+"""The network; start with `transformer.py`, which shows all of a forward pass.
 
 `ablations.py` holds the variants of Table 3; `released.py` and `initial_weights.py` take weights
 from elsewhere, `lora.py` adds to them, `recomputation.py` and `packed_modulations.py` trade memory

@@ -1,4 +1,4 @@
-"""The rungs below MMFaceDiT on the ladder of Table 3 (arXiv 2603.29029), each a class.
+"""The ablations of Table 3 (arXiv 2603.29029), each a class.
 
     row      class               modality embedder   dual stream   RoPE   VAE
     Model-1  UnimodalDiT         -                   -             -      SD2
@@ -7,8 +7,7 @@
     Model-4  MMFaceDiT           yes                 yes           yes    SD2, latent_channels=4
     Model-5  MMFaceDiT           yes                 yes           yes    FLUX
 
-All of them are called, trained, saved and sampled as MMFaceDiT is. Our choices where the paper does
-not say:
+All are trained, saved and sampled as MMFaceDiT is. Our choices where the paper does not say:
 
 - Without RoPE, image tokens carry the fixed 2D sine-cosine table of DiT (arXiv 2212.09748), added
   once after the patch embedding. Text tokens get no position: CLIP's features carry it.
@@ -49,7 +48,7 @@ from mmface.model.transformer import (
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the finished table
 def sincos_table(*key: int | torch.device) -> Float[Tensor, "image_tokens dim"]:
-    """Give the table of `make_sincos_table`, cached by its arguments."""
+    """Cached `make_sincos_table`."""
     return make_sincos_table(*key)
 
 
@@ -57,7 +56,7 @@ def sincos_table(*key: int | torch.device) -> Float[Tensor, "image_tokens dim"]:
 def make_sincos_table(
     rows: int, columns: int, hidden_size: int, device: torch.device
 ) -> Float[Tensor, "image_tokens dim"]:
-    """Make the fixed 2D sine-cosine positions of a grid, row by row, float32."""
+    """Compute the fixed 2D sine-cosine positions of a grid, row by row, float32."""
     # So that a table made under inference_mode can be used in training later.
     with torch.inference_mode(False), torch.device("cpu"):
         places = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy")
@@ -120,7 +119,7 @@ class CrossAttention(nn.Module):
         self.out = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, image: Image, text: Text) -> Image:
-        """Give the update of each image token, [B, N, D]."""
+        """Return the update of each image token, [B, N, D]."""
         query = self.query(F.layer_norm(image, image.shape[-1:], eps=1e-6))
         query = rearrange(query, "b n (heads d) -> b n heads d", heads=self.num_heads)
         layout = "b l (two heads d) -> b l two heads d"
@@ -165,7 +164,7 @@ class SingleStreamDiT(SinCosMMFaceDiT):
     sites: ClassVar = 2  # of modulation, in a block
 
     def initialize_weights(self) -> None:
-        """Initialize as MMFaceDiT; of cross-attention, key and value apart, the output as zero."""
+        """Initialize as MMFaceDiT; cross-attention's output starts at zero."""
         super().initialize_weights()
         for cross in (module for module in self.modules() if isinstance(module, CrossAttention)):
             for part in cross.key_value.weight.chunk(2):

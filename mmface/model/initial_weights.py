@@ -1,4 +1,4 @@
-"""Weights to start a training from, ours or the authors', also of the other objective."""
+"""Initial weights for a training: ours or the authors', of either objective."""
 
 from pathlib import Path
 
@@ -85,5 +85,5 @@ def translate_objective(model: MMFaceDiT, objective: str) -> None:
 def time_embedding(
     model: MMFaceDiT, timestep: Float32[Tensor, " steps"]
 ) -> Float32[Tensor, "steps width"]:
-    """Embed timesteps in [0, 1000), without the prompt's and the modality's parts."""
+    """Embed timesteps in [0, 1000): the global condition without prompt and modality."""
     return model.time_mlp(model.frequencies(timestep))

@@ -47,7 +47,7 @@ class LoraFile(NamedTuple):
 
 
 def read_lora(path: str | Path) -> dict[str, LoraPair]:
-    """Read a LoRA of peft or diffusers from safetensors, as a pair for each layer.
+    """Read a LoRA file of peft or diffusers, safetensors, as a pair for each layer.
 
     Tensors are named after the transformer's layers, such as `blocks.0.image.qkv.lora_A.weight`,
     with or without `transformer.` in front. `path` may be the folder of
@@ -198,7 +198,7 @@ def _without_prefixes(name: str) -> str:
 
 
 def _alphas_of(metadata: dict[str, str], path: Path) -> dict[str, float]:
-    """Read alpha by layer from the config that diffusers writes; "" is the key of all others."""
+    """Read alpha by layer from diffusers' config; the key "" stands for all other layers."""
     if LORA_ADAPTER_METADATA_KEY not in metadata:
         return {}
     try:

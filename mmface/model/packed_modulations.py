@@ -1,8 +1,8 @@
-"""The fast form of the blocks' modulations: one linear layer for all blocks, for inference.
+"""All blocks' modulations as one linear layer, for faster inference.
 
-A third of the paper's weights compute shifts, scales and gates from the global condition: one
-matrix product instead of 28. State dicts keep the names of separate layers, so saved files are
-equal.
+A third of the paper's weights compute shifts, scales and gates from the global condition: packed,
+they are one matrix product instead of 28. State dicts keep the names of separate layers, so saved
+files are the same.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Vector = Float[Tensor, "batch dim"]
 
 
 class PackedModulations(Linear):
-    """All layers of `BlockModulations`, stacked as the rows of one."""
+    """All layers of `BlockModulations`, stacked into one."""
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class PackedModulations(Linear):
         self.size, self.depth = size, depth
 
     def forward(self, activated: Vector) -> list[Tensor]:  # type: ignore[override]
-        """Give each block's modulation, in order, as views of one tensor."""
+        """Return each block's modulation, in order, as views of one tensor."""
         return list(super().forward(activated).split(self.size, dim=-1))
 
     def layers(self) -> BlockModulations:
-        """Give one layer a block, whose weights are views of this one's rows."""
+        """One layer for each block; their weights are views of this one's rows."""
         with torch.device("meta"):
             layers = BlockModulations(
                 Linear(self.in_features, self.size) for _ in range(self.depth)
@@ -62,7 +62,7 @@ class PackedModulations(Linear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load separate layers into the rows, with the errors that separate layers report."""
+        """Load separate layers into the rows, with the error messages of separate layers."""
         layers = self.layers()
         faults = (strict, missing_keys, unexpected_keys, error_msgs)
         for index, layer in enumerate(layers):
@@ -79,7 +79,7 @@ class PackedModulations(Linear):
 
 
 def fuse_modulations(model: nn.Module) -> bool:
-    """Stack the modulations of a model's blocks into one layer, in place, for inference.
+    """Pack the modulations of a model's blocks into one layer, in place, for inference.
 
     Memory holds these weights twice meanwhile; an optimizer made before still refers to the old
     parameters. Gives False, and changes nothing, if an adapter or a quantizer has replaced them, or
@@ -107,7 +107,7 @@ def fuse_modulations(model: nn.Module) -> bool:
 
 
 def unfuse_modulations(model: nn.Module) -> None:
-    """Undo `fuse_modulations`: one trainable layer a block, with memory of its own."""
+    """Undo `fuse_modulations`: one trainable layer for each block again."""
     packed = model.block_modulations
     if isinstance(packed, PackedModulations):
         layers = packed.layers()

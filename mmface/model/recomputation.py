@@ -1,7 +1,7 @@
-"""Gradient checkpointing of a network's blocks: memory against time.
+"""Gradient checkpointing of a network's blocks, which saves memory and costs time.
 
 Either a fraction of the blocks is recomputed whole, or every block selectively: results of matrix
-products and attention are kept, those of norms, rotations, gates and GELU are computed again.
+products and attention are kept; norms, rotations, gates and GELU are recomputed.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 SELECTIVE = "selective"
-"""The setting for selective recomputation of every block."""
+"""The setting that recomputes every block selectively."""
 
 
 def _kept_operators() -> list[Any]:
@@ -45,20 +45,15 @@ def checkpoint_whole(block: nn.Module, *arguments: Any) -> Any:
 
 
 def selective_checkpoint(block: nn.Module, *arguments: Any) -> Any:
-    """Recompute a block's norms, rotations, gates and GELU in the backward pass.
-
-    Of a token, about 10 vectors of width D are kept instead of 27. For
-    `MMFaceDiT.enable_gradient_checkpointing`.
-    """
+    """Run a block selectively: about 10 vectors of width D are kept per token instead of 27."""
     contexts = partial(create_selective_checkpoint_contexts, KEPT)
     return checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
 
 
 def num_recomputed(depth: int, setting: float | str) -> int:
-    """Give how many of `depth` blocks a setting recomputes, whole or selectively.
+    """Return how many of `depth` blocks a setting recomputes.
 
-    The setting is true for all, false for none, a fraction in [0, 1] (rounded up to whole blocks),
-    or "selective" for all.
+    The setting is true or "selective" (all), false (none), or a fraction in [0, 1], rounded up.
     """
     if setting == SELECTIVE:
         return depth
@@ -93,7 +88,7 @@ def recompute_blocks(network: Any, setting: float | str, compiled: bool = False)
 
 
 class KeptResults(TorchDispatchMode):
-    """Records the storages of the results of `KEPT` operators, without keeping them alive.
+    """Observes the results of `KEPT` operators without keeping them alive.
 
     Autograd's saved-tensor hooks do not show what selective recomputation keeps.
     """
@@ -115,5 +110,5 @@ class KeptResults(TorchDispatchMode):
 
     @property
     def alive(self) -> dict[int, int]:
-        """Bytes of each result that is still alive, by the id of its storage."""
+        """Bytes of each result that is still alive, by its storage's id."""
         return {number: size for held, number, size in self.results if not held.expired()}

@@ -1,4 +1,4 @@
-"""The table between the released MMFace-DiT state-dict names and ours, both ways.
+"""Translation between the released MMFace-DiT state-dict names and ours, both ways.
 
 The authors publish one safetensors file a model. Our tensors are the same under other names, with
 each stream's query, key and value projections stacked into one (`qkv`). The translation is exact in
@@ -20,7 +20,7 @@ from torch import Tensor
 from mmface.core.sources import read_weights
 
 WEIGHTS_NAME = "dit_model_weights_ema.safetensors"
-"""The file that each released checkpoint folder carries."""
+"""The weights' file of each released checkpoint."""
 
 
 class NamePair(NamedTuple):
@@ -52,7 +52,7 @@ _MODEL_NAMES = (
 
 
 def _stream_names(ours: str, attention: str, mlp: str) -> tuple[NamePair, ...]:
-    """Names of one stream of a block; `attention` and `mlp` are its released suffixes."""
+    """Names of one stream of a block; `attention` and `mlp` are its suffixes in the release."""
     qkv = tuple(f"blocks.{{n}}.attn.to_{part}{attention}.weight" for part in "qkv")
     return (
         NamePair(f"blocks.{{n}}.{ours}.qkv.weight", qkv, "D D"),
@@ -119,9 +119,9 @@ def from_released(
 
 
 def to_released(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Translate our state dict to the released names, every tensor with memory of its own.
+    """Translate our state dict to the released names.
 
-    Safetensors refuses tensors that share memory.
+    No two tensors share memory, which safetensors would refuse.
     """
     released: dict[str, Tensor] = {}
     for pair in table(depth):
@@ -139,7 +139,7 @@ def released_shapes(
     text_dim: int,
     num_modalities: int,
 ) -> dict[str, tuple[int, ...]]:
-    """Give the shape of each released tensor of a model of these sizes, by name."""
+    """Return the shape of each released tensor by name, for a model of these sizes."""
     sizes = {
         "D": hidden_size,
         "2D": 2 * hidden_size,

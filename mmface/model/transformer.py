@@ -49,7 +49,7 @@ HAS_WIDE_ONEDNN = (
 )
 """Whether oneDNN is faster on this CPU, and torch was built with its linear operator."""
 WORTH_IT = 2**21
-"""Multiplications above which oneDNN's speed outweighs 17 us more a call."""
+"""Multiplications above which oneDNN is faster despite 17 us more per call."""
 
 TEXT_POSITIONS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "sequential": lambda length: tuple(range(length)),  # the paper: a token's place in the prompt
@@ -58,14 +58,14 @@ TEXT_POSITIONS: dict[str, Callable[[int], tuple[int, ...]]] = {
 
 
 def rotary_angles(positions: Tensor, dim: int, theta: str) -> Float[Tensor, "tokens pairs"]:
-    """Give each position's angle for each of `dim / 2` pairs, position * theta^(-2k / dim)."""
+    """Return each position's angle for `dim / 2` pairs: position * theta^(-2k / dim)."""
     frequencies = float(theta) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     return positions.double()[:, None] * frequencies
 
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the finished table
 def joint_rotation(*key: int | str | tuple[int, ...] | torch.device) -> Rotation:
-    """Give the table of `make_rotation`, cached by its arguments."""
+    """Cached `make_rotation`."""
     return make_rotation(*key)
 
 
@@ -73,7 +73,7 @@ def joint_rotation(*key: int | str | tuple[int, ...] | torch.device) -> Rotation
 def make_rotation(
     rows: int, columns: int, text: tuple[int, ...], head_dim: int, theta: str, device: torch.device
 ) -> Rotation:
-    """Make cosine and sine, float32, for all tokens: image tokens row by row, then text (3.2).
+    """Compute cosine and sine, float32, of all tokens: image tokens by row, then text (3.2).
 
     The first half of the head dim rotates by an image token's row, the second half by its column;
     all of it rotates by a text token's position.
@@ -99,7 +99,7 @@ def rotate(x: Heads, rotation: Rotation) -> Heads:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Give x W^T + b by oneDNN, without a gradient."""
+    """Compute x W^T + b by oneDNN, without a gradient."""
     if torch.compiler.is_compiling():
         return opaque_product(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -108,7 +108,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 # The compiler would treat the weights of torch's own operator as constants.
 @torch.library.custom_op("mmface::product", mutates_args=())
 def opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Give x W^T + b by oneDNN, as one operator to the compiler."""
+    """The same as one operator, which the compiler does not look into."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -122,14 +122,14 @@ class OneDnnLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply, and save what the backward pass needs."""
+        """Compute the product."""
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Give the gradients of input, weight and bias that are asked for."""
+        """Compute the gradients of input, weight and bias that are needed."""
         x, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
@@ -141,7 +141,7 @@ class OneDnnLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, by oneDNN where that is faster.
+    """`nn.Linear`, computed by oneDNN where that is faster.
 
     On a CPU torch hands float32 products to MKL, which gives processors that are not Intel's the
     narrower AVX2 code: on an AMD EPYC with AVX-512, 93 GFLOP/s a core, where oneDNN reaches 213.
@@ -149,7 +149,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Float[Tensor, "*batch in_features"]) -> Tensor:
-        """Give input W^T + b, [*batch, out_features]."""
+        """Compute input W^T + b, [*batch, out_features]."""
         x, weight, bias = input, self.weight, self.bias
         if not (
             HAS_WIDE_ONEDNN
@@ -173,12 +173,12 @@ class Modulation(NamedTuple):
 
     @classmethod
     def split(cls, modulation: Vector, sites: int = 4) -> "list[Modulation]":
-        """Cut a block's 12 D numbers into image attention, image MLP, text attention, text MLP."""
+        """Split a block's 12 D numbers: image attention, image MLP, text attention, text MLP."""
         return [cls(*x.unbind(1)) for x in modulation.unflatten(-1, (sites, 3, 1, -1)).unbind(1)]
 
 
 def modulated_norm(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
-    """LayerNorm(x) * (1 + scale) + shift, the norm without parameters of its own."""
+    """LayerNorm(x) * (1 + scale) + shift; the norm has no parameters."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
@@ -210,14 +210,14 @@ class Stream(nn.Module):
         self.mlp = nn.Sequential(up, nn.GELU(approximate="tanh"), down)
 
     def project(self, tokens: Tokens, attention: Modulation) -> tuple[Tensor, ...]:
-        """Give query, key and value, each [B, tokens, H, d]."""
+        """Return query, key and value, each [B, tokens, H, d]."""
         qkv = self.qkv(modulated_norm(tokens, attention.shift, attention.scale))
         return qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
     def update(
         self, tokens: Tokens, attended: Tokens, attention: Modulation, mlp: Modulation
     ) -> Tokens:
-        """Add what attention brought, then the MLP, each through its gate."""
+        """Add attention's result and the MLP's, each times its gate."""
         tokens = torch.addcmul(tokens, attention.gate, self.out(attended))
         normed = modulated_norm(tokens, mlp.shift, mlp.scale)
         return torch.addcmul(tokens, mlp.gate, self.mlp(normed))
@@ -295,7 +295,7 @@ class BlockModulations(nn.ModuleList):
     """
 
     def forward(self, activated: Vector) -> list[Tensor]:
-        """Give each block's modulation, in order."""
+        """Return each block's modulation, in order."""
         return [linear(activated) for linear in self]
 
 
@@ -395,12 +395,12 @@ class MMFaceDiT(ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin):
         return time + self.pooled_embedder(pooled_text) + self.modality_embedder(modality)
 
     def modulations(self, condition: Vector) -> list[Tensor]:
-        """Give the [B, 12 D] of each block, in order, and last the [B, 2 D] of the final layer."""
+        """Return [B, 12 D] for each block, in order, then [B, 2 D] for the final layer."""
         activated = F.silu(condition)
         return [*self.block_modulations(activated), self.final_modulation(activated)]
 
     def place(self, image: Image, grid: tuple[int, ...], num_text: int) -> tuple[Image, Rotation]:
-        """Give position to tokens: here by rotating queries and keys alone (3.2)."""
+        """Give tokens their positions: here by rotating queries and keys only (3.2)."""
         text = TEXT_POSITIONS[self.config["text_rope"]](index(num_text))
         return image, joint_rotation(*grid, text, index(self.head_dim), self.theta, image.device)
 

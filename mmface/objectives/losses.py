@@ -1,7 +1,7 @@
 """A loss as a sum of named, weighted terms, each of them one value a sample.
 
 A new term is a subclass of `LossTerm` with an `error`; a new weighting is a class with a
-`__call__`. Either takes part in a training by its `_target_` in `configs/objective/`.
+`__call__`. A config names either by its `_target_` in `configs/objective/`.
 """
 
 from abc import ABC, abstractmethod
@@ -65,7 +65,7 @@ class LossTerm(ABC):
     weighting: Weighting | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a weight that is none."""
+        """Raise ValueError unless the weight is a number."""
         check_number("weight", self.weight, 0)
         if self.weighting is not None and not isinstance(self.weighting, Weighting):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Terms that compare decoded pictures with true ones, one value a sample.
+"""Loss terms that compare decoded pictures with true ones, one value per sample.
 
 A new term is a subclass of `PictureTerm`; a training of an autoencoder takes it by its `_target_`
 under `task.terms`. Its networks are frozen.
@@ -20,7 +20,7 @@ class PictureTerm(nn.Module, ABC):
     """One term of an autoencoder's loss, with its weight."""
 
     def __init__(self, weight: float = 1.0) -> None:
-        """Raise ValueError for a weight that is none."""
+        """Raise ValueError unless the weight is a number."""
         super().__init__()
         check_number("weight", weight, 0)
         self.weight = weight

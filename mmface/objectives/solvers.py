@@ -1,9 +1,9 @@
-"""Sampling with diffusers' schedulers: how to translate each objective's model, and its solvers.
+"""Solvers: sampling each objective's model with diffusers' schedulers.
 
-A saved model names its objective, and that name leads here; nothing of the training is imported.
-Some schedulers count time in whole numbers or keep latents at another scale: `Translation` converts
-both. All solvers are deterministic: a picture is a function of its noise alone.
-`num_inference_steps` counts intervals of time; Heun calls the model twice in each but the last.
+A saved model names its objective, which selects a `Translation`; no training code is imported. Some
+schedulers count time in whole numbers or scale latents differently: a `Translation` converts both.
+All solvers are deterministic: a picture is a function of its noise alone. `num_inference_steps`
+counts intervals of time; Heun calls the model twice in each but the last.
 
                      rectified flow (F)                    DDPM with Min-SNR (D)
     time             t in [0, 1]: 0 is noise, 1 is data    step n in {0, ..., 999}: 999 is noise
@@ -62,11 +62,11 @@ TRANSLATIONS: dict[str, type["Translation"]] = {}
 
 
 class Translation(ABC):
-    """What stands between a model of one objective and diffusers' schedulers.
+    """Converts between a model of one objective and diffusers' schedulers.
 
-    A subclass registers itself by its `objective`. The first of its `solvers` is the default;
-    `requirements` is what a scheduler's config must say, if it says it; `also_fit` lists further
-    classes of schedulers that fit.
+    A subclass registers itself by its `objective`. The first of its `solvers` is the default. A
+    scheduler fits if its class is that of a solver or in `also_fit`, and its config contradicts no
+    entry of `requirements`.
     """
 
     objective: ClassVar[str]
@@ -93,7 +93,7 @@ class Translation(ABC):
         return self.solvers[name]()
 
     def check(self, scheduler: SchedulerMixin) -> None:
-        """Raise ValueError unless a given scheduler can sample the objective without own noise."""
+        """Raise ValueError unless a scheduler samples this objective, without drawing noise."""
         fitting = {type(build()) for build in self.solvers.values()} | {*self.also_fit}
         misfit = "it solves another equation"
         if type(scheduler) in fitting:
@@ -107,7 +107,7 @@ class Translation(ABC):
             )
 
     def _misfit(self, scheduler: SchedulerMixin) -> str:
-        """Say what of a scheduler's settings does not fit; empty if all does."""
+        """Describe a setting of a scheduler that does not fit; empty if all fit."""
         config = scheduler.config
         wanted = {**self.requirements, "num_train_timesteps": NUM_TRAIN_TIMESTEPS}
         for name, value in wanted.items():
@@ -121,7 +121,7 @@ class Translation(ABC):
         return ""
 
     def fitting(self, name: str | None, own: SchedulerMixin) -> SchedulerMixin:
-        """Return the solver of this name, or without one a pipeline's own scheduler, if it fits."""
+        """Return the solver of this name; None stands for the pipeline's own scheduler."""
         if name is not None:
             return self.solver(name)
         self.check(own)
@@ -135,13 +135,13 @@ class Translation(ABC):
 
     @abstractmethod
     def model_timesteps(self, scheduler: SchedulerMixin) -> Float32[Tensor, " calls"]:
-        """Return what the model is fed at each of the scheduler's calls, in [0, 1000)."""
+        """Return the model's time at each of the scheduler's calls, in [0, 1000)."""
 
     @abstractmethod
     def first_latents(
         self, scheduler: SchedulerMixin, noise: Float32[Tensor, "*shape"]
     ) -> Float32[Tensor, "*shape"]:
-        """Return what the scheduler starts from, made of standard normal noise."""
+        """Scale standard normal noise to what the scheduler starts from."""
 
     @abstractmethod
     def noisy_latents(
@@ -224,7 +224,7 @@ class RectifiedFlowTranslation(Translation):
         return latents
 
     def scheduler_output(self, model_output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the velocity towards noise, which is the one the scheduler integrates."""
+        """Return the velocity towards noise, which the scheduler integrates."""
         return -model_output
 
 
@@ -353,7 +353,7 @@ class Trajectory:
         strength: float,
         device: torch.device,
     ) -> None:
-        """Set a scheduler, which nobody else may use meanwhile, to its steps.
+        """Set a scheduler to its steps; nobody else may use it meanwhile.
 
         Only the last `strength` of the steps, in (0, 1] and rounded up, are taken.
         """
@@ -376,7 +376,7 @@ class Trajectory:
     def start(
         self, noise: Float32[Tensor, "*shape"], original: Float32[Tensor, "*shape"] | None
     ) -> Float32[Tensor, "*shape"]:
-        """Give the first latents; at strength 1 the original is not used."""
+        """Return the first latents; at strength 1 the original is not used."""
         if original is None or self.first_call == 0:
             return self.translation.first_latents(self.scheduler, noise)
         return self.noisy(original, noise, 0)
@@ -384,7 +384,7 @@ class Trajectory:
     def noisy(
         self, original: Float32[Tensor, "*shape"], noise: Float32[Tensor, "*shape"], call: int
     ) -> Float32[Tensor, "*shape"]:
-        """Give clean latents as noisy as they are before a call; past the last one, as they are."""
+        """Add the noise that latents have before a call; none after the last call."""
         return self.translation.noisy_latents(
             self.scheduler, original, noise, self.first_call + call
         )
@@ -392,12 +392,12 @@ class Trajectory:
     def model_input(
         self, latents: Float32[Tensor, "*shape"], call: int
     ) -> Float32[Tensor, "*shape"]:
-        """Give latents at the scale that the model was trained on."""
+        """Scale latents as the model was trained on."""
         return self.translation.model_input(self.scheduler, latents, self.timesteps[call])
 
     def step(
         self, prediction: Float32[Tensor, "*shape"], latents: Float32[Tensor, "*shape"], call: int
     ) -> Float32[Tensor, "*shape"]:
-        """Go one call on; calls are made once each, in order."""
+        """Advance by one call of the model; calls must be made in order."""
         output = self.translation.scheduler_output(prediction)
         return self.scheduler.step(output, self.timesteps[call], latents, return_dict=False)[0]

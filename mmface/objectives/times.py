@@ -25,7 +25,7 @@ class TimeSampling(Protocol):
 
 @dataclass(frozen=True)
 class UniformTime:
-    """All noise levels alike."""
+    """All noise levels are equally likely."""
 
     def __call__(self, uniform: Float32[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
         """Return the draws as they are."""
@@ -60,7 +60,7 @@ class FewStepsTime:
     steps: int = 4
 
     def __post_init__(self) -> None:
-        """Raise ValueError for shares that are none."""
+        """Raise ValueError unless the shares are in [0, 1]."""
         check_whole("steps", self.steps, 1)
         check_number("first", self.first, 0, 1)
         check_number("grid", self.grid, 0, 1 - self.first)

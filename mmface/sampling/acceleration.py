@@ -1,8 +1,8 @@
-"""The fast form of a pipeline: the first call compiles, later calls take less time on a GPU.
+"""Faster sampling with a pipeline on a GPU; the first call compiles, pictures differ by rounding.
 
-Results differ by rounding only. The modulations become one layer, the blocks are compiled (once a
-kind of block and shape), the VAE's weights are stored channels-last, and on a GPU a step is one
-CUDA graph instead of separate kernel launches.
+The modulations become one layer, the blocks are compiled (once for each kind of block and shape),
+the VAE's weights are stored channels-last, and a step is one CUDA graph instead of separate kernel
+launches.
 """
 
 from collections import OrderedDict
@@ -18,19 +18,19 @@ from mmface.model.transformer import MMFaceDiT
 from mmface.sampling.pipeline import MMFacePipeline
 
 MAX_GRAPHS = 8
-"""CUDA graphs kept, one a shape; the least recently used is dropped."""
+"""CUDA graphs that are kept, one for each shape; the least recently used is dropped."""
 
 MAX_SHAPES = 64
 """Shapes for which blocks are compiled in one process; the compiler's own limit is 8."""
 
 
 class Recording(Protocol):
-    """A recorded function that runs again on its inputs' current contents, into `output`."""
+    """A recorded function call, repeated on its inputs' current contents; writes into `output`."""
 
     output: Tensor
 
     def replay(self) -> None:
-        """Run again, and write into `output`."""
+        """Repeat the call."""
 
 
 Record = Callable[[Callable[[], Tensor], Any], Recording]
@@ -38,13 +38,13 @@ Record = Callable[[Callable[[], Tensor], Any], Recording]
 
 
 class CudaRecording:
-    """A run of a function as a CUDA graph, which refers to the memory of all that it reads."""
+    """A function call as a CUDA graph, bound to the memory of everything that it reads."""
 
     def __init__(self, run: Callable[[], Tensor], beside: "CudaRecording | None") -> None:
-        """Run a function, which must not wait for the GPU, three times, then record it.
+        """Run a function, which must not synchronise with the GPU, three times, then record it.
 
-        It shares memory for intermediate results with the recording `beside`, so the two must never
-        run at the same time. ValueError if the function does not run on a GPU.
+        Intermediate results share memory with those of the recording `beside`, so the two must
+        never run at once. ValueError if the function does not run on a GPU.
         """
         # Warm-up: compiling, caches and set-up of libraries must not happen during capture.
         stream = torch.cuda.Stream()
@@ -82,7 +82,7 @@ class ModelIdentity:
         self.captured = self._identity()
 
     def has_changed(self) -> bool:
-        """Whether anything was replaced or moved; new values in the same memory do not count."""
+        """Whether anything was replaced or moved; changed values in place do not count."""
         return self._identity() != self.captured
 
     def _identity(self) -> list[Any]:
@@ -97,10 +97,10 @@ class ModelIdentity:
 
 
 class CapturedDenoise:
-    """`MMFaceDiT.denoise` as one recording a shape, for inference.
+    """`MMFaceDiT.denoise` for inference, recorded once for each shape of its inputs.
 
-    Inputs are copied into the recording's own tensors. When weights, modules or adapters are
-    replaced or moved, recordings are dropped and the next call records again. Autocast is off.
+    Inputs are copied into the recording's own tensors. Replacing or moving weights, modules or
+    adapters makes the next call record again. Autocast is off.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class CapturedDenoise:
         self.identity = ModelIdentity(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the recordings, which belong to this model's weights."""
+        """Drop the recordings, which are bound to this model's weights."""
         return {**vars(self), "captured": OrderedDict(), "identity": None}
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class CapturedDenoise:
         text: Float[Tensor, "batch text_tokens dim"],
         modulations: list[Tensor],
     ) -> Float[Tensor, "batch channels height width"]:
-        """Replay the recording for these shapes, made at their first call."""
+        """Replay the recording for these shapes; the first call makes it."""
         if self.identity is None or self.identity.has_changed():
             self.captured.clear()
             check_plain(self.model)
@@ -193,14 +193,13 @@ def check_compiler(device: torch.device) -> None:
 def accelerate_pipeline(
     pipeline: MMFacePipeline, compile_blocks: bool = True, capture: bool | None = None
 ) -> None:
-    """Put a pipeline into its fast form, for many calls of few shapes; undo: `restore_pipeline`.
+    """Make a pipeline fast for many calls of few shapes; `restore_pipeline` undoes it.
 
-    Blocks are compiled at the first call with each shape (number of rows, which guidance doubles,
-    picture size, text length): seconds to a minute, whatever the depth. On a CPU there is little to
-    gain. Calling this again replaces the arguments. Move the pipeline to its device and load LoRAs
-    before. `capture` records steps as CUDA graphs, None on a GPU alone. ValueError, with nothing
-    changed, if the transformer is offloaded, hooked or quantized, or a compiler or the GPU is
-    missing.
+    The first call with each shape (number of rows, which guidance doubles; picture size; text
+    length) compiles for seconds to a minute. A CPU gains little. Move the pipeline to its device
+    and load LoRAs first; call again to change the arguments. `capture` records steps as CUDA
+    graphs; None does so on a GPU. ValueError, with nothing changed, if the transformer is
+    offloaded, hooked or quantized, or if a compiler or the GPU is missing.
     """
     transformer, device = pipeline.transformer, pipeline.transformer.device
     check_plain(transformer)
@@ -223,7 +222,7 @@ def accelerate_pipeline(
 
 
 def restore_pipeline(pipeline: MMFacePipeline) -> None:
-    """Undo `accelerate_pipeline`, to train, adapt or move the pipeline; eval mode stays."""
+    """Undo `accelerate_pipeline`, except for eval mode, to train, adapt or move the pipeline."""
     pipeline.transformer.__dict__.pop("denoise", None)
     for module in pipeline.transformer.modules():
         module.__dict__.pop("_compiled_call_impl", None)

@@ -1,4 +1,4 @@
-"""Pictures as starting points: variations, and regions outside of which nothing changes."""
+"""Starting from a given picture: variations of it, and changes in a region only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,27 +17,23 @@ VARIATION_STRENGTH = 0.6
 """Default fraction of the steps that a variation runs."""
 
 FEATHER_PX = 4
-"""Width of the soft edge, inside the region that is changed."""
+"""Width of the soft edge, which lies inside the region."""
 
 Map = Float32[Tensor, "height width"]
 
 
 def load_image(source: Picture, size: tuple[int, int]) -> Float32[Tensor, "3 height width"]:
-    """Read a picture, crop its middle to the aspect ratio of `size`, and resize it.
-
-    `size` is height and width; transparent pixels become white; pixels in [-1, 1] are unchanged if
-    the picture has this size.
-    """
+    """Read a picture, crop its middle and resize it to height and width; pixels in [-1, 1]."""
     picture = Image.fromarray(flat_rgb(open_picture(source), "white"))
     fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
     return image_pixels(np.array(fitted))
 
 
 def load_region(source: Picture, size: tuple[int, int], name: str) -> Map:
-    """Read a region in [0, 1]: white is inside, black and transparent are outside, grey partly.
+    """Read a region in [0, 1]: white (1) is inside, black and transparent (0) are outside.
 
-    `size` is height and width, to which the middle is cropped; `name` is for messages. ValueError
-    if it is no picture, all black, or whole numbers of 0 and 1.
+    Its middle is cropped and resized to height and width `size`; messages call it `name`.
+    ValueError if it is no picture, all black, or holds the integers 0 and 1.
     """
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8) * 255
@@ -56,14 +52,14 @@ def load_region(source: Picture, size: tuple[int, int], name: str) -> Map:
 
 
 def covered(region: Map, factor: int) -> Float32[Tensor, "latent_height latent_width"]:
-    """Average a region over each latent pixel, in [0, 1]."""
+    """Fraction of each latent pixel that a region covers."""
     return F.avg_pool2d(region[None], factor)[0]
 
 
 def feathered(
     regions: Float32[Tensor, "batch 1 height width"], width_px: int = FEATHER_PX
 ) -> Float32[Tensor, "batch 1 height width"]:
-    """Soften regions' edges inwards: 0 at the edge, 1 from `width_px` inside."""
+    """Soften regions' edges inwards: 0 at the edge, 1 at a distance of `width_px` and more."""
     mean, eroded = torch.zeros_like(regions), (regions > 0).float()
     for _ in range(width_px):
         mean = mean + eroded / width_px
@@ -82,7 +78,7 @@ class KeptPicture:
     def load(
         cls, images: Sequence[Picture], regions: Sequence[Picture] | None, size: tuple[int, int]
     ) -> "KeptPicture":
-        """Read a picture and a region a prompt; see `load_image` and `load_region`."""
+        """Read a picture and a region for each prompt."""
         pixels = torch.stack([load_image(each, size) for each in images])
         if regions is None:
             return cls(pixels, None)
@@ -94,7 +90,7 @@ class KeptPicture:
         latents: Float32[Tensor, "pictures channels latent_height latent_width"],
         kept: Float32[Tensor, "pictures channels latent_height latent_width"],
     ) -> Float32[Tensor, "pictures channels latent_height latent_width"]:
-        """Put the kept latents back wherever no pixel may change (arXiv 2206.02779)."""
+        """Restore the kept latents where no pixel may change (arXiv 2206.02779)."""
         if self.regions is None:
             return latents
         factor = self.pixels.shape[-1] // latents.shape[-1]
@@ -105,7 +101,7 @@ class KeptPicture:
     def composite(
         self, made: Float32[Tensor, "pictures 3 height width"]
     ) -> Float32[Tensor, "pictures 3 height width"]:
-        """Paste the made pictures into the given ones, which stay exact outside the regions."""
+        """Paste generated pictures into the given ones, which stay exact outside the regions."""
         if self.regions is None:
             return made
         each = len(made) // len(self.pixels)

@@ -1,15 +1,15 @@
-"""How a picture's predictions add up: guidance on text and condition, strength, several conditions.
+"""Guidance: how predictions with and without text and conditions are combined in a step.
 
-With a text x (the prompt t, or the negative prompt n) and a condition c (or zeros, as condition
-dropout trained it), the model predicts e(x, c). A call adds such predictions up linearly:
+With a text x (the prompt t, or the negative prompt n) and a condition c (or zeros, as in training
+with condition dropout), the model predicts e(x, c). A call combines such predictions linearly:
 
     E(x) = e(x, 0) + sum over conditions k of  S_k (e(x, c_k) - e(x, 0))
     prediction = e(n, 0) + s_c (E(n) - e(n, 0)) + s_t (E(t) - E(n))
 
-S_k is the strength of a condition: a number, 0 outside its steps, or a map over the latents where
-the condition binds only in a region. The model itself receives only what it was trained on: one
-whole condition or none. Terms whose factor is 0 are not computed: without any of this, one
-prediction a step; with guidance on the text alone, two.
+S_k is the strength of a condition: a number, or a map over the latents if the condition binds only
+in a region; it is 0 outside the condition's steps. The model itself receives what it was trained
+on: one whole condition or none. Terms whose factor is 0 are not computed, so a step takes one
+prediction without guidance, and two with guidance on the text alone.
 """
 
 import operator
@@ -77,7 +77,7 @@ class Guidance:
     def merged(
         cls, scale: float | None, guidance: "Guidance | None", default_scale: float
     ) -> "Guidance":
-        """Merge the two ways to give guidance; ValueError if both give a scale."""
+        """Merge a scale into guidance that may have one; ValueError if both are given."""
         guidance = guidance or cls()
         if scale is not None and guidance.scale is not None:
             raise ValueError(
@@ -91,9 +91,9 @@ class Guidance:
 class ConditionControl:
     """How strongly a condition binds, when and where.
 
-    `strength` is 0 for no condition, 1 as trained, above it exaggerated; conditions that are given
-    together all bind at 1. The condition is left out before `start` and from `end` on, fractions of
-    the steps. `region` is a picture, white where the condition binds; None for everywhere.
+    `strength` is 0 for no condition, 1 as trained, and above 1 exaggerated. The condition is left
+    out before `start` and from `end` on, fractions of the steps. `region` is a picture, white where
+    the condition binds; None for everywhere.
     """
 
     strength: float = 1.0
@@ -119,7 +119,7 @@ Prompt = str | EncodedPrompt
 
 
 class ConditionedPrompt(NamedTuple):
-    """One prompt of a call with its negative prompt, and conditions in the registry's order."""
+    """One prompt of a call with its negative prompt and conditions, the latter by kind."""
 
     prompt: Prompt
     negative_prompt: Prompt
@@ -131,7 +131,7 @@ def conditioned_prompts(
     negative_prompt: Prompt | Sequence[Prompt | None] | None,
     conditions: Mapping[str, Any],
 ) -> list[ConditionedPrompt]:
-    """Give each prompt of a call its own negative prompt and conditions.
+    """Match each prompt of a call with its negative prompt and conditions.
 
     `conditions` are by kind, a picture for all prompts or one each; in lists, None marks the
     prompts without. A negative prompt of None is the empty one. ValueError if a list has another
@@ -159,7 +159,7 @@ def conditioned_prompts(
 def distinct_pixels(
     prompts: Sequence[ConditionedPrompt], size: tuple[int, int]
 ) -> tuple[Float32[Tensor, "distinct 3 height width"], list[list[int]]]:
-    """Load distinct conditions once, in [-1, 1], and tell which of them each prompt has."""
+    """Load each distinct condition once, in [-1, 1]; also list the rows that each prompt has."""
     pixels: dict[tuple[str, str | int], Tensor] = {}
     keys: list[list[tuple[str, str | int]]] = []
     for prompt in prompts:
@@ -266,7 +266,7 @@ def check_finite(name: str, values: Tensor, module: torch.nn.Module) -> None:
 
 
 class Term(NamedTuple):
-    """One of a picture's predictions: a text, and the condition that it is heard with."""
+    """One prediction for a picture: its text and its condition."""
 
     prompt: Prompt
     modality: int  # index of the condition's kind
@@ -275,10 +275,10 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """What the model computes in one call, and how that adds up to one prediction a picture.
+    """The rows of a batch that the model computes at a step, and how they are summed up.
 
-    Of each row: its picture, its place in `Composition.texts`, its condition (0 is none), and its
-    factors in the sum and in the prediction without guidance. `starts` bounds the runs of rows in
+    Each row has a picture, an index into `Composition.texts`, a condition (0 is none), and factors
+    in the guided prediction and in the one without guidance. `starts` separates runs of rows in
     which every picture occurs at most once.
     """
 
@@ -293,7 +293,7 @@ class Rows:
     def combine(
         self, predictions: Predictions
     ) -> Float32[Tensor, "pictures channels height width"]:
-        """Add the rows up, one prediction a picture; the order of the sum is always the same."""
+        """Sum the rows up to one prediction for each picture, always in the same order."""
         guided = self._sum(self.weights * predictions)
         if not self.rescale:
             return guided
@@ -310,7 +310,7 @@ class Rows:
 
 
 class Composition:
-    """All that the pictures of a call ask of the model, at any of its steps."""
+    """All predictions that the pictures of a call need, at any of its steps."""
 
     def __init__(
         self,
@@ -324,10 +324,10 @@ class Composition:
     ) -> None:
         """Prepare the rows of a call.
 
-        `guidance` has its scale; `controls` are by kind, the others as trained; `conditions` are
-        each prompt's rows, where row 0 is none; `size` is in pixels, the latents `downscale_factor`
-        smaller. ValueError for a control of a condition that no prompt has, or a region that is
-        none.
+        `guidance` has a scale; kinds without `controls` bind as trained; `conditions` are each
+        prompt's rows in a table of latents, whose row 0 is no condition; `size` is in pixels, and
+        latents are `downscale_factor` smaller. ValueError for a control of a condition that no
+        prompt has, or an invalid region.
         """
         regions = {}
         given = {name: ConditionControl() for prompt in prompts for name in prompt.conditions}
@@ -363,7 +363,7 @@ class Composition:
         return made
 
     def rows(self, share: float, device: torch.device) -> Rows:
-        """Make the rows of a step, after a fraction of the steps; equal steps share theirs."""
+        """Return the rows of a step; `share` is the fraction of the schedule before it."""
         guided = self.guidance.start <= share < self.guidance.end
         active = {name: each.start <= share < each.end for name, each in self.controls.items()}
         key = (guided, *active.values())
@@ -441,7 +441,7 @@ def _matters(weight: Float[Tensor, "_ _"]) -> bool:
 
 
 class Denoiser:
-    """Predicts for the pictures of a call, at each of its steps."""
+    """Makes the predictions for the pictures of a call, step by step."""
 
     def __init__(
         self,
@@ -456,10 +456,10 @@ class Denoiser:
     ) -> None:
         """Embed each text once, and compute the modulations of all calls as one batch.
 
-        `modalities` are the kinds' indices that belong to the texts; `timesteps`, in [0, 1000), are
-        the model's time at each call, and `shares` the fraction of the schedule completed before
-        it. Row 0 of `conditions` is none. At most `max_batch` rows are computed at once. `cache`
-        skips blocks of the calls inside `caching`.
+        `modalities` are the kinds' indices of the texts; `timesteps`, in [0, 1000), are the model's
+        time at each call, and `shares` the fraction of the schedule completed before it. Row 0 of
+        `conditions` is no condition. At most `max_batch` rows are computed at once. `cache` skips
+        blocks in calls inside `caching`.
         """
         # Offloading waits for `forward`, which is not called here.
         if hasattr(transformer, "_hf_hook"):
@@ -501,12 +501,12 @@ class Denoiser:
 
     @property
     def evaluations(self) -> float:
-        """Rows computed so far; one that went through some of the blocks only counts for less."""
+        """Rows computed so far; a row that skipped blocks counts as the fraction computed."""
         return self._num_rows if self._computed is None else self._computed.evaluations
 
     @contextmanager
     def caching(self) -> Iterator[None]:
-        """Let the cache, if there is one, leave blocks out of the calls that are made inside."""
+        """Let the cache, if there is one, skip blocks in the calls inside."""
         if self.cache is None:
             yield
             return
@@ -524,7 +524,7 @@ class Denoiser:
         Latents are of unit variance; there is one prediction a picture.
         """
         if self.cache is not None and rows is not self._cached:
-            # Guidance or a condition began or ended: what is remembered is of other rows.
+            # Guidance or a condition began or ended: the cache holds results of other rows.
             self.cache.restart(self.transformer, self.shares[call:])
             self._cached = rows
         noisy_latents, predictions = noisy_latents.to(self.transformer.dtype), []
@@ -543,5 +543,5 @@ class Denoiser:
         return rows.combine(torch.cat(predictions))
 
     def _context(self, part: int) -> AbstractContextManager[None]:
-        """Say to the cache which part of the rows is computed: each has a memory of its own."""
+        """Tell the cache which part of the rows is computed; it remembers each part apart."""
         return nullcontext() if self.cache is None else self.transformer.cache_context(str(part))

@@ -93,7 +93,7 @@ class MMFacePipeline(DiffusersMembers):
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
     ) -> None:
-        """Put a pipeline together.
+        """Assemble a pipeline; ValueError if the components do not fit together.
 
         The VAE's config carries the normalisation of its latents, the transformer's the objective,
         whose own scheduler None takes. `image_size` is the side in pixels of the square pictures
@@ -201,7 +201,7 @@ class MMFacePipeline(DiffusersMembers):
 
     @property
     def translation(self) -> Translation:
-        """What translates between the transformer, by its objective, and a scheduler."""
+        """Converts between the transformer and a scheduler."""
         return translation_named(self.transformer.config.objective)
 
     def check_inputs(
@@ -212,7 +212,7 @@ class MMFacePipeline(DiffusersMembers):
         size: tuple[int, int],
         output_type: str,
     ) -> list[ConditionedPrompt]:
-        """Check what a call was given, `size` in pixels, and sort it by its prompts.
+        """Check a call's arguments and group them by prompt; `size` is in pixels.
 
         ValueError names what does not fit and the remedy.
         """
@@ -262,8 +262,7 @@ class MMFacePipeline(DiffusersMembers):
     ) -> tuple[Float32[Tensor, "conditions channels height width"], list[list[int]]]:
         """Encode conditions, each distinct one once, by the VAE's posterior mean.
 
-        Gives a table of normalised latents whose row 0 is zeros, which is no condition; and the
-        rows that each prompt has.
+        Returns a table of normalised latents, whose row 0 is no condition, and each prompt's rows.
         """
         pixels, rows = distinct_pixels(prompts, size)
         latents = self._encode(pixels, max_batch)
@@ -454,7 +453,7 @@ class MMFacePipeline(DiffusersMembers):
         cache: StepCache | None = None,
         after_call: AfterCall | None = None,
     ) -> tuple[Float32[Tensor, "pictures channels height width"], float]:
-        """Bring latents to the end of a trajectory whose conditions are latents already.
+        """Follow a trajectory from its first latents to its last, with conditions as latents.
 
         Row 0 of `table` is no condition. `after_call` may change the latents after each call of the
         model, and what the calls to come ask. Gives the last latents, and how many evaluations they

@@ -1,4 +1,4 @@
-"""The authors' hub repository as a folder: its checkpoints, and the components of a pipeline."""
+"""Loading a pipeline from a copy of the authors' hub repository."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,11 @@ from mmface.model.transformer import MMFaceDiT
 from mmface.objectives.solvers import MIN_SNR_DIFFUSION, RECTIFIED_FLOW
 
 RELEASED_TEXT = "stable-diffusion-2-1-base"
-"""Where the authors' repository has its text encoder and tokenizer."""
+"""The repository's folder of the text encoder and tokenizer."""
 
 
 class ReleasedCheckpoint(NamedTuple):
-    """The weights of one of the authors' checkpoints, its objective, and its pictures' side."""
+    """The weights of one of the authors' checkpoints, its objective, and its side in pixels."""
 
     weights: Path
     objective: str
@@ -56,7 +56,7 @@ def released_checkpoint(
 def released_components(
     folder: Path, checkpoint: ReleasedCheckpoint, num_heads: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Load a pipeline's components by name, without a scheduler; heads are not in the weights."""
+    """Load a pipeline's components by name, without a scheduler."""
     text = TextEncoder.from_pretrained(folder / RELEASED_TEXT, dtype=dtype)
     vae = LatentCodec.from_pretrained(str(folder / "VAE"), dtype=dtype).vae
     transformer = MMFaceDiT.from_released(

@@ -1,4 +1,4 @@
-"""A pipeline that remembers what it encoded, for calls of which each changes little."""
+"""A pipeline that caches encoded prompts and pictures, for calls that repeat them."""
 
 import hashlib
 from collections import OrderedDict
@@ -18,14 +18,14 @@ MAX_REMEMBERED = 32
 
 
 class Remembered(Generic[Key, Value]):
-    """The values that were used last, by their keys; counts how often one was there already."""
+    """A cache of the most recently used values; counts hits and misses."""
 
     def __init__(self, max_values: int = MAX_REMEMBERED) -> None:
         self.max_values, self.hits, self.misses = max_values, 0, 0
         self._values: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key, compute: Callable[[], Value]) -> Value:
-        """Give the value of a key, computed if it is not there."""
+        """Return the value of a key; compute it if it is missing."""
         if key in self._values:
             self.hits += 1
         else:
@@ -38,15 +38,15 @@ class Remembered(Generic[Key, Value]):
 
 
 class RememberingPipeline(MMFacePipeline):
-    """A pipeline that encodes each picture and each prompt once, found again by their content.
+    """A pipeline that encodes each distinct picture and prompt once.
 
-    For one thread. It computes each of them alone, so that a picture can differ from that of an
-    `MMFacePipeline` by rounding.
+    Each is encoded alone, so results can differ from those of an `MMFacePipeline` by rounding. Not
+    for several threads at once.
     """
 
     @classmethod
     def sharing(cls, pipeline: MMFacePipeline) -> "RememberingPipeline":
-        """Make one of another pipeline's networks, with a scheduler of its own."""
+        """Share another pipeline's networks, with a scheduler of its own."""
         config = dict(pipeline.config)
         own = {
             name: config[name] for name in ("image_size", "guidance_scale", "num_inference_steps")

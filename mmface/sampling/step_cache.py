@@ -1,8 +1,8 @@
-"""Sampling with fewer blocks: diffusers' caches, set up for this network.
+"""Step caches: diffusers' ways to skip blocks at some steps, set up for this network.
 
-What the blocks add to the image tokens changes little from step to step. A cache reuses it and
-skips blocks at some steps. It decides for a whole batch at once, so with a cache a picture depends
-slightly on its batch; without one, on its seed alone. A cache is therefore off by default.
+What the blocks add to the image tokens changes little from step to step, so a cache can reuse it.
+It decides for a whole batch: with a cache a picture depends slightly on its batch, without one on
+its seed alone. Caches are therefore off by default.
 """
 
 import re
@@ -34,7 +34,7 @@ for _kind in (Block, FinalBlock, CrossAttentionBlock):
 
 
 class ComputedBlocks:
-    """Counts the rows that a network's blocks compute; skipped blocks count nothing."""
+    """Counts the rows that a network's blocks compute; skipped blocks do not count."""
 
     def __init__(self, transformer: MMFaceDiT) -> None:
         blocks = transformer.blocks
@@ -72,19 +72,19 @@ def _check_fits(transformer: MMFaceDiT) -> None:
 
 @dataclass(frozen=True)
 class StepCache(ABC):
-    """A way to reuse results of one step of a call in the next ones."""
+    """A way to reuse results of one step in the next ones."""
 
     @abstractmethod
     def config(self, depth: int, shares: Sequence[float]) -> Any:
-        """Give diffusers' configuration for calls after the given fractions of the schedule."""
+        """Return diffusers' config; `shares` are the fractions of the schedule before each call."""
 
     def made_by(self) -> dict[str, Any]:
-        """Give the class and its settings in plain values."""
+        """Return the class's name and its settings in plain values."""
         return {"class": type(self).__name__, **asdict(self)}
 
     @contextmanager
     def enabled(self, transformer: MMFaceDiT) -> Iterator[ComputedBlocks]:
-        """Allow blocks to be skipped inside, from the first `restart` on; counts computed rows.
+        """Skip blocks inside, from the first `restart` on, and count the computed rows.
 
         ValueError if the network has one block only, a cache of its own, or compiled parts.
         """
@@ -103,11 +103,7 @@ class StepCache(ABC):
                     delattr(block, name)
 
     def restart(self, transformer: MMFaceDiT, shares: Sequence[float]) -> None:
-        """Forget everything and start a new schedule.
-
-        From now on each call must be inside a `transformer.cache_context`, named after the part of
-        the rows that it computes.
-        """
+        """Forget all results; each later call must be inside a named `cache_context`."""
         if transformer.is_cache_enabled:
             transformer.disable_cache()
         transformer.enable_cache(self.config(len(transformer.blocks), shares))
@@ -117,8 +113,8 @@ class StepCache(ABC):
 class FirstBlockCache(StepCache):
     """Computes the first block, and the others only if its output has changed enough.
 
-    Otherwise the residual of the other blocks from the last full step is added again. `threshold`
-    is relative (mean change over mean size); 0 skips nothing.
+    Otherwise it adds the other blocks' residual from the last full step again. `threshold` is
+    relative (mean change over mean size); 0 skips nothing.
     """
 
     threshold: float = 0.05

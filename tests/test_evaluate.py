@@ -32,6 +32,7 @@ from mmface.evaluation.methods import (
     ScribbleControlNet,
     SegmentationControlNet,
 )
+from mmface.evaluation.publishing import read_run, render
 from mmface.evaluation.references import HeldOutPictures, References
 from mmface.evaluation.reports import as_plain, results_table
 from mmface.evaluation.scoring import Scores
@@ -234,7 +235,7 @@ def test_a_table_says_what_is_measured_missing_and_skipped(done):
     footer = "\n".join(table["footer"])
     assert "UNTRAINED" in footer
     assert f"{NUM_FACES} of {NUM_FACES} captions are longer than {MAX_TOKENS} tokens" in footer
-    assert "FID between two halves of the real pictures" in footer
+    assert "FID between two halves of real pictures" in footer
     assert f"FID of {NUM_FACES} pictures says little, as its features are 12 wide" in footer
     assert "Network evaluations a picture: MMFace-DiT (F) 2" in footer  # one step, with guidance
     assert {"table.txt", "table.md", "table.tex", "table.csv", "controls.txt"} <= contents(
@@ -472,7 +473,7 @@ def test_controlnet_has_a_row_of_its_own(controlnet_folders, tmp_path):
 
 
 @pytest.mark.slow
-def test_sets_are_compared_with_faces_that_no_row_is_made_from(tmp_path):
+def test_sets_are_compared_with_faces_that_no_row_is_made_from(tmp_path, capsys):
     states = BackboneSource(partial(tiny_clip, ClipStatesBackbone), "build it")
     metrics = build_metrics(["frechet_states"], {"clip-states": states})
     given = HeldOutPictures(4, IMAGE_SIZE)
@@ -490,6 +491,13 @@ def test_sets_are_compared_with_faces_that_no_row_is_made_from(tmp_path):
     assert (
         f"disjoint sets of real pictures, the least that means anything: {real.value:.2f}" in table
     )
+    plain, written = (tmp_path / "apart/table.txt").read_text(), read_run(tmp_path / "apart")
+    warned = "FD of CLIP states of CD, "
+    for shown in (plain, render(written), capsys.readouterr().err):
+        assert f"{warned}{row.value:.2f}, is below or near its floor of {real.value:.2f}" in shown
+    assert f"{row.value:.2f} (at the floor)" in plain
+    assert f"| {row.value:.2f} (at the floor) |" in render(written)
+    assert (tmp_path / "apart/controls.txt").read_text().count("(at the floor)") == 0
     run(tmp_path / "same", protocol=protocols[1], controls={"others": OtherFaces()}).run()
     assert cells(tmp_path / "same", "CD")["frechet_states"].value == pytest.approx(0, abs=1e-3)
     assert not cells(tmp_path / "same", names[2])  # the same set in another order

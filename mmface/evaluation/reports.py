@@ -14,7 +14,15 @@ from typing import Any
 
 from mmface.core.files import write_text
 from mmface.evaluation.scoring import Scores
-from mmface.evaluation.tables import TABLES, Cell, Measured, PublishedTable, Table, TableRow
+from mmface.evaluation.tables import (
+    AT_FLOOR,
+    TABLES,
+    Cell,
+    Measured,
+    PublishedTable,
+    Table,
+    TableRow,
+)
 from mmface.metrics.metric import Column, Skipped, columns
 
 MISSING = "\u2014"
@@ -85,7 +93,7 @@ def _number(column: Column, one: Measured) -> str:
         text += f" ± {one.spread:.{column.digits}f}"
     if one.low is not None and one.high is not None:
         text += f" [{one.low:.{column.digits}f}, {one.high:.{column.digits}f}]"
-    return text
+    return text + AT_FLOOR if one.is_at_floor else text
 
 
 def _grid(

@@ -24,6 +24,7 @@ from mmface.evaluation.references import References
 from mmface.evaluation.tables import Measured
 from mmface.metrics.backbones import Backbone
 from mmface.metrics.metric import (
+    Floor,
     Metric,
     SampleMetric,
     SetMetric,
@@ -189,32 +190,25 @@ class Scoring:
                 self._read(scores, metric, runs, name)
         return scores
 
-    def floors(self, real: MethodRun, others: MethodRun | None = None) -> list[str]:
-        """Say what the number of pictures alone costs, by metric of sets.
+    def floors(self, real: MethodRun, others: MethodRun | None = None) -> dict[str, Floor]:
+        """What the number of pictures alone costs, by the columns of metrics of sets.
 
         `others` are the true pictures of the evaluated faces, where methods are compared with the
         set `real` of other faces.
         """
-
-        def lines(metric: SetMetric, features: torch.Tensor) -> list[str]:
+        floors: dict[str, Floor] = {}
+        for metric, features in self._of_sets(real):
             found = None if others is None else self._features(metric, others)
-            return metric.floor(features, None if isinstance(found, Skipped) else found)
-
-        return self._of_sets(real, lines)
+            floors |= metric.floor(features, None if isinstance(found, Skipped) else found)
+        return floors
 
     def shortages(self, real: MethodRun) -> list[str]:
         """Warn of metrics of sets that these are too few pictures for."""
-        return self._of_sets(real, lambda metric, features: metric.shortage(features))
+        return [line for one, features in self._of_sets(real) for line in one.shortage(features)]
 
-    def _of_sets(
-        self, real: MethodRun, lines_of: Callable[[SetMetric, torch.Tensor], list[str]]
-    ) -> list[str]:
-        lines = []
-        for metric in self._set_metrics():
-            features = self._features(metric, real)
-            if not isinstance(features, Skipped):
-                lines += lines_of(metric, features)
-        return lines
+    def _of_sets(self, real: MethodRun) -> list[tuple[SetMetric, torch.Tensor]]:
+        found = [(metric, self._features(metric, real)) for metric in self._set_metrics()]
+        return [(one, features) for one, features in found if not isinstance(features, Skipped)]
 
     def _read(
         self, scores: Scores, metric: SampleMetric, runs: Sequence[MethodRun], method: str

@@ -6,7 +6,7 @@ Every stage resumes from what is on disk. A value that a method lacks is a footn
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mmface.evaluation.references import Questions, References
 from mmface.evaluation.reports import check_table, controls_table, results_table, write_all
 from mmface.evaluation.scoring import SCORES_FILE, MethodRun, Scores, Scoring
 from mmface.evaluation.tables import Measured
-from mmface.metrics.metric import Metric, Skipped, columns
+from mmface.metrics.metric import Floor, Metric, Skipped, columns
 
 STAGES = ("generate", "features", "score", "table")
 
@@ -88,6 +88,14 @@ def hold_folder(folder: Path, held: ExitStack) -> None:
     held.enter_context(locked(folder))
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sweep(inner, alone=True)
+
+
+def _told(column: str, floor: Floor) -> str:
+    """Say what a floor is of."""
+    return (
+        f"{columns()[column].title} between {floor.of} of real pictures, the least that means "
+        f"anything: {floor.value:.2f} at N = {floor.pictures}"
+    )
 
 
 @dataclass(frozen=True)
@@ -294,14 +302,33 @@ class TableEvaluation:
         shortages = self._scoring.shortages(compared)
         for line in shortages:
             self._warn(line)
+        floors = self._scoring.floors(compared, None if self._compared is self._real else real)
+        controls = [self._real, *self._controls]
         for method in available:
             runs = self._runs(method)
             scores = self._scoring.score(runs, compared, method.name, method.is_a_set)
             if method is self._real:
-                others = None if self._compared is self._real else real
-                scores.remarks += shortages + self._scoring.floors(compared, others)
+                scores.remarks += shortages + [_told(*each) for each in floors.items()]
+            elif method not in controls:
+                self._mark_floors(scores, floors, method.name)
             path = self._folder(method) / SCORES_FILE
             self.processes.on_main(partial(scores.write, path))
+
+    def _mark_floors(self, scores: Scores, floors: Mapping[str, Floor], name: str) -> None:
+        """Mark the distances of a row that lie at or below their floor, and warn of them."""
+        for column, floor in floors.items():
+            cell = scores.cells.get(column)
+            if not isinstance(cell, Measured):
+                continue
+            scores.cells[column] = cell = replace(cell, floor=floor.value)
+            if cell.is_at_floor:
+                line = (
+                    f"{columns()[column].title} of {name}, {cell.value:.2f}, is below or near its "
+                    f"floor of {floor.value:.2f}: it does not tell these pictures from real ones; "
+                    "measure more pictures"
+                )
+                scores.remarks.append(line)
+                self._warn(line)
 
     def _scores(self, methods: Sequence[Method]) -> dict[str, Scores | Skipped]:
         found: dict[str, Scores | Skipped] = {}

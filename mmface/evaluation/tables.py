@@ -115,6 +115,11 @@ TABLES: tuple[PublishedTable, ...] = (TABLE_1, TABLE_2, TABLE_3)
 """All published tables, in order."""
 
 
+NEAR_FLOOR = 1.1
+"""Times its floor, up to which a distance is marked."""
+AT_FLOOR = " (at the floor)"
+
+
 @dataclass(frozen=True)
 class Measured:
     """A measured number and what it rests on.
@@ -127,6 +132,7 @@ class Measured:
         high: upper end.
         spread: standard deviation over generation seeds, if there are several.
         seeds: how many generation seeds.
+        floor: what as many real pictures have, if more of them have less.
     """
 
     value: float
@@ -136,6 +142,12 @@ class Measured:
     high: float | None = None
     spread: float | None = None
     seeds: int = 1
+    floor: float | None = None
+
+    @property
+    def is_at_floor(self) -> bool:
+        """Whether the number does not tell the pictures from real ones."""
+        return self.floor is not None and self.value <= NEAR_FLOOR * self.floor
 
 
 @dataclass(frozen=True)

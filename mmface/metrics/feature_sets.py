@@ -10,6 +10,7 @@ and CMMD's kernel is so wide that its bias is small (arXiv 2401.09603). Sums are
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from mmface.metrics.metric import Column, Features, SetMetric, register
+from mmface.metrics.metric import Column, Features, Floor, SetMetric, register
 from mmface.metrics.statistics import require_equal_counts
 
 CMMD_BANDWIDTH = 10.0
@@ -339,17 +340,14 @@ class Frechet(SetMetric):
         title = self.columns[self._column].title
         return [f"{title} extrapolated to infinite N: {method} {limit:.2f}"]
 
-    def floor(self, real: Features, others: Features | None = None) -> list[str]:
+    def floor(self, real: Features, others: Features | None = None) -> Mapping[str, Floor]:
         """The distance between two disjoint sets, or halves, of real pictures."""
-        title = self.columns[self._column].title
         if others is not None:
             distance = self.compare(real, others)[self._column]
-            pair = f"{title} between two disjoint sets of real pictures"
-            return [f"{pair}, the least that means anything: {distance:.2f} at N = {len(others)}"]
+            return {self._column: Floor(distance, len(others), "two disjoint sets")}
         if len(real) < 4:
-            return []
-        distance, half = frechet_floor(real)
-        return [f"{title} between two halves of the real pictures: {distance:.2f} at N = {half}"]
+            return {}
+        return {self._column: Floor(*frechet_floor(real), "two halves")}
 
     def shortage(self, real: Features) -> list[str]:
         """Of fewer pictures than features, the covariance has directions without a spread."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -163,6 +163,20 @@ class SampleMetric(Metric):
         return {}
 
 
+class Floor(NamedTuple):
+    """What real pictures have against real ones, which no method can be told from.
+
+    Attributes:
+        value: the distance.
+        pictures: in each set.
+        of: which two sets.
+    """
+
+    value: float
+    pictures: int
+    of: str
+
+
 class SetMetric(Metric):
     """A metric of the features of two sets, the true pictures and a method's."""
 
@@ -188,9 +202,12 @@ class SetMetric(Metric):
         """What a reader of the table should know of a method's value."""
         return []
 
-    def floor(self, real: Features, others: Features | None = None) -> list[str]:
-        """What the number of pictures alone costs; `others` are real pictures of other faces."""
-        return []
+    def floor(self, real: Features, others: Features | None = None) -> Mapping[str, Floor]:
+        """What the number of pictures alone costs, by column.
+
+        `others` are real pictures of other faces.
+        """
+        return {}
 
     def shortage(self, real: Features) -> list[str]:
         """Warn where there are too few pictures for a number that means something."""

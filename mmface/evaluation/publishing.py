@@ -17,7 +17,7 @@ from mmface.core.sources import ASSETS
 from mmface.evaluation import brought, drift
 from mmface.evaluation.few_steps import as_table
 from mmface.evaluation.held_out import COLUMNS
-from mmface.evaluation.tables import AT_FLOOR, Measured
+from mmface.evaluation.tables import AT_FLOOR, is_at_floor
 from mmface.metrics.metric import columns
 
 ROOM = Path(__file__).parent
@@ -94,10 +94,10 @@ def _measured(table: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _cell(name: str, cells: Mapping[str, Any]) -> str:
     if name not in cells:
         return ""
-    one, digits = Measured(**cells[name]), columns()[name].digits
-    spread = one.spread if one.low is None or one.high is None else (one.high - one.low) / 2
-    text = f"{one.value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
-    return text + AT_FLOOR if one.is_at_floor else text
+    one, digits = cells[name], columns()[name].digits
+    spread = one["spread"] if one["low"] is None else (one["high"] - one["low"]) / 2
+    text = f"{one['value']:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+    return text + AT_FLOOR if is_at_floor(one["value"], one.get("floor")) else text
 
 
 def readme() -> str:

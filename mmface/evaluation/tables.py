@@ -120,6 +120,11 @@ NEAR_FLOOR = 1.1
 AT_FLOOR = " (at the floor)"
 
 
+def is_at_floor(value: float, floor: float | None) -> bool:
+    """Whether a distance does not tell pictures from real ones, whose own distance is `floor`."""
+    return floor is not None and value <= NEAR_FLOOR * floor
+
+
 @dataclass(frozen=True)
 class Measured:
     """A measured number and what it rests on.
@@ -147,7 +152,7 @@ class Measured:
     @property
     def is_at_floor(self) -> bool:
         """Whether the number does not tell the pictures from real ones."""
-        return self.floor is not None and self.value <= NEAR_FLOOR * self.floor
+        return is_at_floor(self.value, self.floor)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmface.conditions import ConditionKind
+from mmface.conditions import LABELS, MASK, ConditionKind
 from mmface.core.processes import joined_processes
 from mmface.core.sources import dtype_name, dtype_named
 from mmface.data.keyed import keyed_generator
-from mmface.data.pictures import FacePictures, PictureSource
+from mmface.data.pictures import IDENTITY, FacePictures, PictureSource, has_identities
 from mmface.data.store import ArraySpec, Entry, Skipped, Store, StoreSpec, held_store, write_share
 from mmface.encoders import Encoder, Feature, LatentCodec, Vae
 
@@ -31,6 +31,8 @@ LATENTS, PAIRS = "latents", "pairs"
 """What a store says that it holds: pictures, or noise with what a teacher makes of it."""
 NOISE, CONDITION, MODALITY = "noise", "condition", "modality"
 """Columns of pairs beside `IMAGE`, the teacher's; `modality` is the condition's index."""
+COVER = "cover"
+"""Column of the masks' classes in the cells of a grid, see `class_cover`."""
 POSTERIORS = ("sample", "mean", "moments")
 LATENT_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -57,6 +59,8 @@ class _Words(NamedTuple):
     id: str
     captions: Sequence[str]
     conditions: Sequence[str]
+    identity: Sequence[str] = ()
+    cover: UInt8[np.ndarray, "classes side side"] | None = None
 
 
 class _Batch(NamedTuple):
@@ -67,8 +71,8 @@ class _Batch(NamedTuple):
 class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
     """Reads faces in worker processes; a bad one is a `Skipped`."""
 
-    def __init__(self, pictures: PictureSource) -> None:
-        self.pictures, self.kinds = pictures, pictures.kinds()
+    def __init__(self, pictures: PictureSource, cover_side: int = 0) -> None:
+        self.pictures, self.kinds, self.cover_side = pictures, pictures.kinds(), cover_side
 
     def __getitem__(self, item: int) -> tuple[_Words | Skipped, Tensor | None]:
         try:
@@ -76,7 +80,11 @@ class _Faces(Dataset[tuple[_Words | Skipped, Tensor | None]]):
         except (ValueError, FileNotFoundError) as error:
             return Skipped(self.pictures.id(item), " ".join(str(error).split())), None
         kinds = [kind for kind in self.kinds if kind.name in face.conditions]
-        words = _Words(face.id, face.captions, [kind.name for kind in kinds])
+        identity = () if face.identity is None else (face.identity,)
+        cover = None
+        if self.cover_side:
+            cover = class_cover(face.conditions.get(MASK.name), self.cover_side)
+        words = _Words(face.id, face.captions, [kind.name for kind in kinds], identity, cover)
         return words, torch.from_numpy(_stacked(face, kinds))
 
 
@@ -91,6 +99,26 @@ def _collate(faces: Sequence[tuple[_Words | Skipped, Tensor | None]]) -> _Batch:
     readable = [pixels for _, pixels in faces if pixels is not None]
     pixels = torch.cat(readable) if readable else torch.empty(0, dtype=torch.uint8)
     return _Batch([entry for entry, _ in faces], pixels)
+
+
+def class_cover(
+    labels: UInt8[np.ndarray, "size size"] | None, side: int
+) -> UInt8[np.ndarray, "classes side side"]:
+    """How much of each cell of a grid a class covers, 255 for all of it; zeros without a mask.
+
+    The mask's side must be a multiple of the grid's (ValueError).
+    """
+    if labels is None:
+        return np.zeros((len(LABELS), side, side), np.uint8)
+    if labels.shape[0] % side:
+        raise ValueError(
+            f"cover_side is {side}, which does not divide the pictures' {labels.shape[0]} pixels; "
+            "give the side of the grid of tokens."
+        )
+    cell = labels.shape[0] // side
+    cells = labels.reshape(side, cell, side, cell)
+    shares = [(cells == index).mean((1, 3)) for index in range(len(LABELS))]
+    return np.rint(255 * np.stack(shares)).astype(np.uint8)
 
 
 def posterior_noise(seed: int, face_id: str, shape: Sequence[int]) -> Float32[Tensor, "..."]:
@@ -109,7 +137,8 @@ class LatentEncoding:
     conditions. Latents are computed in `vae_dtype` and stored in `dtype`. A stopped run loses at
     most `shard_size` faces. A face that cannot be read is listed and left out, or ends a `strict`
     run. Further `encoders` of the photo add a column for each feature, named after the encoder, and
-    the feature if there are several.
+    the feature if there are several. A `cover_side` above 0 adds how much of each cell of a grid of
+    that side each class of the mask covers, which `objectives.attention_map` asks for.
     """
 
     pictures: PictureSource
@@ -123,6 +152,7 @@ class LatentEncoding:
     shard_size: int = 256
     strict: bool = False
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    cover_side: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown names before the work begins."""
@@ -166,6 +196,8 @@ class LatentEncoding:
                     raise ValueError(f"two things would be the column {column!r}; rename {name!r}")
                 dtype = str(given.dtype).removeprefix("torch.")
                 arrays[column] = ArraySpec(given.shape, dtype)
+        if self.cover_side:
+            arrays[COVER] = ArraySpec((len(LABELS), self.cover_side, self.cover_side), "uint8")
         return arrays
 
     def _spec(self, codec: LatentCodec) -> StoreSpec:
@@ -185,10 +217,15 @@ class LatentEncoding:
                 name: {"source": each.source} | each.identity()
                 for name, each in self.encoders.items()
             }
+        texts = ["captions"]
+        if not self.pictures.is_even():
+            texts.append(CONDITIONS)
+        if has_identities(self.pictures):
+            texts.append(IDENTITY)
         return StoreSpec(
             num_items=num_items,
             arrays=self.arrays(codec),
-            texts=("captions",) if self.pictures.is_even() else ("captions", CONDITIONS),
+            texts=tuple(texts),
             made_by=made_by,
             shard_size=self.shard_size,
         )
@@ -203,7 +240,7 @@ class LatentEncoding:
             for first in range(0, len(items), self.batch_size)
         ]
         loader = DataLoader(
-            _Faces(self.pictures),
+            _Faces(self.pictures, self.cover_side),
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=_collate,
@@ -224,6 +261,7 @@ class LatentEncoding:
         arrays = self._latents(codec, spec, words, batch.pixels) if words else {}
         rows: Iterator[Entry] = (
             {"id": each.id, "captions": each.captions, CONDITIONS: each.conditions}
+            | {IDENTITY: each.identity, COVER: each.cover}
             | {name: values[place] for name, values in arrays.items()}
             for place, each in enumerate(words)
         )

@@ -31,6 +31,8 @@ from mmface.data.store import ArraySpec, Store, StoreSpec, write_store
 from mmface.rendered import distribution
 from mmface.rendered.attributes import HELD_OUT_SEED
 
+IDENTITY = "identity"
+"""The column of a store that says who each face is: a list of one name, or of none."""
 LABELS_COLUMN = "labels"
 """The column of a store of pictures that holds the true label maps."""
 
@@ -113,6 +115,7 @@ class FacePictures:
     """One face: RGB photo, values of the conditions that it has by kind, at least one caption.
 
     `drawings` are conditions that are shown to the VAE otherwise than their kind draws them.
+    `identity` is who it shows, if that is known.
     """
 
     id: str
@@ -120,6 +123,7 @@ class FacePictures:
     conditions: Mapping[str, np.ndarray]
     captions: Sequence[str]
     drawings: Mapping[str, UInt8[np.ndarray, "height width 3"]] = field(default_factory=dict)
+    identity: str | None = None
 
     def rgb(self, kind: ConditionKind) -> UInt8[np.ndarray, "height width 3"]:
         """Draw a condition as the VAE is shown it."""
@@ -199,9 +203,22 @@ class StoredPictures:
         """Read a face."""
         named = picture_columns(self._rows.spec.arrays)
         columns = {kind.name: column for kind, column in named.items()}
-        row = self._rows.row(item, ("id", "image", *columns.values(), "captions"))
+        named_people = (IDENTITY,) if self.has_identities() else ()
+        wanted = ("id", "image", *columns.values(), "captions", *named_people)
+        row = self._rows.row(item, wanted)
         values = {name: row[column] for name, column in columns.items()}
-        return FacePictures(row["id"], row["image"], values, row["captions"])
+        own = row[IDENTITY][0] if row.get(IDENTITY) else None
+        return FacePictures(row["id"], row["image"], values, row["captions"], identity=own)
+
+    def has_identities(self) -> bool:
+        """Whether it is known who the faces are."""
+        return IDENTITY in self._rows.spec.texts
+
+
+def has_identities(pictures: PictureSource) -> bool:
+    """Whether a source says who its faces are; one that has no such method does not."""
+    said = getattr(pictures, "has_identities", None)
+    return bool(said is not None and said())
 
 
 def lacking(record: Record, wanted: Sequence[str] | None = None) -> list[str]:

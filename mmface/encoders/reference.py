@@ -58,7 +58,7 @@ class ReferenceEncoder:
         self.tower = tower
         self.source = source
         self.kind: str = tower.config.model_type
-        self.side: int = tower.config.image_size if self.kind != DINOV2 else 224
+        self.side: int = min(tower.config.image_size, 224)
 
     @classmethod
     def from_pretrained(

@@ -94,6 +94,23 @@ class TextEncoder:
                     cut,
                 )
 
+    def word_positions(self, prompt: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Give the place of each word's last piece among the tokens of a prompt.
+
+        A span is the word's first character and the one after its last. -1 for words that are cut
+        off, or spans of nothing.
+        """
+        encoded = self.tokenizer(
+            prompt, truncation=True, max_length=self.max_length, return_offsets_mapping=True
+        )
+        pieces = [(place, *each) for place, each in enumerate(encoded.offset_mapping)]
+        found = []
+        for start, end in spans:
+            inside = [place for place, first, last in pieces if first < min(end, last) > start]
+            whole = any(last >= end for _, _, last in pieces)
+            found.append(inside[-1] if inside and whole else -1)
+        return found
+
     @property
     def module(self) -> CLIPTextModel:
         """The frozen text tower."""

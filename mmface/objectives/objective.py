@@ -83,7 +83,13 @@ class Objective(ABC):
         self, prediction: Float[Tensor, " batch *shape"], corrupted: Corrupted
     ) -> dict[str, Float32[Tensor, " batch"]]:
         """Return `loss` of each sample, and each weighted term as `loss/<name>` for the log."""
-        return summed({n: term(prediction, corrupted) for n, term in self.terms.items()})
+        return summed(self.weighted_terms(prediction, corrupted))
+
+    def weighted_terms(
+        self, prediction: Float[Tensor, " batch *shape"], corrupted: Corrupted
+    ) -> dict[str, Float32[Tensor, " batch"]]:
+        """Return each weighted term of each sample by its name."""
+        return {n: term(prediction, corrupted) for n, term in self.terms.items()}
 
 
 def _per_sample(

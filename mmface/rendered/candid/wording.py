@@ -127,7 +127,8 @@ def _absent(a: CandidAttributes, rng: np.random.Generator) -> str:
     return _pick(rng, tuple(options))
 
 
-def _phrases(a: CandidAttributes, rng: np.random.Generator) -> dict[str, str]:
+def phrases(a: CandidAttributes, rng: np.random.Generator) -> dict[str, str]:
+    """Put each side of a face into words, for templates."""
     age = _pick(rng, AGE_WORDS[a.age])
     person = _pick(rng, (f"{age} {a.gender}", a.gender))
     bare_hair = hair = _hair_phrase(a, rng)
@@ -173,7 +174,7 @@ def _phrases(a: CandidAttributes, rng: np.random.Generator) -> dict[str, str]:
 
 def _short(a: CandidAttributes, rng: np.random.Generator) -> str:
     """A few words, as they are typed: "woman with red hair", "old man, glasses, no beard"."""
-    words = _phrases(a, rng)
+    words = phrases(a, rng)
     if rng.random() < 0.4:
         wanted = ("{subject} with {bare_hair}", "{person} in {clothes}", "{person} with {skin}",
                   "{bare_hair}", "{person}", "{bare_clothes}", "{person}, {doing}",
@@ -203,5 +204,5 @@ def captions(attributes: CandidAttributes, seed: int) -> tuple[str, ...]:
     full = rng.permutation(len(FULL_TEMPLATES))[:2]
     partial = rng.permutation(len(PARTIAL_TEMPLATES))[:2]
     templates = [FULL_TEMPLATES[i] for i in full] + [PARTIAL_TEMPLATES[i] for i in partial]
-    long = [template.format(**_phrases(attributes, rng)) for template in templates]
+    long = [template.format(**phrases(attributes, rng)) for template in templates]
     return (*long, _short(attributes, rng), _short(attributes, rng))

@@ -316,8 +316,6 @@ def test_one_and_two_people_train_an_adapter_that_loads_on_the_base(base, store,
     for name, parameter in task.trained.transformer.named_parameters():
         if not parameter.requires_grad:
             assert torch.equal(parameter, before[name])
-    for name, parameter in task.trained.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None), name
     path = exported / ADAPTER_FILE
     with safe_open(path, framework="pt") as file:
         assert any(name.startswith("encoder.") for name in file.keys())  # noqa: SIM118

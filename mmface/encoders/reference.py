@@ -236,7 +236,7 @@ def load_reference(source: Picture, side: int) -> np.ndarray:
     edge = min(height, width)
     left, top = (width - edge) // 2, (height - edge) // 2
     square = Image.fromarray(rgb[top : top + edge, left : left + edge])
-    return np.asarray(square.resize((side, side), Image.Resampling.BICUBIC))
+    return np.array(square.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _named(source: Picture) -> str:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AmusedScheduler
+from PIL import Image
+from script_runs import load_script
 from unified_parts import CONFIG, SIZE, tiny_image_tokenizer, tiny_towers, tiny_unified, tiny_words
 
 from mmface import builtin
@@ -230,3 +232,29 @@ def test_it_learns_both_tasks_and_exports(samples, tmp_path):
     assert exported.draw(["red"], [0], 1).images[0].size == (SIZE, SIZE)
     assert task.frozen[0].training is False
     assert not any(p.requires_grad for p in task.frozen.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{face}", " "], "the question is no text"),
+        (["none.png"], "none.png does not exist"),
+        (["{face}", "--pipeline", "nothing/here/x"], "nothing/here/x"),
+    ],
+)
+def test_a_mistake_in_asking_is_one_line(arguments, said, tmp_path, capsys):
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(tmp_path / "face.png")
+    given = [each.format(face=tmp_path / "face.png") for each in arguments]
+    given += [] if "--pipeline" in given else ["--pipeline", str(tmp_path)]
+    assert load_script("ask")(given) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+
+
+def test_a_face_is_asked_by_its_script(pipeline, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(tmp_path / "face.png")
+    given = [str(tmp_path / "face.png"), "What?", "--pipeline", str(tmp_path / "model"), "--json"]
+    assert load_script("ask")(given) == 0
+    assert json.loads(capsys.readouterr().out)["q"] == "What?"

@@ -25,6 +25,9 @@ PRECOMPUTED = {
     "tiny_pairs": "runs/tiny_pairs",
     "pairs_256": "runs/pairs_256",
     "latents_256": "runs/latents_256_flux",
+    "latents_256_reference": "runs/latents_256_reference",
+    "tiny_people": "runs/tiny_people",
+    "tiny_people_latents": "runs/tiny_people_latents",
     "latents_512": "runs/latents_512_flux",
 }
 DIFFUSION = ("tiny_flow", "tiny_ddpm")

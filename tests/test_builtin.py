@@ -1,6 +1,7 @@
 """The built-in models do what they were trained for, on faces that they never saw."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +70,9 @@ def test_switches_that_save_memory_change_no_picture(faces):
     pipeline.set_progress_bar_config(disable=True)
     masks, prompts = [face.labels for face in faces[:2]], [face.captions[0] for face in faces[:2]]
 
-    def made(**options):
-        options = {"num_inference_steps": 2, "seed": 0, "output_type": "np"} | options
-        return pipeline(prompts, masks, **options).images
+    def made(**options: Any) -> np.ndarray:
+        given: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "output_type": "np"} | options
+        return np.asarray(pipeline(prompts, masks, **given).images)
 
     plain, large = made(), made(height=192, width=192)
     for switch in ("enable_tiling", "enable_slicing"):

@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_faces_are_loaded_sampled_and_measured(tiny_pipeline_folder, face_mask, 
     assert faces.shape == (4, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert faces.dtype == torch.float32
     assert 0 <= float(faces.min()) <= float(faces.max()) <= 1
-    conditions = {"mask": list(pictures_of(mask)), "sketch": pictures_of(sketch) * 2}
+    conditions: dict[str, Any] = {"mask": list(pictures_of(mask)), "sketch": pictures_of(sketch) * 2}
     plain = pipeline(
         ["a", "a"],
         seed=3,
@@ -102,7 +103,7 @@ def test_faces_are_loaded_sampled_and_measured(tiny_pipeline_folder, face_mask, 
         output_type="np",
         **conditions,
     )
-    assert np.array_equal(faces.numpy(), plain.images)
+    assert np.array_equal(faces.numpy(), np.asarray(plain.images))
     found = MMFaceAdherence().measure(faces, "tiny-parser", mask, sketch)
     score, report = found["result"]
     assert 0 <= score <= 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from mmface.model.subjects import (
 from mmface.model.transformer import MMFaceDiT
 
 WIDTH, HEADS, LENGTH = 16, 2, 6
-SETTINGS = {"cls_dim": 5, "patch_dim": 7, "rank": 2, "refiner_depth": 1, "num_tokens": 3}
+SETTINGS: dict[str, Any] = {"cls_dim": 5, "patch_dim": 7, "rank": 2, "refiner_depth": 1, "num_tokens": 3}
 
 
 def network(seed=0, objective="rectified_flow"):
@@ -284,7 +285,7 @@ def test_recomputation_and_maps_change_no_number(adapted):
         if recomputes:
             adapted.enable_gradient_checkpointing()
         adapted.requires_grad_(True).zero_grad()
-        maps = {1: None}
+        maps: dict[int, Any] = {1: None}
         made = adapted(*asked, given, maps)
         (made.square().mean() + maps[1][0].square().mean()).backward()
         gradients = {n: p.grad.clone() for n, p in adapted.named_parameters() if p.grad is not None}
@@ -305,7 +306,8 @@ def test_maps_are_those_of_the_rotated_text_keys(adapted):
     from mmface.model import transformer as room
 
     asked, given = inputs(batch=1), faces(batch=1, strength=0.0, words=torch.tensor([[0]]))
-    seen, real = {}, room.dispatch_attention_fn
+    seen: dict[str, Any] = {}
+    real = room.dispatch_attention_fn
 
     def spied(query, key, value):
         seen.setdefault("qk", (query, key))
@@ -313,7 +315,7 @@ def test_maps_are_those_of_the_rotated_text_keys(adapted):
 
     room.dispatch_attention_fn = spied
     try:
-        maps = {0: None}
+        maps: dict[int, Any] = {0: None}
         with torch.no_grad():
             adapted(*asked, given, maps)
     finally:

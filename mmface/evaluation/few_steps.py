@@ -162,7 +162,7 @@ class FewStepsEvaluation:
         """Measure, write `results.json` and `table.md`, and give the table."""
         folder = Path(self.output_dir)
         with locked(folder):
-            results = {
+            results: dict[str, dict[str, Any]] = {
                 "students": {"num_faces": self.num_faces, "distribution": self.distribution},
                 "conditions": {modality: self._table(modality) for modality in self.modalities},
             }

@@ -25,7 +25,7 @@ PREFIX = "transformer"
 def add_lora(
     network: MMFaceDiT,
     rank: int,
-    alpha: float | None = None,
+    alpha: int | None = None,
     targets: Sequence[str] = BLOCKS,
     dropout: float = 0.0,
     dora: bool = False,

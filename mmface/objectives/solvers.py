@@ -316,7 +316,7 @@ def load_scheduler(name: str, folder: Path) -> SchedulerMixin:
     Unfit are names that diffusers does not have, and steps that are no numbers or lie outside of
     the scheduler's own time.
     """
-    found = getattr(diffusers, str(name), None)
+    found: Any = getattr(diffusers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise BrokenModelError(
             f"{folder}/model_index.json names {name!r:.60} as scheduler, which diffusers does not "

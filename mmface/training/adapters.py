@@ -36,7 +36,7 @@ class LoraTraining(FaceDiffusion):
         transformer: MMFaceDiT,
         init_from: str | Path,
         rank: int = 16,
-        alpha: float | None = None,
+        alpha: int | None = None,
         targets: Sequence[str] = BLOCKS,
         dropout: float = 0.0,
         base_bits: int | None = None,

@@ -58,7 +58,8 @@ def test_links_of_the_workflow_join_equal_types():
     for node in nodes.values():
         if node["type"] not in NODES:
             continue
-        inputs, kinds = NODES[node["type"]].INPUT_TYPES(), []
+        made: Any = NODES[node["type"]]
+        inputs, kinds = made.INPUT_TYPES(), []
         asked = {name: one for group in inputs.values() for name, one in group.items()}
         sockets = {entry["name"]: entry["type"] for entry in node["inputs"]}
         linked = ("IMAGE", "MASK", "MMFACE_PIPELINE")
@@ -67,7 +68,7 @@ def test_links_of_the_workflow_join_equal_types():
             if one[0] not in linked:
                 kinds += [name, "control"] if name == "seed" else [name]
         assert len(node["widgets_values"]) == len(kinds)
-        assert [each["type"] for each in node["outputs"]] == list(NODES[node["type"]].RETURN_TYPES)
+        assert [each["type"] for each in node["outputs"]] == list(made.RETURN_TYPES)
 
 
 def test_a_class_is_painted_where_the_mask_is(face_labels):
@@ -93,7 +94,10 @@ def test_faces_are_loaded_sampled_and_measured(tiny_pipeline_folder, face_mask, 
     assert faces.shape == (4, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert faces.dtype == torch.float32
     assert 0 <= float(faces.min()) <= float(faces.max()) <= 1
-    conditions: dict[str, Any] = {"mask": list(pictures_of(mask)), "sketch": pictures_of(sketch) * 2}
+    conditions: dict[str, Any] = {
+        "mask": list(pictures_of(mask)),
+        "sketch": pictures_of(sketch) * 2,
+    }
     plain = pipeline(
         ["a", "a"],
         seed=3,

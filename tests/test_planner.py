@@ -215,7 +215,8 @@ def test_the_papers_model_is_distilled_on_32_gb():
         network = MMFaceDiT()
     made = plan(network, given, WindowedReflow)
     assert made.memory["teacher, bfloat16"] == 2 * 1_345_298_624
-    assert made.device_memory and 20e9 < made.peak < made.device_memory
+    assert made.device_memory
+    assert 20e9 < made.peak < made.device_memory
 
 
 @pytest.mark.slow

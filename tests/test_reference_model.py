@@ -34,7 +34,10 @@ from mmface.model.subjects import (
 from mmface.model.transformer import MMFaceDiT
 
 WIDTH, HEADS, LENGTH = 16, 2, 6
-SETTINGS: dict[str, Any] = {"cls_dim": 5, "patch_dim": 7, "rank": 2, "refiner_depth": 1, "num_tokens": 3}
+SETTINGS: dict[str, Any] = {
+    **{"cls_dim": 5, "patch_dim": 7, "rank": 2, "refiner_depth": 1},
+    "num_tokens": 3,
+}
 
 
 def network(seed=0, objective="rectified_flow"):
@@ -128,7 +131,8 @@ def test_an_invalid_reference_and_an_absent_person_count_nothing(adapted):
     given.valid[:, 0, 1] = False
     given.valid[:, 1] = False
     first = adapted(*asked, given)
-    alone = Faces(*(each[:, :1, :1] for each in given[:3]), given.positions[:, :1], given.strength)
+    one: Any = [each[:, :1, :1] for each in given[:3]]
+    alone = Faces(one[0], one[1], one[2], given.positions[:, :1], given.strength)
     assert torch.allclose(adapted(*asked, alone), first, atol=1e-5)
     noisy = given._replace(patches=given.patches.clone(), cls=given.cls.clone())
     noisy.patches[:, 1], noisy.cls[:, 0, 1] = 1e4, -1e4
@@ -139,7 +143,8 @@ def test_an_invalid_reference_and_an_absent_person_count_nothing(adapted):
 def test_the_order_of_people_and_of_references_means_nothing(adapted):
     asked, given = inputs(), faces()
     made = adapted(*asked, given)
-    swapped = Faces(*(each.flip(1) for each in given[:4]), given.strength)
+    flipped: Any = [each.flip(1) for each in given[:4]]
+    swapped = given._replace(**dict(zip(Faces._fields, flipped, strict=False)))
     turned = Faces(*(each.flip(2) for each in given[:3]), *given[3:])
     for other in (swapped, turned):
         assert torch.allclose(adapted(*asked, other), made, atol=1e-5)
@@ -228,7 +233,8 @@ def test_fusion_changes_the_named_words_alone():
     torch.manual_seed(0)
     fusion, given, tokens = TextFusion(TEXT_DIM, 5), faces(), inputs()[3]
     assert torch.equal(fusion(tokens, given), tokens)
-    nn.init.normal_(fusion.mlp[-1].weight)
+    last: Any = fusion.mlp[-1]
+    nn.init.normal_(last.weight)
     given.positions[1] = -1
     changed = (fusion(tokens, given) != tokens).any(-1)
     assert changed.tolist() == [[i in (1, 3) for i in range(LENGTH)], [False] * LENGTH] + [
@@ -242,7 +248,8 @@ def test_fusion_before_the_encoder_leaves_no_trace():
     text = TextEncoder(build_text_model(tokenizer).eval(), tokenizer)
     given = faces(batch=1)
     fusion = TextFusion(TEXT_DIM, 5)
-    nn.init.normal_(fusion.mlp[-1].weight)
+    last: Any = fusion.mlp[-1]
+    nn.init.normal_(last.weight)
     plain = text(["ab cd"])
     with fusion.before(text.text_model, given):
         fused = text(["ab cd"])
@@ -399,7 +406,8 @@ def test_a_lora_beside_an_adapter_in_either_order(adapter_file, tmp_path):
         unload_reference_adapter(model)
         assert LORA not in model.peft_config
         assert torch.equal(model(*asked), alone(*asked))
-    assert torch.allclose(*made, atol=1e-6)
+    first, second = made
+    assert torch.allclose(first, second, atol=1e-6)
 
 
 def test_what_is_no_adapter_for_this_model_is_refused_in_one_line(adapter_file, tmp_path):

@@ -191,19 +191,20 @@ def test_a_task_leaves_the_other_ones_experts_alone(task, codes, features):
 def test_experts_that_add_nothing_leave_the_dense_network_to_the_bit():
     config = UnifiedConfig(**SIZES, **OWN)
     experts = GroupedTokenMoE(config)
-    for group in experts.groups.values():
+    groups: Any = experts.groups
+    for group in groups.values():
         torch.nn.init.zeros_(group.down.weight)
     states = torch.randn(2, 5, 16)
     dense = experts.fc2(experts.activation_fn(experts.fc1(states)))
     for task in ("generation", "understanding"):
         assert torch.equal(experts(states, Routing(task)), dense)
-    fresh = UnifiedPhi(config)
-    assert not any(g.down.weight.any() for x in fresh.model.layers for g in x.mlp.groups.values())
+    layers: Any = UnifiedPhi(config).model.layers
+    assert not any(g.down.weight.any() for x in layers for g in x.mlp.groups.values())
 
 
 def test_gated_experts_equal_those_computed_one_by_one():
     torch.manual_seed(0)
-    group = GroupedTokenMoE(UnifiedConfig(**SIZES, **OWN)).groups["generation"]
+    group: Any = GroupedTokenMoE(UnifiedConfig(**SIZES, **OWN)).groups["generation"]
     states = torch.randn(2, 5, 16)
     _, weights = top_weights(group.router(states), 2)
     expected = torch.zeros_like(states)
@@ -216,10 +217,11 @@ def test_gated_experts_equal_those_computed_one_by_one():
 
 def forced(experts: SequenceMoE, task, first, second):
     """Make the router choose two experts for tokens whose mean is positive."""
-    weight = torch.full_like(experts.routers[task].weight, -1.0)
+    router: Any = experts.routers[task]
+    weight = torch.full_like(router.weight, -1.0)
     weight[[first, second]] = torch.tensor([[1.0], [0.7]])
     with torch.no_grad():
-        experts.routers[task].weight.copy_(weight)
+        router.weight.copy_(weight)
 
 
 def test_sequence_experts():

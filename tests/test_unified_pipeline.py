@@ -1,6 +1,7 @@
 """Drawing and answering: the decoder is diffusers', given codes stay, a cache changes no word."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")
     RenderedPictures(num_faces=2, size_px=SIZE, distribution="candid").write(folder)
     pictures, words = StoredPictures(folder), RenderedWords()
-    streams = {
+    streams: dict[str, Any] = {
         "drawing": DrawingSamples(pictures, words, text_dropout=0.2),
         "understanding": ConversationSamples(pictures, words, num_turns=2, kinds=("hair_color",)),
     }

@@ -1,5 +1,7 @@
 """A unified pipeline of real classes at a tiny size, with random weights, for several tests."""
 
+from typing import Any
+
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SegformerConfig, SegformerModel
 
@@ -63,7 +65,7 @@ def tiny_unified(**options) -> UnifiedPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         words, tokenizer, towers = tiny_words(), tiny_image_tokenizer(), tiny_towers()
-        own = {
+        own: dict[str, Any] = {
             "num_words": len(words),
             "num_codes": tokenizer.num_codes,
             "num_image_tokens": 16,

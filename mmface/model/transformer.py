@@ -235,6 +235,7 @@ class Block(nn.Module):
         super().__init__()
         self.image = Stream(hidden_size, num_heads, mlp_ratio)
         self.text = Stream(hidden_size, num_heads, mlp_ratio)
+        self.added_attention: nn.Module | None
         self.register_module("added_attention", None)
 
     def forward(

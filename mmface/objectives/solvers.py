@@ -316,14 +316,15 @@ def load_scheduler(name: str, folder: Path) -> SchedulerMixin:
     Unfit are names that diffusers does not have, and steps that are no numbers or lie outside of
     the scheduler's own time.
     """
-    found: Any = getattr(diffusers, str(name), None)
+    found = getattr(diffusers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise BrokenModelError(
             f"{folder}/model_index.json names {name!r:.60} as scheduler, which diffusers does not "
             "have; copy it again"
         )
     read_object(folder / "scheduler" / "scheduler_config.json")
-    scheduler = found.from_pretrained(folder, subfolder="scheduler")
+    kind: Any = found
+    scheduler = kind.from_pretrained(folder, subfolder="scheduler")
     try:
         scheduler.set_timesteps(4)
         steps = torch.as_tensor(scheduler.timesteps).float()

@@ -150,6 +150,7 @@ def person_attributes(person: Identity, picture: int) -> CandidAttributes:
     style = family[int(own.integers(len(family)))]
     habit = 0.8 if person.glasses else 0.05
     long = person.style == "long"
+    built: dict[str, Any] = {name: getattr(kept, name) for name in _BUILD} | shape
     return replace(
         base,
         skin_tone=person.skin,
@@ -161,8 +162,7 @@ def person_attributes(person: Identity, picture: int) -> CandidAttributes:
         hat=None,
         age=kept.age,
         covers=base.covers if long == (max(base.covers) > 1) else (0, 0),
-        **{name: getattr(kept, name) for name in _BUILD},
-        **shape,
+        **built,
         eye_height=max(kept.eye_height, 0.048),
         eye_width=max(kept.eye_width, 0.056),
     )
@@ -261,7 +261,7 @@ def render_pair(
         person_phrase(face.attributes, (person.number, picture))
         for face, (person, picture) in zip(faces, people, strict=True)
     ]
-    caption, spans = pair_caption(*zip(*said, strict=True), order=order)
+    caption, spans = pair_caption([each[0] for each in said], [each[1] for each in said], order)
     image, labels, sketch = (
         np.concatenate([getattr(face, name) for face in faces], axis=1)
         for name in ("image", "labels", "sketch")

@@ -97,9 +97,10 @@ class LoraTraining(FaceDiffusion):
         self.base.train(mode)
         return self
 
-    def flops_per_sample(self, batch: Mapping[str, Any]) -> float:
+    def flops_per_sample(self, batch: Mapping[str, Any]) -> float | None:
         """Two thirds of a full training's: the base's weights have no gradient."""
-        return super().flops_per_sample(batch) * 2 / 3
+        whole = super().flops_per_sample(batch)
+        return None if whole is None else whole * 2 / 3
 
     @contextlib.contextmanager
     def wearing(self, product: AdapterWeights) -> Iterator[MMFaceDiT]:

@@ -169,7 +169,7 @@ class FaceDiffusion(TrainingTask):
         kinds = {kind.name: batch["modality"] == kind.index for kind in condition_kinds()}
         return time_buckets(batch["uniform"]) | kinds
 
-    def flops_per_sample(self, batch: Mapping[str, Any]) -> float:
+    def flops_per_sample(self, batch: Mapping[str, Any]) -> float | None:
         """FLOPs of MMFace-DiT's forward and backward pass on latents of the batch's size."""
         config: Any = self.network.config
         latents = torch.empty(1, *batch["latents"].shape[1:], device="meta")

@@ -165,9 +165,10 @@ class Personalization(FaceDiffusion):
         prediction, corrupted = self._inside(prediction, corrupted, people, batch["uniform"])
         terms = self.objective.weighted_terms(prediction, corrupted)
         if maps:
-            grid = [side // network.patch_size for side in latents.shape[2:]]
+            rows, columns = (side // network.patch_size for side in latents.shape[2:])
             covers = torch.cat((people, batch["word_cover"].to(people.dtype)), dim=1)
-            masks = F.adaptive_avg_pool2d(covers, grid).flatten(2).clamp(0, 1)
+            masks = F.adaptive_avg_pool2d(covers, (rows, columns)).flatten(2).clamp(0, 1)
+            assert faces.words is not None, "the words of the batch's parts are collated with it"
             spots = torch.cat((faces.positions, faces.words), dim=1)
             valid = (spots >= 0) & (masks.sum(-1) > 0)
             heard = faces.valid.any(-1)

@@ -13,13 +13,13 @@ class StartingPoint(NamedTuple):
         weights: Folder of the saved network, or a file of the authors' layout.
         pipeline: Folder of the whole pipeline; None for weights alone.
         config: The network's config; empty for a file.
-        index: The pipeline's `model_index.json`; empty for weights alone.
+        model_index: The pipeline's `model_index.json`; empty for weights alone.
     """
 
     weights: Path
     pipeline: Path | None
     config: dict[str, Any]
-    index: dict[str, Any]
+    model_index: dict[str, Any]
 
     def part(self, name: str) -> Any:
         """What a task's setting of this name is, or None if the pipeline does not say.
@@ -29,7 +29,7 @@ class StartingPoint(NamedTuple):
         if self.pipeline is None:
             return None
         folders = {"vae": self.pipeline / "vae", "text": self.pipeline}
-        return str(folders[name]) if name in folders else self.index.get(name)
+        return str(folders[name]) if name in folders else self.model_index.get(name)
 
 
 def starting_point(source: str | Path) -> StartingPoint:
@@ -42,11 +42,12 @@ def starting_point(source: str | Path) -> StartingPoint:
         raise FileNotFoundError(f"init_from: {source} does not exist. {hint}")
     if path.is_file():
         return StartingPoint(path, None, {}, {})
+    pipeline: Path | None
     if (path / "model_index.json").is_file():
         weights, pipeline = path / "transformer", path
     else:
-        weights, above = path, path.parent
-        pipeline = above if (above / "model_index.json").is_file() else None
+        weights = path
+        pipeline = path.parent if (path.parent / "model_index.json").is_file() else None
     if not (weights / "config.json").is_file():
         raise ValueError(
             f"init_from: {weights} has no config.json, so it is no saved network. The authors' "

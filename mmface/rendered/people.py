@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -258,7 +259,7 @@ def render_pair(
     """
     faces = [render_person(person, picture, size) for person, picture in people]
     said = [
-        person_phrase(face.attributes, (person.number, picture))
+        person_phrase(cast("CandidAttributes", face.attributes), (person.number, picture))
         for face, (person, picture) in zip(faces, people, strict=True)
     ]
     caption, spans = pair_caption([each[0] for each in said], [each[1] for each in said], order)

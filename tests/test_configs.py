@@ -41,7 +41,7 @@ ABLATIONS = {
     "ablation_5": (MMFaceDiT, 16),
 }
 PAPER = (*SIZES, *ABLATIONS)
-PRESETS = {"24gb": 1, "32gb_x2": 2, "16gb_x2": 2, "80gb": 1, "gpu": 1, "cpu": 1}
+PRESETS = {"4gb": 1, "24gb": 1, "32gb_x2": 2, "16gb_x2": 2, "80gb": 1, "gpu": 1, "cpu": 1}
 LAUNCHES = {"one_gpu": 1, "two_gpus": 2, "eight_gpus": 8, "fsdp2": 2, "two_machines": 16}
 
 

@@ -73,13 +73,15 @@ def killed_as_it_writes(work, folder, num_files, num_kills, seed):
     def written():
         return sum(path.is_file() for path in folder.rglob("*"))
 
-    for _ in range(num_kills):
-        wanted = written() + draws.randint(0, num_files // num_kills)
+    for kill in range(num_kills):
+        # A share of the files stays for the later kills and for the whole run.
+        left = num_files - written()
+        wanted = written() + draws.randint(0, max(left, 0) // (num_kills - kill + 1))
         process = get_context("fork").Process(target=work)
         process.start()
         while process.is_alive() and written() < wanted:
             time.sleep(0.003)
-        time.sleep(draws.uniform(0, 0.05))
+        time.sleep(draws.uniform(0, 0.01))
         process.kill()
         process.join(120)
         killed += process.exitcode == -signal.SIGKILL

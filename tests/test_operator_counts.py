@@ -21,7 +21,7 @@ SAMPLING = {
         "sample_diffusion": (3695, 1575),
     },
     "before the first step": {
-        OWN: (1359, 629),
+        OWN: (1363, 631),
         "sample_flow": (2063, 782),
         "sample_diffusion": (2045, 759),
     },

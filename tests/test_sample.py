@@ -275,7 +275,7 @@ MISTAKES: dict[str, tuple[list, str]] = {
     "empty prompt": (["--prompt", " ", "--mask", "MASK"], "prompt is empty"),
     "no condition": (["--prompt", "a"], "Neither mask nor sketch"),
     "photo and mask": (["--prompt", "a", "--mask", "MASK", "--photo", "MASK"], "give either"),
-    "words": (["--prompt", "a", "--mask", "MASK", "--dtype", "int4"], "dtype must be float32 or"),
+    "words": (["--prompt", "a", "--mask", "MASK", "--dtype", "int4"], "dtype must be auto or"),
     "solver": (["--prompt", "a", "--mask", "MASK", "--solver", "magic"], "choose one of euler"),
     "window": (["--prompt", "a", "--mask", "MASK", "--condition-window", "1", "0"], "below its"),
     "strength": (["--prompt", "a", "--mask", "MASK", "--strength", "0.5"], "without an image"),

@@ -123,8 +123,17 @@ class CapturedDenoise:
         condition_latents: Float[Tensor, "batch channels height width"],
         text: Float[Tensor, "batch text_tokens dim"],
         modulations: list[Tensor],
+        added: Any = None,
+        maps: dict[int, Any] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """Replay the recording for these shapes; the first call makes it."""
+        """Replay the recording for these shapes; the first call makes it.
+
+        With reference faces (`added`) or attention maps the network runs without a recording.
+        """
+        if added is not None or maps is not None:
+            plain = type(self.model).denoise
+            given = noisy_latents, condition_latents, text, modulations
+            return plain(self.model, *given, added, maps)
         if self.identity is None or self.identity.has_changed():
             self.captured.clear()
             check_plain(self.model)

@@ -149,3 +149,13 @@ def test_dora_loads(pipe, tmp_path):
     assert (sample(pipe) - base).abs().max() > 0.01
     pipe.unload_lora_weights()
     assert torch.equal(sample(pipe), base)
+
+
+def test_a_pickled_file_is_not_opened(pipe, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.bin")
+    named = {"weight_name": "pytorch_lora_weights.bin"}
+    for source, options in ((tmp_path / named["weight_name"], {}), (tmp_path, named)):
+        with pytest.raises(ValueError, match="is a pickle"):
+            pipe.load_lora_weights(source, **options)
+    with pytest.raises(OSError, match="safetensors"):
+        pipe.load_lora_weights(tmp_path)

@@ -239,8 +239,17 @@ class DiffusersMembers(AuraFlowLoraLoaderMixin, DiffusionPipeline):
 
     @classmethod
     def lora_state_dict(cls, source: Any, **options: Any) -> Any:
-        """Read a LoRA, whose tensors may be named as peft does or without `transformer.`."""
-        found = super().lora_state_dict(source, **options)
+        """Read a LoRA, whose tensors may be named as peft does or without `transformer.`.
+
+        ValueError for pickled files, which diffusers would open.
+        """
+        own_name = source if isinstance(source, str | Path) else ""
+        for name in (str(own_name), str(options.get("weight_name") or "")):
+            if name.endswith((".bin", ".ckpt", ".pt", ".pth")):
+                raise ValueError(
+                    f"{name} is a pickle, which may run code; save it as .safetensors."
+                )
+        found = super().lora_state_dict(source, **options | {"use_safetensors": True})
         state, *rest = found if isinstance(found, tuple) else (found,)
         named = {}
         for name, tensor in state.items():

@@ -84,7 +84,7 @@ def finish(start):
 
     def finish_training(*arguments, **options):
         process = start(*arguments, **options)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
 
     return finish_training
@@ -188,21 +188,30 @@ def rank_of(pid: str) -> str:
 
 
 def kill_often(workplace, start, name: str, kills: int, steps: int, seed: int) -> None:
-    """Kill a run at random times, start it again each time, and let the last start end."""
+    """Kill a run some steps further each time, start it again, and let the last start end."""
     draw, options = random.Random(seed), ("trainer.cadence.checkpoint_every=2",)
-    for _ in range(kills):
+    made = workplace / "runs" / name / "metrics.jsonl"
+
+    def logged() -> int:
+        return len(made.read_text().splitlines()) if made.exists() else 0
+
+    for kill in range(kills):
+        # Every third is struck while it imports or loads, the others in a step or a checkpoint.
+        wanted = logged() + (0 if kill % 3 == 2 else draw.randint(1, steps // kills))
         process = start(name, *options, steps=steps)
-        time.sleep(draw.uniform(2, 12))
+        while process.poll() is None and logged() < wanted:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 8) if kill % 3 == 2 else draw.uniform(0, 0.3))
         process.kill()
         process.wait()
     process = start(name, *options, steps=steps)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
 
 
 def test_a_run_killed_at_random_times_ends_with_equal_bytes(workplace, start, finish):
     kills = int(os.environ.get("MMFACE_KILLS", "3"))
-    steps = 30 * kills
+    steps = 12 * kills
     kill_often(workplace, start, "killed", kills, steps, seed=0)
     assert finish("whole", "trainer.cadence.checkpoint_every=2", steps=steps)[0] == 0
     assert product(workplace, "killed") == product(workplace, "whole")

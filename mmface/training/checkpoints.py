@@ -335,6 +335,9 @@ def restore(
     }
     # Before the weights: torch fills an optimizer by a step without a gradient.
     set_optimizer_state_dict(trained, optimizer, optim_state_dict=moments, options=WHOLE)
+    for group in optimizer.param_groups:  # torch leaves lists for tuples, which files tell apart
+        numbers = {n: tuple(v) for n, v in group.items() if n != "params" and isinstance(v, list)}
+        group.update(numbers)
     weights: dict[str, Any] = {**read_weights(checkpoint, "model")}
     set_model_state_dict(trained, weights, options=WHOLE)
     state = read_state(checkpoint)

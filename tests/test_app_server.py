@@ -191,6 +191,7 @@ def test_a_password_shuts_the_page(model, parser):
         assert httpx.post(f"{address}login", data=right).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["anna", ":secret", "anna:", ""])
 def test_a_malformed_password_is_refused(word):
     with pytest.raises(ValueError, match="USER:PASS"):

@@ -142,6 +142,7 @@ def imported_by(*command: str) -> set[str]:
 SCRIPTS = sorted(path.name for path in (PACKAGE.parent / "scripts").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_does_not_wait_for_torch(script):
     assert not {"torch", "diffusers", "transformers", "accelerate"} & imported_by(script, "--help")

@@ -85,6 +85,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path):
     assert names_in(tmp_path / "killed" / "checkpoints") == ["step-00000029", "step-00000030"]
 
 
+@pytest.mark.slow
 def test_resume_false_begins_but_never_over_a_run(tmp_path):
     (tmp_path / "config").mkdir()  # what the script's own framework writes is no run
     line_trainer(tmp_path, steps=2, resume=False).train()

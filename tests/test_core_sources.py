@@ -38,7 +38,8 @@ def test_a_folder_goes_before_a_builtin_name_and_a_hub_id(cache, tmp_path, monke
     assert opening("owner/name") == "owner/name"
 
 
-def test_a_missing_folder_does_not_exist(cache, tmp_path):
+def test_a_missing_folder_does_not_exist(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("runs", "./runs/export", tmp_path / "export", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=f"The net {name} does not exist"):
             opening(name)

@@ -177,6 +177,7 @@ def test_a_pipeline_is_made_of_another(tiny_pipeline, plain, face_mask_once):
     assert torch.equal(latents_of(made("a", mask=face_mask_once, **FAST)), plain)
 
 
+@pytest.mark.slow
 def test_auto_pipelines_know_it_once_it_is_registered(tiny_pipeline):
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
 

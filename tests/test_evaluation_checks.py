@@ -63,6 +63,7 @@ def test_settings_that_cannot_be_are_refused_at_once(settings, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -83,6 +83,7 @@ def test_indices_with_a_palette_of_their_own_order_are_told_by_anatomy():
     assert guess_label_format(drawn).format is LABEL_FORMATS["bisenet"]
 
 
+@pytest.mark.slow
 def test_evidence_is_in_words():
     guess = guess_label_format(masks("v_xchen_v", False)[:4])
     assert "hold: v_xchen_v 9" in guess.evidence

@@ -181,6 +181,7 @@ def test_pickles_are_not_opened(model, tmp_path):
         load_lora(model, path)
 
 
+@pytest.mark.slow
 def test_the_command_line_adds_it(
     tiny_pipeline, tiny_pipeline_folder, tmp_path, face_mask, monkeypatch
 ):

@@ -164,6 +164,7 @@ class Features(nn.Module):
         return self.backbone(images)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all:UserWarning")
 def test_frechet_and_kernel_distance_agree_with_torchmetrics(backbone):
     real, generated = pictures(40), pictures(40, seed=1, brightness=0.8)

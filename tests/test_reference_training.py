@@ -80,6 +80,7 @@ def test_a_quarter_of_the_combinations_is_held_out_and_every_colour_is_seen():
     assert identity(7) == identity(7)
 
 
+@pytest.mark.slow
 def test_a_person_stays_the_same_and_all_else_changes():
     right, pictures = [], []
     for number in range(8):
@@ -305,6 +306,7 @@ def encoder(tmp_path_factory):
     return tiny_tower(tmp_path_factory.mktemp("tower"))
 
 
+@pytest.mark.slow
 def test_one_and_two_people_train_an_adapter_that_loads_on_the_base(base, store, encoder, tmp_path):
     task = unchecked(reference_task(base, encoder))
     before = {n: p.clone() for n, p in task.trained.transformer.named_parameters()}

@@ -85,6 +85,7 @@ def test_a_seed_is_a_face_whatever_the_global_random_state(faces: list[RenderedF
     assert (faces[12].image != first.image).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 100, 128, 256])
 def test_shapes_dtypes_and_the_same_scene_at_every_size(
     faces: list[RenderedFace], size: int

@@ -374,6 +374,7 @@ def test_a_second_run_replaces_no_picture_unasked(run, mask_file):
         assert any(path.read_bytes() != content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_broken_weights_make_no_picture(run, mask_file, tmp_path):
     """Neither files that hold NaN, nor numbers that become NaN on the way, end as a black PNG."""
     for name in ("transformer", "vae"):

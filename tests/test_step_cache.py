@@ -215,6 +215,7 @@ def test_the_curve_of_a_mag_cache_is_read_at_the_calls_place(pipeline):
     assert (rest.num_inference_steps, rest.retention_ratio) == (3, 0.0)
 
 
+@pytest.mark.slow
 def test_the_single_stream_has_caches_too(face_mask):
     pipeline = build_pipeline("min_snr_diffusion")
     torch.manual_seed(0)
